@@ -1,0 +1,98 @@
+/** The vocabulary of the switch's control plane: what configuration, API and CLI speak. */
+
+export type VlanConfig =
+  | { readonly mode: 'access'; readonly vid: number }
+  | { readonly mode: 'trunk'; readonly allowed: readonly number[] | 'all'; readonly native: number | null };
+
+export type OffloadConfig = { readonly csum: boolean; readonly tso: boolean; readonly uso: boolean };
+
+type PortCommon = {
+  readonly name: string;
+  readonly vlan: VlanConfig;
+  readonly offload: OffloadConfig;
+  /** Bytes of IP that fit one frame; 68 .. 65535. */
+  readonly mtu: number;
+  /** Every frame goes back to where it came from: for measuring one port alone. */
+  readonly reflect: boolean;
+  /** Most MAC addresses learned from this port. */
+  readonly macLimit: number;
+};
+
+export type VhostUserPortConfig = PortCommon & {
+  readonly kind: 'vhost-user';
+  readonly path: string;
+  /** `server` listens on `path`; `client` connects to it and reconnects. */
+  readonly mode: 'server' | 'client';
+  readonly socketOwner: { readonly uid: number; readonly gid: number } | null;
+  /** File mode of the socket, server mode only, e.g. 0o660. */
+  readonly socketMode: number | null;
+  readonly queuePairs: number;
+  /** Offered to the guest; null for none. */
+  readonly mac: string | null;
+  readonly packed: boolean;
+  readonly mrgRxbuf: boolean;
+};
+
+export type TapPortConfig = PortCommon & { readonly kind: 'tap'; readonly interface: string };
+
+export type PortConfig = VhostUserPortConfig | TapPortConfig;
+
+export type SwitchConfig = {
+  readonly ports: readonly PortConfig[];
+  readonly control: { readonly path: string; readonly mode: number | null };
+  /** Also serve the API and /metrics here, e.g. `127.0.0.1:9100`; null for the socket only. */
+  readonly http: string | null;
+  readonly mac: { readonly ageingSeconds: number; readonly limit: number };
+  /** How long a worker polls an empty queue before it sleeps. */
+  readonly spinMicroseconds: number;
+};
+
+export type PortState =
+  | 'listening' //   server mode, nobody is connected
+  | 'connecting' //  client mode, the peer does not answer yet
+  | 'negotiating' // connected, rings not running
+  | 'up' //          at least one pair of rings runs
+  | 'broken' //      a queue is broken until the driver resets it
+  | 'down'; //       link set down, or the uplink is gone
+
+export type QueueStatus = {
+  readonly index: number;
+  readonly name: string; //   receiveq1, transmitq1, ... as virtio names them
+  readonly size: number;
+  readonly enabled: boolean;
+  readonly started: boolean;
+  /** Name of the fault that broke it, or null. */
+  readonly fault: string | null;
+  readonly counters: Readonly<Record<string, number>>;
+};
+
+export type PortStatus = {
+  readonly name: string;
+  readonly kind: PortConfig['kind'];
+  readonly endpoint: string;
+  readonly state: PortState;
+  /** Why the port is not up, or why its last session ended: `{code, message, at}`. */
+  readonly reason: { readonly code: string; readonly message: string; readonly at: string } | null;
+  readonly linkUp: boolean;
+  readonly sessions: number;
+  readonly vlan: VlanConfig;
+  readonly mtu: number;
+  readonly features: { readonly bits: string; readonly names: readonly string[] } | null;
+  readonly protocolFeatures: { readonly bits: string; readonly names: readonly string[] } | null;
+  readonly memory: { readonly regions: number; readonly bytes: number } | null;
+  readonly queues: readonly QueueStatus[];
+  /** rxFrames, rxBytes, txFrames, txBytes and drops by reason; rx is what the port sent us. */
+  readonly counters: Readonly<Record<string, number>>;
+};
+
+export type MacEntry = { readonly mac: string; readonly vlan: number; readonly port: string; readonly ageSeconds: number };
+
+export type WorkerStatus = {
+  readonly id: number;
+  readonly polls: number;
+  readonly sleeps: number;
+  readonly wakeups: number;
+  readonly cpuSeconds: number;
+};
+
+export type SwitchEvent = { readonly at: string; readonly kind: string; readonly port: string | null; readonly message: string };

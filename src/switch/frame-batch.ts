@@ -1,0 +1,92 @@
+import { BATCH, BATCH_SEGMENTS, HEADER_COPY_BYTES } from '../base/limits.ts';
+
+/** Offload state of a frame, in `FrameBatch.offload`. */
+export const OFFLOAD_NEEDS_CSUM = 1; //  the checksum from csumStart on is still to be filled in
+export const OFFLOAD_DATA_VALID = 2; //  the sender vouches for the checksum
+
+/** Segmentation that a frame still needs, in `FrameBatch.gsoType`. */
+export const GSO_NONE = 0;
+export const GSO_TCPV4 = 1;
+export const GSO_UDP = 3; //     UFO, IP fragmentation of UDP
+export const GSO_TCPV6 = 4;
+export const GSO_UDP_L4 = 5; //  USO
+export const GSO_ECN = 0x80; //  flag beside a TCP type
+
+/** Bytes kept for the header of one frame: headroom, the copy, and slack for whole-word copies. */
+export const HEADER_SLOT_BYTES = 96;
+/**
+ * Where the frame starts in its slot: room for a 12-byte virtio-net header and a pushed 4-byte
+ * VLAN tag in front.
+ */
+export const HEADER_SLOT_START = 16;
+
+/**
+ * Frames on their way through the switch, in columns. The first `headerLen` bytes of a frame (up
+ * to HEADER_COPY_BYTES) are ours, copied once: they are judged, may be edited (VLAN), and are what
+ * is written to the destination. The rest stays where the source has it, as arena segments.
+ *
+ * Owned by one worker and reused; filled by a port's `receive`, valid until its `release`.
+ */
+export class FrameBatch {
+  readonly capacity: number;
+  readonly segCapacity: number;
+  count = 0;
+  segments = 0;
+
+  /** Header slots, HEADER_SLOT_BYTES each. */
+  readonly headers: Uint8Array;
+  readonly headerView: DataView;
+  /** Where in `headers` the frame starts. */
+  readonly headerAt: Int32Array;
+  /** Bytes of the frame that are in `headers`. */
+  readonly headerLen: Int32Array;
+  /** Bytes of the whole frame: header copy plus segments. */
+  readonly frameLen: Int32Array;
+  /** The segments behind the header copy. */
+  readonly segFirst: Int32Array;
+  readonly segCount: Int32Array;
+  readonly segOffset: Float64Array;
+  readonly segLen: Int32Array;
+
+  /** OFFLOAD_* bits. csumStart and csumOffset count from the start of the frame. */
+  readonly offload: Uint8Array;
+  readonly csumStart: Uint16Array;
+  readonly csumOffset: Uint16Array;
+  /** GSO_*; gsoSize is the payload bytes per segment; gsoHeaderLen a hint only. */
+  readonly gsoType: Uint8Array;
+  readonly gsoSize: Uint16Array;
+  readonly gsoHeaderLen: Uint16Array;
+
+  /** Set by the switch: VLAN id (0 without), whether a tag is in the header now, and the 3 PCP bits. */
+  readonly vlan: Uint16Array;
+  readonly tagged: Uint8Array;
+  readonly priority: Uint8Array;
+  /** Set by the switch: destination port index, or DESTINATION_FLOOD / DESTINATION_DROP. */
+  readonly destination: Int16Array;
+
+  constructor(capacity = BATCH, segCapacity = BATCH_SEGMENTS) {
+    this.capacity = capacity;
+    this.segCapacity = segCapacity;
+    this.headers = new Uint8Array(capacity * HEADER_SLOT_BYTES);
+    this.headerView = new DataView(this.headers.buffer);
+    this.headerAt = new Int32Array(capacity);
+    this.headerLen = new Int32Array(capacity);
+    this.frameLen = new Int32Array(capacity);
+    this.segFirst = new Int32Array(capacity);
+    this.segCount = new Int32Array(capacity);
+    this.segOffset = new Float64Array(segCapacity);
+    this.segLen = new Int32Array(segCapacity);
+    this.offload = new Uint8Array(capacity);
+    this.csumStart = new Uint16Array(capacity);
+    this.csumOffset = new Uint16Array(capacity);
+    this.gsoType = new Uint8Array(capacity);
+    this.gsoSize = new Uint16Array(capacity);
+    this.gsoHeaderLen = new Uint16Array(capacity);
+    this.vlan = new Uint16Array(capacity);
+    this.tagged = new Uint8Array(capacity);
+    this.priority = new Uint8Array(capacity);
+    this.destination = new Int16Array(capacity);
+  }
+}
+
+export { HEADER_COPY_BYTES };

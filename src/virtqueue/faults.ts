@@ -1,0 +1,47 @@
+/**
+ * The ways a driver can break a virtqueue. Hot functions return these negative codes; the caller
+ * marks the queue broken, counts the fault by name and serves the other queues. Nothing throws.
+ */
+export const FAULT_AVAIL_IDX = -1; //       split: avail.idx is further ahead than the ring is long
+export const FAULT_HEAD = -2; //            split: a head is not a descriptor of this ring
+export const FAULT_DESC_ADDRESS = -3; //    a descriptor points outside the memory table
+export const FAULT_DESC_NEXT = -4; //       `next` is not a descriptor of its table
+export const FAULT_CHAIN_TOO_LONG = -5; //  longer than the ring, or than MAX_CHAIN_DESCRIPTORS
+export const FAULT_CHAIN_LOOP = -6; //      split: the chain visits more descriptors than exist
+export const FAULT_INDIRECT_NESTED = -7; // an indirect table inside an indirect table
+export const FAULT_INDIRECT_LENGTH = -8; // zero, or no multiple of 16, or too long
+export const FAULT_INDIRECT_NEXT = -9; //   INDIRECT and NEXT in one split descriptor
+export const FAULT_INDIRECT_FEATURE = -10; // INDIRECT without VIRTIO_F_INDIRECT_DESC
+export const FAULT_DESC_ORDER = -11; //     a readable descriptor behind a writable one
+export const FAULT_DESC_LENGTH = -12; //    zero-length descriptor, or a chain of 2^32 bytes and more
+export const FAULT_BUFFER_ID = -13; //      packed: the id of a chain is not below the ring size
+export const FAULT_CHAIN_DIRECTION = -14; // device-level: writable where readable is due, or reverse
+export const FAULT_CHAIN_SHORT = -15; //    device-level: too short for the device's header
+export const FAULT_MEMORY_GONE = -16; //    the memory under the queue was truncated by its owner
+export const FAULT_DEVICE_HEADER = -17; //  device-level: a header field contradicts the frame or features
+
+/** Name of each fault, for counters, events and the API; index is the negated code. */
+export const FAULT_NAMES = [
+  'NONE',
+  'AVAIL_IDX',
+  'HEAD',
+  'DESC_ADDRESS',
+  'DESC_NEXT',
+  'CHAIN_TOO_LONG',
+  'CHAIN_LOOP',
+  'INDIRECT_NESTED',
+  'INDIRECT_LENGTH',
+  'INDIRECT_NEXT',
+  'INDIRECT_FEATURE',
+  'DESC_ORDER',
+  'DESC_LENGTH',
+  'BUFFER_ID',
+  'CHAIN_DIRECTION',
+  'CHAIN_SHORT',
+  'MEMORY_GONE',
+  'DEVICE_HEADER',
+] as const;
+
+export function faultName(code: number): string {
+  return FAULT_NAMES[-code] ?? `UNKNOWN_${code}`;
+}

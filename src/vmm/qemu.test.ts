@@ -1,0 +1,62 @@
+import { deepEqual, equal, match, ok, throws } from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
+import { test } from 'node:test';
+import { MACHINE, NIC } from './fixture.ts';
+import { macFromName, qemuCommand, shellCommand } from './qemu.ts';
+
+function valueOf(argv: readonly string[], option: string): string {
+  return argv[argv.indexOf(option) + 1] ?? '';
+}
+
+test('a guest shares its memory and its card hangs on the port', () => {
+  const argv = qemuCommand(MACHINE);
+  equal(valueOf(argv, '-object'), 'memory-backend-memfd,id=mem,size=512M,share=on');
+  equal(valueOf(argv, '-machine'), 'q35,memory-backend=mem');
+  equal(valueOf(argv, '-chardev'), 'socket,id=port0,path=/run/vring/vm0.sock,reconnect=1');
+  equal(valueOf(argv, '-netdev'), 'vhost-user,id=net0,chardev=port0,queues=1');
+  equal(valueOf(argv, '-device'), 'virtio-net-pci,netdev=net0,id=nic0,mac=52:54:00:00:00:01');
+});
+
+test('options of the card reach the command line', () => {
+  const nic = { ...NIC, mode: 'server', queuePairs: 2, packed: true, mrgRxbuf: false } as const;
+  const argv = qemuCommand({ ...MACHINE, nics: [{ ...nic, mtu: 9000, rxQueueSize: 1024 }] });
+  equal(valueOf(argv, '-chardev'), 'socket,id=port0,path=/run/vring/vm0.sock,server=on');
+  const device = valueOf(argv, '-device').split(',');
+  const wanted = ['mq=on', 'packed=on', 'mrg_rxbuf=off', 'host_mtu=9000', 'rx_queue_size=1024'];
+  for (const word of wanted) ok(device.includes(word), word);
+  ok(device.includes('vectors=6'), 'one vector per ring, config and control');
+});
+
+test('without KVM the card has no MSI-X', () => {
+  const argv = qemuCommand({ ...MACHINE, accelerator: 'tcg' });
+  match(valueOf(argv, '-device'), /,vectors=0$/);
+  match(valueOf(argv, '-accel'), /^tcg/);
+});
+
+test('commas in paths are doubled, as QEMU wants them', () => {
+  const argv = qemuCommand({ ...MACHINE, nics: [{ ...NIC, path: '/tmp/a,b' }] });
+  match(valueOf(argv, '-chardev'), /path=\/tmp\/a,,b,/);
+});
+
+test('what QEMU would refuse is refused by name', () => {
+  const bad = (nic: object): void => void qemuCommand({ ...MACHINE, nics: [{ ...NIC, ...nic }] });
+  throws(() => bad({ mac: '52:54' }), { code: 'ERR_VRING_CONFIG', path: 'mac' });
+  throws(() => bad({ queuePairs: 0 }), { path: 'queues' });
+  throws(() => bad({ path: `/${'x'.repeat(107)}` }), { path: 'socket' });
+  throws(() => bad({ mtu: 67 }), { path: 'mtu' });
+  throws(() => qemuCommand({ ...MACHINE, memoryMib: 1.5 }), { path: 'memory' });
+});
+
+test('the printed text is what a shell reads back as the same words', () => {
+  const argv = ['printf', '%s\\n', "it's", 'two words', '$HOME', '', 'a*b', '-x', 'y'];
+  for (const wrap of [true, false]) {
+    const shell = spawnSync('sh', ['-c', shellCommand(argv, wrap)], { encoding: 'utf8' });
+    deepEqual(shell.stdout.split('\n').slice(0, -1), argv.slice(2));
+  }
+});
+
+test('addresses made from names are stable and local', () => {
+  equal(macFromName('vm0'), macFromName('vm0'));
+  ok(macFromName('vm0') !== macFromName('vm1'));
+  match(macFromName('vm0'), /^52:54:00(:[0-9a-f]{2}){3}$/);
+});

@@ -1,0 +1,97 @@
+/**
+ * The device side of a virtqueue, batch-wise, for both formats: what a device calls. Nothing here
+ * throws; a driver that breaks virtio makes `takeChains` return a negative FAULT_* from then on.
+ */
+import type { ChainBatch } from './chain-batch.ts';
+import type { DeviceQueue } from './device-queue.ts';
+import {
+  disableKicksPacked,
+  enableKicksPacked,
+  hasAvailablePacked,
+  putUsedPacked,
+  takePacked,
+  untakePacked,
+  wantsCallPacked,
+} from './packed-device.hot.ts';
+import {
+  disableKicksSplit,
+  enableKicksSplit,
+  hasAvailableSplit,
+  putUsedSplit,
+  takeSplit,
+  untakeSplit,
+  wantsCallSplit,
+} from './split-device.hot.ts';
+
+const TAKEN = 0; //            COUNTER_TAKEN
+const CALLS = 2; //            COUNTER_CALLS
+const CALLS_SUPPRESSED = 3; // COUNTER_CALLS_SUPPRESSED
+
+/**
+ * Takes up to `max` available chains, oldest first, into `batch`, whose old content is dropped.
+ * Returns how many, or a FAULT_*. A batch without room for a chain's segments ends before it.
+ * Good chains in front of a broken one are handed over; the next call returns the fault.
+ */
+export function takeChains(q: DeviceQueue, batch: ChainBatch, max: number): number {
+  return q.packed === 0 ? takeSplit(q, batch, max) : takePacked(q, batch, max);
+}
+
+/**
+ * Gives the chains from row `from` on back, unused: the next `takeChains` sees them again. Only
+ * for the batch that was taken last.
+ */
+export function untakeChains(q: DeviceQueue, batch: ChainBatch, from: number): void {
+  if (from >= batch.count) return;
+  if (q.packed === 0) untakeSplit(q, batch, from);
+  else untakePacked(q, batch, from);
+  q.counters[TAKEN] -= batch.count - from;
+  batch.segments = batch.segFirst[from];
+  batch.count = from;
+}
+
+/**
+ * Returns rows `[first, first + count)` to the driver with `batch.written` bytes each, published
+ * at once. With IN_ORDER the caller does this in the order in which chains were taken.
+ */
+export function putUsed(q: DeviceQueue, batch: ChainBatch, first: number, count: number): void {
+  if (count <= 0) return;
+  if (q.packed === 0) putUsedSplit(q, batch, first, count);
+  else putUsedPacked(q, batch, first, count);
+}
+
+/**
+ * After `putUsed`: does the driver want a call for what was published since the last question?
+ * One answer for all of it, and the question is asked once.
+ */
+export function needsCall(q: DeviceQueue): boolean {
+  if (q.sinceCall === 0) return false;
+  const wants = q.packed === 0 ? wantsCallSplit(q) : wantsCallPacked(q);
+  // A ring that was just started may hold used entries of a device before us, which the driver
+  // was perhaps never told of: with EVENT_IDX the first answer is yes, as in Linux' vhost.
+  const needs = wants || (q.callKnown === 0 && q.eventIdx !== 0);
+  q.callKnown = 1;
+  q.sinceCall = 0;
+  q.counters[needs ? CALLS : CALLS_SUPPRESSED]++;
+  return needs;
+}
+
+/** Asks the driver not to kick. It may do so all the same. */
+export function disableKicks(q: DeviceQueue): void {
+  if (q.packed === 0) disableKicksSplit(q);
+  else disableKicksPacked(q);
+}
+
+/**
+ * Asks the driver to kick for the next chain. True: chains became available meanwhile, perhaps
+ * without a kick, so take them before sleeping.
+ */
+export function enableKicks(q: DeviceQueue): boolean {
+  if (q.packed === 0) enableKicksSplit(q);
+  else enableKicksPacked(q);
+  return hasAvailable(q);
+}
+
+/** Is there anything to take? Also true for a driver whose index makes no sense. */
+export function hasAvailable(q: DeviceQueue): boolean {
+  return q.packed === 0 ? hasAvailableSplit(q) : hasAvailablePacked(q);
+}

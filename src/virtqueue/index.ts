@@ -1,0 +1,12 @@
+export * from './chain-batch.ts';
+export {
+  DeviceQueue,
+  PACKED_BASE_FRESH,
+  decodePackedBase,
+  encodePackedBase,
+  ringBase,
+  setAddressMap,
+  type VringConfig,
+} from './device-queue.ts';
+export * from './device.hot.ts';
+export * from './faults.ts';

@@ -1,0 +1,84 @@
+/* Calls that move many ranges of the arena at once. */
+#include "vring.h"
+
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define MAX_VECTORS 1024 /* IOV_MAX of Linux */
+
+/*
+ * copyRanges(columns: ArrayBuffer, capacity, count): how many ranges lay outside the arena and
+ * were skipped. The buffer holds source offsets (f64), target offsets (f64) and lengths (i32),
+ * `capacity` of each. One buffer, because each argument costs some 20 ns.
+ */
+static napi_value copy_ranges(napi_env env, napi_callback_info info) {
+  VRING_ARGS(3);
+  void *data;
+  size_t bytes;
+  uint32_t capacity, count;
+  if (napi_get_arraybuffer_info(env, argv[0], &data, &bytes) != napi_ok) {
+    napi_throw_type_error(env, "ERR_VRING_NATIVE_ARGUMENT", "expected an ArrayBuffer");
+    return NULL;
+  }
+  if (!vring_u32(env, argv[1], &capacity) || !vring_u32(env, argv[2], &count)) return NULL;
+  if (count > capacity || bytes / 20 < capacity) return vring_number(env, -EINVAL);
+  const double *source = data;
+  const double *target = source + capacity;
+  const int32_t *length = (const int32_t *)(target + capacity);
+  int32_t refused = 0;
+  for (uint32_t i = 0; i < count; i++) {
+    const void *from = vring_arena_at(source[i], length[i]);
+    void *to = vring_arena_at(target[i], length[i]);
+    if (from != NULL && to != NULL) {
+      memmove(to, from, (size_t)length[i]);
+    } else {
+      refused++;
+    }
+  }
+  return vring_number(env, refused);
+}
+
+/* writevArena(fd, offsets: Float64Array, lengths: Int32Array, first, count): bytes or -errno */
+static napi_value writev_arena(napi_env env, napi_callback_info info) {
+  VRING_ARGS(5);
+  int32_t fd;
+  void *offset_data, *length_data;
+  size_t offset_bytes, length_bytes;
+  uint32_t first, count;
+  if (!vring_int(env, argv[0], &fd)) return NULL;
+  if (!vring_bytes(env, argv[1], &offset_data, &offset_bytes)) return NULL;
+  if (!vring_bytes(env, argv[2], &length_data, &length_bytes)) return NULL;
+  if (!vring_u32(env, argv[3], &first) || !vring_u32(env, argv[4], &count)) return NULL;
+  uint64_t end = (uint64_t)first + count;
+  if (count > MAX_VECTORS || end > offset_bytes / 8 || end > length_bytes / 4) {
+    return vring_number(env, -EINVAL);
+  }
+  const double *offsets = (const double *)offset_data + first;
+  const int32_t *lengths = (const int32_t *)length_data + first;
+  struct iovec vectors[MAX_VECTORS];
+  for (uint32_t i = 0; i < count; i++) {
+    vectors[i].iov_base = vring_arena_at(offsets[i], lengths[i]);
+    vectors[i].iov_len = (size_t)lengths[i];
+    if (vectors[i].iov_base == NULL) return vring_number(env, -EFAULT);
+  }
+  return vring_result(env, writev(fd, vectors, (int)count));
+}
+
+/* readArena(fd, offset, size): bytes or -errno */
+static napi_value read_arena(napi_env env, napi_callback_info info) {
+  VRING_ARGS(3);
+  int32_t fd;
+  uint64_t offset, size;
+  if (!vring_int(env, argv[0], &fd)) return NULL;
+  if (!vring_offset(env, argv[1], &offset) || !vring_offset(env, argv[2], &size)) return NULL;
+  void *to = vring_arena_at((double)offset, (double)size);
+  if (to == NULL) return vring_number(env, -EFAULT);
+  return vring_result(env, read(fd, to, size));
+}
+
+void vring_register_bulk(napi_env env, napi_value exports) {
+  vring_export(env, exports, "copyRanges", copy_ranges);
+  vring_export(env, exports, "writevArena", writev_arena);
+  vring_export(env, exports, "readArena", read_arena);
+}

@@ -1,0 +1,124 @@
+/* File descriptors of all kinds: open, close, dup, stat, memfd, ioctl. */
+#include "vring.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#ifndef F_ADD_SEALS
+#define F_ADD_SEALS 1033
+#define F_GET_SEALS 1034
+#endif
+#ifndef HUGETLBFS_MAGIC
+#define HUGETLBFS_MAGIC 0x958458f6
+#endif
+
+static napi_value fd_open(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  char path[4096];
+  int32_t flags;
+  if (!vring_string(env, argv[0], path, sizeof path)) return NULL;
+  if (!vring_int(env, argv[1], &flags)) return NULL;
+  return vring_result(env, open(path, flags | O_CLOEXEC, 0666));
+}
+
+static napi_value fd_close(napi_env env, napi_callback_info info) {
+  VRING_ARGS(1);
+  int32_t fd;
+  if (!vring_int(env, argv[0], &fd)) return NULL;
+  return vring_result(env, close(fd));
+}
+
+static napi_value fd_dup(napi_env env, napi_callback_info info) {
+  VRING_ARGS(1);
+  int32_t fd;
+  if (!vring_int(env, argv[0], &fd)) return NULL;
+  return vring_result(env, fcntl(fd, F_DUPFD_CLOEXEC, 0));
+}
+
+/*
+ * fdStat(fd, out: Float64Array(4)): 0 or -errno. out: [S_IFMT bits, size, page size, seals or -1].
+ * The page size is the huge page of hugetlbfs, else the system's. fstat goes by syscall(2): the
+ * function of that name needs glibc 2.33.
+ */
+static napi_value fd_stat(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  int32_t fd;
+  void *data;
+  size_t bytes;
+  if (!vring_int(env, argv[0], &fd) || !vring_bytes(env, argv[1], &data, &bytes)) return NULL;
+  if (bytes < 4 * sizeof(double)) return vring_number(env, -EINVAL);
+  struct stat st;
+  struct statfs fs;
+  if (syscall(SYS_fstat, fd, &st) != 0 || fstatfs(fd, &fs) != 0) return vring_result(env, -1);
+  bool huge = (uint32_t)fs.f_type == HUGETLBFS_MAGIC;
+  double *out = data;
+  out[0] = (double)(st.st_mode & S_IFMT);
+  out[1] = (double)st.st_size;
+  out[2] = huge ? (double)fs.f_bsize : (double)sysconf(_SC_PAGESIZE);
+  out[3] = (double)fcntl(fd, F_GET_SEALS);
+  return vring_number(env, 0);
+}
+
+static napi_value memfd_create_(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  char name[250];
+  uint32_t flags;
+  if (!vring_string(env, argv[0], name, sizeof name)) return NULL;
+  if (!vring_u32(env, argv[1], &flags)) return NULL;
+  return vring_result(env, syscall(SYS_memfd_create, name, flags));
+}
+
+static napi_value fd_truncate(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  int32_t fd;
+  uint64_t size;
+  if (!vring_int(env, argv[0], &fd) || !vring_offset(env, argv[1], &size)) return NULL;
+  return vring_result(env, ftruncate(fd, (off_t)size));
+}
+
+static napi_value add_seals(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  int32_t fd, seals;
+  if (!vring_int(env, argv[0], &fd) || !vring_int(env, argv[1], &seals)) return NULL;
+  return vring_result(env, fcntl(fd, F_ADD_SEALS, seals));
+}
+
+/* ioctlBytes(fd, request, argument: Uint8Array): result or -errno; the kernel may write into it */
+static napi_value ioctl_bytes(napi_env env, napi_callback_info info) {
+  VRING_ARGS(3);
+  int32_t fd;
+  uint32_t request;
+  void *data;
+  size_t bytes;
+  if (!vring_int(env, argv[0], &fd) || !vring_u32(env, argv[1], &request)) return NULL;
+  if (!vring_bytes(env, argv[2], &data, &bytes)) return NULL;
+  return vring_result(env, ioctl(fd, (unsigned long)request, data));
+}
+
+/* ioctlValue(fd, request, argument: number): result or -errno */
+static napi_value ioctl_value(napi_env env, napi_callback_info info) {
+  VRING_ARGS(3);
+  int32_t fd;
+  uint32_t request;
+  uint64_t argument;
+  if (!vring_int(env, argv[0], &fd) || !vring_u32(env, argv[1], &request)) return NULL;
+  if (!vring_offset(env, argv[2], &argument)) return NULL;
+  return vring_result(env, ioctl(fd, (unsigned long)request, (unsigned long)argument));
+}
+
+void vring_register_fd(napi_env env, napi_value exports) {
+  vring_export(env, exports, "open", fd_open);
+  vring_export(env, exports, "close", fd_close);
+  vring_export(env, exports, "dup", fd_dup);
+  vring_export(env, exports, "fdStat", fd_stat);
+  vring_export(env, exports, "memfdCreate", memfd_create_);
+  vring_export(env, exports, "truncate", fd_truncate);
+  vring_export(env, exports, "addSeals", add_seals);
+  vring_export(env, exports, "ioctlBytes", ioctl_bytes);
+  vring_export(env, exports, "ioctlValue", ioctl_value);
+}

@@ -1,0 +1,25 @@
+/** eventfds: the kicks and calls of a virtqueue. */
+import { check } from './errors.ts';
+import { Fd } from './fd.ts';
+import { native } from './native.ts';
+
+/**
+ * A counter at zero; non-blocking.
+ * @syscalls eventfd2
+ */
+export function createEventfd(what: string): Fd {
+  return new Fd(check('eventfd', native.eventfdCreate(), () => what), what);
+}
+
+/**
+ * Adds one. Hot: a single system call, errors ignored (a full counter means that the peer has its
+ * wake-up already, a closed one that the session is about to end), nothing returned or allocated.
+ * @syscalls write
+ */
+export const signalEventfd: (fd: number) => void = native.eventfdSignal;
+
+/**
+ * Takes the counter: its value, or 0 when nobody signalled.
+ * @syscalls read
+ */
+export const drainEventfd: (fd: number) => number = native.eventfdDrain;

@@ -1,0 +1,114 @@
+/** File descriptors: one owner each, closed once. */
+import { readdirSync } from 'node:fs';
+import { VringError } from '../base/errors.ts';
+import { S_IFCHR, S_IFREG, S_IFSOCK } from '../wire/linux.ts';
+import { check } from './errors.ts';
+import { native } from './native.ts';
+
+/** Owns one descriptor. `close()` may be called any number of times. */
+export class Fd {
+  /** What it is, for error messages and status pages: `kick of vring 0`. */
+  readonly what: string;
+  #number: number;
+
+  /** Takes ownership of an open descriptor. */
+  constructor(number: number, what: string) {
+    this.#number = number;
+    this.what = what;
+  }
+
+  /** @throws VringError ERR_VRING_CLOSED after `close()` or `take()`. */
+  get number(): number {
+    if (this.#number < 0) throw new VringError('ERR_VRING_CLOSED', `${this.what} is closed`);
+    return this.#number;
+  }
+
+  get closed(): boolean {
+    return this.#number < 0;
+  }
+
+  /** @syscalls close */
+  close(): void {
+    const number = this.#number;
+    this.#number = -1;
+    if (number >= 0) native.close(number);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  /** Gives ownership up: the descriptor stays open and is the caller's. */
+  take(): number {
+    const number = this.number;
+    this.#number = -1;
+    return number;
+  }
+
+  /**
+   * A second descriptor of the same open file.
+   * @syscalls fcntl
+   */
+  dup(): Fd {
+    return dupFd(this.number, this.what);
+  }
+}
+
+/**
+ * Duplicates a descriptor that somebody else owns.
+ * @syscalls fcntl
+ */
+export function dupFd(number: number, what: string): Fd {
+  return new Fd(check('fcntl(F_DUPFD_CLOEXEC)', native.dup(number), () => what), what);
+}
+
+/**
+ * Closes a descriptor that is in no Fd, such as one that came with a refused message.
+ * @syscalls close
+ */
+export function closeFd(number: number): void {
+  native.close(number);
+}
+
+/**
+ * Opens a file or device, close-on-exec.
+ * @syscalls open
+ */
+export function openFd(path: string, flags: number): Fd {
+  return new Fd(check('open', native.open(path, flags), () => path), path);
+}
+
+export type FdStat = {
+  /** `memfd-like` is a regular file that knows seals: memfd, tmpfs, hugetlbfs of memfd. */
+  kind: 'file' | 'memfd-like' | 'socket' | 'char' | 'other';
+  sizeBytes: number;
+  /** Granularity of a mapping: the huge page of hugetlbfs, else the system's page. */
+  pageSizeBytes: number;
+};
+
+const statOut = new Float64Array(4); // st_mode & S_IFMT, st_size, page size, seals or -1
+
+/**
+ * Type, size and page size of an open descriptor.
+ * @syscalls fstat fstatfs fcntl
+ */
+export function fdStat(fd: number): FdStat {
+  check('fstat', native.fdStat(fd, statOut), () => `fd ${fd}`);
+  const [format, sizeBytes, pageSizeBytes, seals] = statOut as unknown as readonly number[];
+  return { kind: kindOf(format!, seals!), sizeBytes: sizeBytes!, pageSizeBytes: pageSizeBytes! };
+}
+
+function kindOf(format: number, seals: number): FdStat['kind'] {
+  if (format === S_IFREG) return seals >= 0 ? 'memfd-like' : 'file';
+  if (format === S_IFSOCK) return 'socket';
+  if (format === S_IFCHR) return 'char';
+  return 'other';
+}
+
+/**
+ * Open descriptors of this process, for leak tests.
+ * @syscalls open getdents64 close
+ */
+export function openFdCount(): number {
+  return readdirSync('/proc/self/fd').length - 1; // without the one that reads the folder
+}

@@ -1,0 +1,50 @@
+/** System calls, each with one owner and clear errors. Names only; no logic here. */
+export {
+  arena,
+  CopyPlan,
+  mapPrivateAt,
+  mapRegionAt,
+  readArena,
+  regionFaults,
+  regionGeneration,
+  releaseRegion,
+  retainRegion,
+  STRAY_FAULTS,
+  writevArena,
+} from './arena.ts';
+export type { Arena, RegionHandle } from './arena.ts';
+export { Epoll } from './epoll.ts';
+export type { EpollOptions } from './epoll.ts';
+export { check, errnoName, sysError } from './errors.ts';
+export { createEventfd, drainEventfd, signalEventfd } from './eventfd.ts';
+export { closeFd, dupFd, Fd, fdStat, openFd, openFdCount } from './fd.ts';
+export type { FdStat } from './fd.ts';
+export { createMemfd, truncate } from './memfd.ts';
+export type { MemfdOptions } from './memfd.ts';
+export { pollFd } from './poll.ts';
+export type { Poll, PollEvents } from './poll.ts';
+export {
+  addInterfaceAddress,
+  interfaceMac,
+  openTap,
+  setInterfaceMtu,
+  setInterfaceUp,
+  setTapOffloads,
+} from './tap.ts';
+export type { TapOffloads, TapOptions } from './tap.ts';
+export {
+  enterNetns,
+  pinThread,
+  processCpuSeconds,
+  setThreadName,
+  threadCpuSeconds,
+} from './thread.ts';
+export {
+  acceptUnix,
+  connectUnix,
+  listenUnix,
+  receiveWithFds,
+  sendWithFds,
+  socketPair,
+} from './unix-socket.ts';
+export type { ListenOptions, Received } from './unix-socket.ts';

@@ -1,0 +1,50 @@
+/** Name, CPU time, affinity and network namespace of the calling thread. */
+import { CLONE_NEWNET } from '../wire/linux.ts';
+import { check } from './errors.ts';
+import { openFd } from './fd.ts';
+import { native } from './native.ts';
+
+/**
+ * Name as `top -H` shows it; cut to 15 bytes. In the main thread it renames the process.
+ * @syscalls prctl
+ */
+export function setThreadName(name: string): void {
+  let cut = name.replaceAll('\0', '');
+  while (Buffer.byteLength(cut) > 15) cut = cut.slice(0, -1);
+  check('prctl(PR_SET_NAME)', native.setThreadName(cut), () => name);
+}
+
+/**
+ * CPU seconds that this thread has used.
+ * @syscalls clock_gettime
+ */
+export function threadCpuSeconds(): number {
+  return native.cpuSeconds(0);
+}
+
+/**
+ * CPU seconds that all threads of the process have used.
+ * @syscalls clock_gettime
+ */
+export function processCpuSeconds(): number {
+  return native.cpuSeconds(1);
+}
+
+/**
+ * Lets this thread run on one CPU only.
+ * @throws SysError EINVAL when there is no such CPU, or it is not allowed here.
+ * @syscalls sched_setaffinity
+ */
+export function pinThread(cpu: number): void {
+  check('sched_setaffinity', native.pinThread(cpu), () => `cpu ${cpu}`);
+}
+
+/**
+ * Moves this thread into a network namespace: `/run/netns/NAME`. For tests.
+ * @throws SysError EPERM without CAP_SYS_ADMIN, ENOENT.
+ * @syscalls open setns close
+ */
+export function enterNetns(path: string): void {
+  using fd = openFd(path, 0);
+  check('setns', native.setns(fd.number, CLONE_NEWNET), () => path);
+}

@@ -1,0 +1,79 @@
+/**
+ * Numbers and layouts of the Linux ABI that `sys/` uses: ioctls, tun/tap, interface requests,
+ * memfd, epoll. 64-bit hosts (ifreq has pointers in its union). test/abi.test.ts compares them
+ * with the kernel's headers.
+ */
+
+// ---- files, memory -----------------------------------------------------------------------------
+
+export const O_RDWR = 0o2;
+export const O_NONBLOCK = 0o4000;
+export const S_IFREG = 0o100000;
+export const S_IFSOCK = 0o140000;
+export const S_IFCHR = 0o020000;
+
+export const MFD_CLOEXEC = 0x1;
+export const MFD_ALLOW_SEALING = 0x2;
+export const MFD_HUGETLB = 0x4;
+export const MFD_HUGE_2MB = 0x54000000; // log2 of the page size in bits 26-31
+export const F_SEAL_SEAL = 0x1;
+export const F_SEAL_SHRINK = 0x2;
+export const F_SEAL_GROW = 0x4;
+
+// ---- epoll, sockets, namespaces ----------------------------------------------------------------
+
+export const EPOLLIN = 0x1;
+export const EPOLLOUT = 0x4;
+export const EPOLLET = 0x80000000;
+
+export const AF_UNIX = 1;
+export const AF_INET = 2;
+export const AF_INET6 = 10;
+export const SOCK_STREAM = 1;
+export const SOCK_DGRAM = 2;
+
+/** sockaddr_un.sun_path, its NUL included. */
+export const UNIX_PATH_BYTES = 108;
+
+export const CLONE_NEWNET = 0x40000000;
+
+// ---- network interfaces: linux/if.h, sys/ioctl.h -----------------------------------------------
+
+export const IFNAMSIZ = 16;
+/** struct ifreq: name, then a union of 24 bytes. */
+export const IFREQ_BYTES = 40;
+export const IFREQ_UNION_AT = 16;
+/** struct sockaddr_in in that union: family, port, address. */
+export const SOCKADDR_IN_ADDR_AT = 4;
+
+export const SIOCGIFFLAGS = 0x8913;
+export const SIOCSIFFLAGS = 0x8914;
+export const SIOCSIFADDR = 0x8916;
+export const SIOCSIFNETMASK = 0x891c;
+export const SIOCGIFMTU = 0x8921;
+export const SIOCSIFMTU = 0x8922;
+export const SIOCGIFHWADDR = 0x8927;
+export const SIOCGIFINDEX = 0x8933;
+
+export const IFF_UP = 0x1;
+export const IFF_RUNNING = 0x40;
+
+// ---- tun/tap: linux/if_tun.h -------------------------------------------------------------------
+
+export const IFF_TAP = 0x0002;
+export const IFF_MULTI_QUEUE = 0x0100;
+export const IFF_NO_PI = 0x1000;
+export const IFF_VNET_HDR = 0x4000;
+
+export const TUNSETIFF = 0x400454ca;
+export const TUNSETOFFLOAD = 0x400454d0;
+export const TUNSETVNETHDRSZ = 0x400454d8;
+export const TUNSETVNETLE = 0x400454dc;
+
+export const TUN_F_CSUM = 0x01;
+export const TUN_F_TSO4 = 0x02;
+export const TUN_F_TSO6 = 0x04;
+export const TUN_F_TSO_ECN = 0x08;
+export const TUN_F_UFO = 0x10;
+export const TUN_F_USO4 = 0x20; // Linux 6.2
+export const TUN_F_USO6 = 0x40; // Linux 6.2

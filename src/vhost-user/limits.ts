@@ -1,0 +1,33 @@
+/**
+ * Limits of the vhost-user sessions, each with its reason. Those that the specification sets are
+ * in `wire/vhost-user.ts`, those shared with other folders in `base/limits.ts`.
+ */
+import { assert } from '../base/assert.ts';
+import { VHOST_MEMORY_BASELINE_NREGIONS, VHOST_USER_MAX_SHMEM_REGIONS } from '../wire/vhost-user.ts';
+
+/** Longest payload accepted or sent. The largest of today is GET_SHMEM_CONFIG's reply. */
+export const MAX_PAYLOAD_BYTES = 4096;
+
+/** fds of one message, both directions. SET_MEM_TABLE has eight; the kernel closes the excess. */
+export const MAX_MESSAGE_FDS = VHOST_MEMORY_BASELINE_NREGIONS;
+
+/** Bytes that wait to be sent before `send` refuses. A session waits for each reply anyway. */
+export const MAX_QUEUED_BYTES = 64 * 1024;
+
+/** Messages taken from one socket before the event loop gets its turn: no peer starves others. */
+export const MESSAGES_PER_TURN = 32;
+
+/** Guest memory of one session. More than any host has, less than the arena (16 TiB). */
+export const MAX_SESSION_MEMORY_BYTES = 4n * 2n ** 40n;
+
+/** How long a front-end waits for an answer. QEMU waits forever; a VM that hangs helps nobody. */
+export const CALL_TIMEOUT_MS = 5000;
+
+/** Client mode: first and longest pause between attempts; it doubles in between. */
+export const RECONNECT_MIN_MS = 100;
+export const RECONNECT_MAX_MS = 2000;
+
+/** Server mode: pause after accept(2) failed, for instance for want of fds. */
+export const ACCEPT_RETRY_MS = 100;
+
+assert(8 + VHOST_USER_MAX_SHMEM_REGIONS * 8 <= MAX_PAYLOAD_BYTES, 'GET_SHMEM_CONFIG fits');

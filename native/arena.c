@@ -23,10 +23,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#ifndef MAP_FIXED_NOREPLACE
-#define MAP_FIXED_NOREPLACE 0x100000
-#endif
-
 #define TIB (1ull << 40)
 #define GIB (1ull << 30)
 #define ALIGNMENT GIB /* so that an aligned offset is an aligned address, up to 1 GiB pages */
@@ -36,6 +32,7 @@
 struct region {
   uintptr_t start; /* 0: entry is free */
   uint64_t length; /* whole pages */
+  uintptr_t gone;  /* from here on to the end are zero pages of ours; the end while unharmed */
   uint32_t page;   /* bytes */
   uint32_t refs;
   uint32_t generation; /* counts the times that this entry was freed */
@@ -63,9 +60,9 @@ static void unlock_table(void) {
   atomic_flag_clear_explicit(&table_lock, memory_order_release);
 }
 
-static int private_zero(uintptr_t start, uint64_t length, int protection, int flags) {
+static int private_zero(uintptr_t start, uint64_t length, int protection) {
   void *at = mmap((void *)start, length, protection,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED | flags, -1, 0);
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (at == MAP_FAILED) return -errno;
   madvise(at, length, MADV_DONTDUMP);
   madvise(at, length, MADV_DONTFORK);
@@ -88,8 +85,10 @@ static bool recover(uintptr_t address) {
   }
   if (hit != STRAY) {
     uintptr_t from = address & ~((uintptr_t)regions[hit].page - 1);
-    uint64_t rest = regions[hit].start + regions[hit].length - from;
-    done = private_zero(from, rest, PROT_READ | PROT_WRITE, 0) == 0;
+    uintptr_t end = regions[hit].start + regions[hit].length;
+    if (from < regions[hit].gone) end = regions[hit].gone; /* what is behind is in use already */
+    done = private_zero(from, end - from, PROT_READ | PROT_WRITE) == 0;
+    if (done && from < regions[hit].gone) regions[hit].gone = from;
   } else {
     /* The reservation is private and anonymous: opening one page of it yields zeros. */
     uintptr_t from = address & ~((uintptr_t)system_page - 1);
@@ -216,7 +215,7 @@ static int map_region(uint64_t offset, uint64_t size, int fd, uint64_t fd_offset
     return entry == 0 ? -ENOSPC : -EEXIST;
   }
   if (fd == -1) {
-    error = private_zero(start, length, PROT_READ | PROT_WRITE, 0);
+    error = private_zero(start, length, PROT_READ | PROT_WRITE);
   } else {
     void *at = mmap((void *)start, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
                     (off_t)fd_offset);
@@ -225,11 +224,12 @@ static int map_region(uint64_t offset, uint64_t size, int fd, uint64_t fd_offset
     if (error == 0) madvise(at, length, MADV_DONTFORK);
   }
   if (error == 0) {
-    regions[entry] = (struct region){start, length, page, 1, regions[entry].generation};
+    uint32_t generation = regions[entry].generation;
+    regions[entry] = (struct region){start, length, start + length, page, 1, generation};
     __atomic_store_n(&faults[entry], 0, __ATOMIC_SEQ_CST);
     if (entry >= regions_end) regions_end = entry + 1;
   } else {
-    private_zero(start, length, PROT_NONE, 0); /* a failed MAP_FIXED may leave a hole */
+    private_zero(start, length, PROT_NONE); /* a failed MAP_FIXED may leave a hole */
   }
   unlock_table();
   return error == 0 ? (int)entry : error;
@@ -247,7 +247,7 @@ static int64_t change_refs(uint32_t entry, int change) {
   region->refs += (uint32_t)change;
   int64_t left = region->refs;
   if (left == 0) {
-    int error = private_zero(region->start, region->length, PROT_NONE, 0);
+    int error = private_zero(region->start, region->length, PROT_NONE);
     region->start = 0;
     region->generation++;
     if (error != 0) left = error;

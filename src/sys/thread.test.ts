@@ -1,0 +1,26 @@
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { test } from 'node:test';
+import { pinThread, processCpuSeconds, setThreadName, threadCpuSeconds } from './index.ts';
+
+test('names, cut to what the kernel takes', () => {
+  const before = readFileSync('/proc/self/comm', 'utf8').trim();
+  setThreadName('vring-été-très-long');
+  assert.equal(readFileSync('/proc/self/comm', 'utf8').trim(), 'vring-été-tr');
+  setThreadName(before);
+});
+
+test('CPU time rises while we compute', () => {
+  const thread = threadCpuSeconds();
+  const all = processCpuSeconds();
+  const end = Date.now() + 30;
+  while (Date.now() < end);
+  const used = threadCpuSeconds() - thread;
+  assert.ok(used > 0.002 && used < 0.2, String(used));
+  assert.ok(processCpuSeconds() - all >= used * 0.9);
+});
+
+test('a CPU that does not exist', () => {
+  assert.throws(() => pinThread(1023), { errnoName: 'EINVAL' });
+  assert.throws(() => pinThread(100000), { errnoName: 'EINVAL' });
+});

@@ -7,18 +7,24 @@ export const FAULT_HEAD = -2; //            split: a head is not a descriptor of
 export const FAULT_DESC_ADDRESS = -3; //    a descriptor points outside the memory table
 export const FAULT_DESC_NEXT = -4; //       `next` is not a descriptor of its table
 export const FAULT_CHAIN_TOO_LONG = -5; //  longer than the ring, or than MAX_CHAIN_DESCRIPTORS
-export const FAULT_CHAIN_LOOP = -6; //      split: the chain visits more descriptors than exist
+export const FAULT_CHAIN_LOOP = -6; //      split: the chain visits more descriptors than its table has
 export const FAULT_INDIRECT_NESTED = -7; // an indirect table inside an indirect table
-export const FAULT_INDIRECT_LENGTH = -8; // zero, or no multiple of 16, or too long
-export const FAULT_INDIRECT_NEXT = -9; //   INDIRECT and NEXT in one split descriptor
+export const FAULT_INDIRECT_LENGTH = -8; // zero, no multiple of 16, or over 2^16 entries
+export const FAULT_INDIRECT_NEXT = -9; //   INDIRECT and NEXT in one descriptor; packed: in one list
 export const FAULT_INDIRECT_FEATURE = -10; // INDIRECT without VIRTIO_F_INDIRECT_DESC
 export const FAULT_DESC_ORDER = -11; //     a readable descriptor behind a writable one
-export const FAULT_DESC_LENGTH = -12; //    zero-length descriptor, or a chain of 2^32 bytes and more
+export const FAULT_DESC_LENGTH = -12; //    2^31 bytes or more in one direction of a chain
 export const FAULT_BUFFER_ID = -13; //      packed: the id of a chain is not below the ring size
 export const FAULT_CHAIN_DIRECTION = -14; // device-level: writable where readable is due, or reverse
 export const FAULT_CHAIN_SHORT = -15; //    device-level: too short for the device's header
 export const FAULT_MEMORY_GONE = -16; //    the memory under the queue was truncated by its owner
 export const FAULT_DEVICE_HEADER = -17; //  device-level: a header field contradicts the frame or features
+
+// The other direction: ways a device can break a virtqueue, seen by our driver side.
+export const FAULT_USED_IDX = -18; //     split: used.idx says that more came back than is out
+export const FAULT_USED_ID = -19; //      no id of this ring, or not outstanding
+export const FAULT_USED_LENGTH = -20; //  more bytes written than the chain has room for
+export const FAULT_USED_ORDER = -21; //   IN_ORDER: a used entry covers more than was published
 
 /** Name of each fault, for counters, events and the API; index is the negated code. */
 export const FAULT_NAMES = [
@@ -40,6 +46,10 @@ export const FAULT_NAMES = [
   'CHAIN_SHORT',
   'MEMORY_GONE',
   'DEVICE_HEADER',
+  'USED_IDX',
+  'USED_ID',
+  'USED_LENGTH',
+  'USED_ORDER',
 ] as const;
 
 export function faultName(code: number): string {

@@ -230,3 +230,9 @@ export function parseCycles(text: string): number | null {
   const match = /CPU cycles\/packet=([\d.]+)/.exec(text);
   return match === null ? null : Number(match[1]);
 }
+
+/** The clock that those cycles count: "... at 2600 MHz Clock". */
+export function parseMegahertz(text: string): number | null {
+  const match = /at (\d+) MHz Clock/.exec(text);
+  return match === null ? null : Number(match[1]);
+}

@@ -56,6 +56,10 @@ export class OvsDpdk {
     }
   }
 
+  get pids(): number[] {
+    return this.#children.map((child) => child.pid ?? -1);
+  }
+
   socketPath(port: string): string {
     return join(this.#folder, port);
   }

@@ -1,0 +1,89 @@
+/** Turns runs into ratios and tables. Pure. */
+import { scenarioName, type Run, type Scenario } from './scenario.ts';
+import { median, summarize, type Summary } from './statistics.ts';
+
+/** Runs of one scenario: each round holds one run of every back-end, made close together. */
+export type Rounds = { readonly scenario: Scenario; readonly rounds: readonly (readonly Run[])[] };
+
+export type Comparison = {
+  readonly scenario: Scenario;
+  readonly subject: string;
+  readonly rival: string;
+  /** Frames per second of the subject over the rival's, of the same round. */
+  readonly ratio: Summary;
+  /** Nanoseconds per frame in the rival's own loop over the subject's; null when unknown. */
+  readonly loopRatio: Summary | null;
+};
+
+/** Only rounds where both runs count. Empty when the rival never ran. */
+export function compare(measured: Rounds, subject: string): Comparison[] {
+  const rivals = new Set(measured.rounds.flat().map((run) => run.backend));
+  rivals.delete(subject);
+  const comparisons: Comparison[] = [];
+  for (const rival of rivals) {
+    const pairs = measured.rounds
+      .map((round) => [good(round, subject), good(round, rival)] as const)
+      .filter((pair): pair is readonly [Run, Run] => pair[0] !== null && pair[1] !== null);
+    if (pairs.length === 0) continue;
+    const ratio = summarize(pairs.map(([ours, theirs]) => ours.pps / theirs.pps));
+    const loops = pairs
+      .map(([ours, theirs]) => (theirs.backendNsPerFrame ?? NaN) / (ours.backendNsPerFrame ?? NaN))
+      .filter(Number.isFinite);
+    const loopRatio = loops.length === 0 ? null : summarize(loops);
+    comparisons.push({ scenario: measured.scenario, subject, rival, ratio, loopRatio });
+  }
+  return comparisons;
+}
+
+function good(round: readonly Run[], backend: string): Run | null {
+  return round.find((run) => run.backend === backend && run.problem === null) ?? null;
+}
+
+/** One line per back-end of a scenario: rates, the loop's time, how many runs failed. */
+export function runTable(measured: Rounds): string {
+  const lines = [`${scenarioName(measured.scenario)}`];
+  const backends = [...new Set(measured.rounds.flat().map((run) => run.backend))];
+  for (const backend of backends) {
+    const all = measured.rounds.flat().filter((run) => run.backend === backend);
+    const runs = all.filter((run) => run.problem === null);
+    const failed = all.length - runs.length;
+    const rates = runs.map((run) => run.pps / 1e6);
+    const middle = rates.length === 0 ? '-' : median(rates).toFixed(2);
+    const each = rates.map((rate) => rate.toFixed(2)).join(' ');
+    const loop = middleOf(runs.map((run) => run.backendNsPerFrame));
+    const client = middleOf(runs.map((run) => run.clientNsPerFrame));
+    const cells = [
+      `  ${backend.padEnd(6)} ${middle.padStart(6)} Mpps`,
+      `back-end ${loop.padStart(5)} ns`,
+      `client ${client.padStart(5)} ns per frame`,
+      `runs ${each}`,
+    ];
+    lines.push(cells.join('   ') + (failed === 0 ? '' : `   (${failed} failed)`));
+  }
+  return lines.join('\n');
+}
+
+function middleOf(values: readonly (number | null)[]): string {
+  const known = values.filter((value) => value !== null);
+  return known.length === 0 ? '-' : median(known).toFixed(0);
+}
+
+export function ratioTable(comparisons: readonly Comparison[]): string {
+  const head = ['scenario', 'ratio', 'median', 'min .. max', '95 % of median', 'own loops'];
+  const rows = comparisons.map((c) => [
+    scenarioName(c.scenario),
+    `${c.subject}/${c.rival}`,
+    c.ratio.median.toFixed(2),
+    `${c.ratio.min.toFixed(2)} .. ${c.ratio.max.toFixed(2)}`,
+    `${c.ratio.low.toFixed(2)} .. ${c.ratio.high.toFixed(2)} (${c.ratio.count})`,
+    c.loopRatio === null ? '-' : c.loopRatio.median.toFixed(2),
+  ]);
+  return table([head, ...rows]);
+}
+
+function table(rows: readonly (readonly string[])[]): string {
+  const widths = (rows[0] ?? []).map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
+  const lines = rows.map((row) => row.map((cell, i) => cell.padEnd(widths[i]!)).join('  ').trimEnd());
+  lines.splice(1, 0, widths.map((width) => '-'.repeat(width)).join('  '));
+  return lines.join('\n');
+}

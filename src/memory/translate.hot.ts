@@ -20,6 +20,6 @@ export function translate(map: AddressMap, address: number, lenBytes: number): n
     while (low < high && end[low] <= address) low++;
   }
   if (low >= map.count || address < map.start[low]) return -1;
-  if (address + lenBytes > end[low]) return -1;
+  if (lenBytes > end[low] - address) return -1; // exact, while a sum may round at 2^53
   return address + map.delta[low];
 }

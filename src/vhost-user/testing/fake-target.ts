@@ -1,0 +1,110 @@
+/** A back-end without rings: records what the session asks of it, for tests and the fuzzer. */
+import type { MemoryTable } from '../../memory/index.ts';
+import type { Fd } from '../../sys/index.ts';
+import { BACKEND_PROTOCOL_FEATURES } from '../backend-session.ts';
+import type { BackendTarget, StartVring } from '../target.ts';
+
+/** VIRTIO_F_VERSION_1, RING_PACKED, EVENT_IDX, INDIRECT_DESC, NET_F_MRG_RXBUF. */
+export const FAKE_FEATURES = (1n << 32n) | (1n << 34n) | (1n << 29n) | (1n << 28n) | (1n << 15n);
+
+export class FakeTarget implements BackendTarget {
+  readonly features: bigint = FAKE_FEATURES;
+  readonly protocolFeatures: bigint = BACKEND_PROTOCOL_FEATURES;
+  readonly queueCount: number;
+  readonly queueNum: number;
+
+  /** One line for each call, `startVring 0`. */
+  readonly calls: string[] = [];
+  readonly running = new Map<number, StartVring>();
+  readonly enabled = new Set<number>();
+  readonly config: Uint8Array = Uint8Array.from({ length: 16 }, (_, i) => i);
+  table: MemoryTable | null = null;
+  status = 0;
+  mtu = 1500;
+  reasons: (Error | null)[] = [];
+  /** What `stopVring` adds to the base: as if this many chains were taken. */
+  progress = 0;
+  /** Awaited by `stopVring`. */
+  stopGate: Promise<void> = Promise.resolve();
+
+  constructor(queueCount = 4) {
+    this.queueCount = queueCount;
+    this.queueNum = queueCount / 2;
+  }
+
+  setFeatures(acked: bigint): void {
+    this.calls.push(`setFeatures 0x${acked.toString(16)}`);
+  }
+
+  setProtocolFeatures(acked: bigint): void {
+    this.calls.push(`setProtocolFeatures 0x${acked.toString(16)}`);
+  }
+
+  async setMemTable(table: MemoryTable): Promise<void> {
+    if (this.running.size > 0) throw new Error('the memory table changes under a running ring');
+    this.table = table;
+    this.calls.push(`setMemTable ${table.regions.length}`);
+  }
+
+  async startVring(index: number, vring: StartVring): Promise<void> {
+    if (this.running.has(index)) throw new Error(`ring ${index} is started twice`);
+    for (const fd of [vring.kick, vring.call, vring.err]) void fd?.number; // open, or it throws
+    this.running.set(index, vring);
+    this.calls.push(`startVring ${index}`);
+  }
+
+  async stopVring(index: number): Promise<number> {
+    await this.stopGate;
+    const vring = this.running.get(index);
+    if (vring === undefined) throw new Error(`ring ${index} is stopped twice`);
+    this.running.delete(index);
+    this.calls.push(`stopVring ${index}`);
+    return vring.packed ? vring.base : (vring.base + this.progress) & 0xffff;
+  }
+
+  async setVringEnabled(index: number, enabled: boolean): Promise<void> {
+    if (enabled) this.enabled.add(index);
+    else this.enabled.delete(index);
+    this.calls.push(`${enabled ? 'enable' : 'disable'} ${index}`);
+  }
+
+  async setVringCall(index: number, fd: Fd | null): Promise<void> {
+    this.calls.push(`setVringCall ${index} ${fd === null ? 'none' : 'fd'}`);
+  }
+
+  async setVringErr(index: number, fd: Fd | null): Promise<void> {
+    this.calls.push(`setVringErr ${index} ${fd === null ? 'none' : 'fd'}`);
+  }
+
+  getConfig(offset: number, sizeBytes: number): Uint8Array | null {
+    if (offset + sizeBytes > this.config.length) return null;
+    return this.config.slice(offset, offset + sizeBytes);
+  }
+
+  setConfig(offset: number, bytes: Uint8Array, _flags: number): boolean {
+    if (offset + bytes.length > 8) return false; // the rest is read-only
+    this.config.set(bytes, offset);
+    return true;
+  }
+
+  async setStatus(status: number): Promise<void> {
+    this.status = status;
+  }
+
+  getStatus(): number {
+    return this.status;
+  }
+
+  setMtu(mtu: number): boolean {
+    if (mtu > 9000) return false;
+    this.mtu = mtu;
+    return true;
+  }
+
+  async sessionClosed(reason: Error | null): Promise<void> {
+    this.running.clear();
+    this.enabled.clear();
+    this.table = null;
+    this.reasons.push(reason);
+  }
+}

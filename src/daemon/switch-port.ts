@@ -1,0 +1,43 @@
+/**
+ * The control half of a switch port: what it has in common whatever it leads to. The data half
+ * lives in the worker; the two know each other by the port's number.
+ */
+import type { VringError } from '../base/errors.ts';
+import type { NetPortStatus } from '../devices/net/index.ts';
+import type { DataPlaneWorker } from '../runtime/data-plane-worker.ts';
+import type { PlaneEvent } from '../runtime/data-plane.ts';
+import type { PortSettings } from '../switch/index.ts';
+import type { PortConfig, PortStatus } from './switch-types.ts';
+
+/** What a port needs of the switch around it. */
+export type PortContext = {
+  readonly worker: DataPlaneWorker;
+  readonly number: number;
+  /** Reports something that people want to know; shown by `vring events`. */
+  readonly report: (kind: string, message: string) => void;
+};
+
+export type PortReason = { readonly code: string; readonly message: string; readonly at: string };
+
+export interface SwitchPort {
+  readonly config: PortConfig;
+  readonly number: number;
+  linkUp: boolean;
+  /** Starts the data half, then whatever frames come from. Undone by `close`. */
+  open(): Promise<void>;
+  close(): Promise<void>;
+  setLink(up: boolean): Promise<void>;
+  /** The worker found a queue or the memory of this port broken. */
+  faulted(event: PlaneEvent): void;
+  /** Everything but the switch's own counters, which the caller adds. */
+  status(plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'>;
+}
+
+export function reasonOf(error: Error): PortReason {
+  const code = (error as Partial<VringError>).code ?? 'ERR_VRING_INTERNAL';
+  return { code, message: error.message, at: new Date().toISOString() };
+}
+
+export function settingsOf(config: PortConfig): PortSettings {
+  return { vlan: config.vlan, macLimit: config.macLimit, reflect: config.reflect };
+}

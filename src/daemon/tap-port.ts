@@ -1,0 +1,74 @@
+import { VringError } from '../base/errors.ts';
+import type { AddTapPort, NetPortStatus } from '../devices/net/index.ts';
+import type { Fd } from '../sys/fd.ts';
+import { openTap, setInterfaceMtu, setInterfaceUp, setTapOffloads } from '../sys/tap.ts';
+import { type PortContext, type SwitchPort, settingsOf } from './switch-port.ts';
+import type { PortStatus, TapPortConfig } from './switch-types.ts';
+
+/** An uplink to the host: a TAP interface, created if it is not there, gone with the port. */
+export class TapPort implements SwitchPort {
+  readonly config: TapPortConfig;
+  readonly number: number;
+  linkUp = true;
+  readonly #context: PortContext;
+  #fd: Fd | null = null;
+
+  constructor(config: TapPortConfig, context: PortContext) {
+    this.config = config;
+    this.number = context.number;
+    this.#context = context;
+  }
+
+  async open(): Promise<void> {
+    const { config } = this;
+    const { fd, name } = openTap(config.interface, { vnetHdrBytes: 12 });
+    this.#fd = fd;
+    const { csum, tso, uso } = config.offload;
+    const on = csum && tso;
+    setTapOffloads(fd.number, { csum, tso4: on, tso6: on, ecn: on, ufo: false, uso: csum && uso });
+    setInterfaceMtu(name, config.mtu);
+    setInterfaceUp(name, true);
+    const add: AddTapPort = {
+      port: this.number,
+      settings: settingsOf(config),
+      fd: fd.number,
+      mtu: config.mtu,
+      linkUp: this.linkUp,
+    };
+    await this.#context.worker.request('addTapPort', add);
+    this.#context.report('port-up', `${config.name}: attached to ${name}`);
+  }
+
+  async close(): Promise<void> {
+    this.#fd?.close();
+    this.#fd = null;
+  }
+
+  async setLink(up: boolean): Promise<void> {
+    this.linkUp = up;
+    setInterfaceUp(this.config.interface, up);
+    await this.#context.worker.request('setLink', { port: this.number, up });
+  }
+
+  faulted(): void {
+    throw new VringError('ERR_VRING_ASSERTION', 'a TAP has no virtqueues that could break');
+  }
+
+  status(_plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'> {
+    const { config } = this;
+    return {
+      name: config.name,
+      kind: 'tap',
+      endpoint: config.interface,
+      state: this.linkUp ? 'up' : 'down',
+      reason: null,
+      linkUp: this.linkUp,
+      sessions: 0,
+      mtu: config.mtu,
+      features: null,
+      protocolFeatures: null,
+      memory: null,
+      queues: [],
+    };
+  }
+}

@@ -1,0 +1,213 @@
+import { VringError } from '../base/errors.ts';
+import { type AddNetPort, NetDevice, type NetPortStatus } from '../devices/net/index.ts';
+import { DeviceHost, type HostedVring, type PlaneEvent } from '../runtime/index.ts';
+import {
+  BACKEND_PROTOCOL_FEATURES,
+  BackendConnector,
+  BackendListener,
+  type EndpointEvent,
+  type EndpointOptions,
+} from '../vhost-user/index.ts';
+import { FAULT_MEMORY_GONE } from '../virtqueue/faults.ts';
+import { parseMac } from '../wire/ethernet.ts';
+import { protocolFeatureNames } from '../wire/vhost-user.ts';
+import { VIRTIO_NET_MIN_MTU } from '../wire/virtio-net.ts';
+import { VIRTIO_ID_NET, featureNames } from '../wire/virtio.ts';
+import { type PortContext, type PortReason, type SwitchPort, reasonOf, settingsOf } from './switch-port.ts';
+import type { PortState, PortStatus, QueueStatus, VhostUserPortConfig } from './switch-types.ts';
+
+/** A port that a VM, or our software guest, plugs into: a vhost-user back-end on a socket. */
+export class VhostUserPort implements SwitchPort {
+  readonly config: VhostUserPortConfig;
+  readonly number: number;
+  linkUp = true;
+  readonly #context: PortContext;
+  readonly #device: NetDevice;
+  readonly #host: DeviceHost;
+  #endpoint: BackendListener | BackendConnector | null = null;
+  #mtu: number;
+  #reason: PortReason | null = null;
+  #wasUp = false;
+
+  constructor(config: VhostUserPortConfig, context: PortContext) {
+    this.config = config;
+    this.number = context.number;
+    this.#context = context;
+    this.#mtu = config.mtu;
+    this.#device = new NetDevice({
+      queuePairs: config.queuePairs,
+      mac: config.mac === null ? null : parseMac(config.mac),
+      mtu: config.mtu,
+      packed: config.packed,
+      mrgRxbuf: config.mrgRxbuf,
+      controlQueue: true,
+      ...config.offload,
+    });
+    this.#host = new DeviceHost({
+      worker: context.worker,
+      number: context.number,
+      device: this.#device,
+      protocolFeatures: BACKEND_PROTOCOL_FEATURES,
+      queueNum: config.queuePairs,
+      onMtu: (mtu) => this.#setMtu(mtu),
+      onChange: () => this.#reportUp(),
+    });
+  }
+
+  async open(): Promise<void> {
+    const { config } = this;
+    const add: AddNetPort = {
+      port: this.number,
+      settings: settingsOf(config),
+      queuePairs: config.queuePairs,
+      mtu: config.mtu,
+      mac: config.mac === null ? null : parseMac(config.mac),
+      linkUp: this.linkUp,
+    };
+    await this.#context.worker.request('addNetPort', add);
+    const options: EndpointOptions = {
+      path: config.path,
+      target: this.#host,
+      onEvent: (event) => this.#endpointEvent(event),
+    };
+    try {
+      this.#endpoint =
+        config.mode === 'client'
+          ? new BackendConnector(options)
+          : new BackendListener({
+              ...options,
+              ...(config.socketMode === null ? {} : { mode: config.socketMode }),
+              ...(config.socketOwner === null ? {} : { owner: config.socketOwner }),
+            });
+    } catch (error) {
+      await this.#context.worker.request('removePort', { port: this.number });
+      throw error;
+    }
+  }
+
+  async close(): Promise<void> {
+    const endpoint = this.#endpoint;
+    this.#endpoint = null;
+    await endpoint?.close();
+  }
+
+  async setLink(up: boolean): Promise<void> {
+    this.linkUp = up;
+    this.#device.linkUp = up;
+    await this.#context.worker.request('setLink', { port: this.number, up });
+  }
+
+  faulted(event: PlaneEvent): void {
+    this.#host.faulted(event);
+    if (event.code !== FAULT_MEMORY_GONE) return;
+    const reason = new VringError(
+      'ERR_VRING_MEMORY_GONE',
+      'the front-end truncated the memory that it had shared; the session was ended, reconnect to start over',
+      { recovery: 'reconnect' },
+    );
+    void this.#endpoint?.session?.close(reason);
+  }
+
+  status(plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'> {
+    const { config } = this;
+    const host = this.#host;
+    const session = this.#endpoint?.session ?? null;
+    const state = session?.state ?? null;
+    const features = state?.features ?? null;
+    const protocol = state?.protocolFeatures ?? null;
+    return {
+      name: config.name,
+      kind: 'vhost-user',
+      endpoint: config.mode === 'client' ? `${config.path},client` : config.path,
+      state: this.#state(),
+      reason: this.#reason,
+      linkUp: this.linkUp,
+      sessions: this.#endpoint?.sessions ?? 0,
+      mtu: this.#mtu,
+      features:
+        features === null
+          ? null
+          : { bits: hex(features), names: featureNames(features, VIRTIO_ID_NET) },
+      protocolFeatures:
+        protocol === null ? null : { bits: hex(protocol), names: protocolFeatureNames(protocol) },
+      memory: state?.memory ?? null,
+      queues: host.vrings
+        .filter((vring) => vring.attached)
+        .map((vring) => this.#queueStatus(vring, plane)),
+    };
+  }
+
+  #queueStatus(vring: HostedVring, plane: NetPortStatus): QueueStatus {
+    const running = plane.vrings.find((candidate) => candidate.index === vring.index);
+    return {
+      index: vring.index,
+      name: this.#queueName(vring.index),
+      size: vring.size,
+      enabled: vring.enabled,
+      started: running?.started ?? false,
+      fault: vring.fault,
+      counters: running?.counters ?? {},
+    };
+  }
+
+  /** As in virtio 1.2, 5.1.2: receiveq1, transmitq1, ... controlq. */
+  #queueName(index: number): string {
+    if (index === NetDevice.controlQueueIndex(this.#host.acked, this.config.queuePairs)) {
+      return 'controlq';
+    }
+    return `${index % 2 === 0 ? 'receiveq' : 'transmitq'}${(index >> 1) + 1}`;
+  }
+
+  #state(): PortState {
+    const endpoint = this.#endpoint;
+    if (endpoint === null || !this.linkUp) return 'down';
+    if (endpoint.session === null) {
+      return this.config.mode === 'client' ? 'connecting' : 'listening';
+    }
+    const { vrings } = this.#host;
+    if (vrings.some((vring) => vring.fault !== null)) return 'broken';
+    return runs(vrings[0]) && runs(vrings[1]) ? 'up' : 'negotiating';
+  }
+
+  #reportUp(): void {
+    const up = this.#endpoint !== null && this.#state() === 'up';
+    if (up === this.#wasUp) return;
+    this.#wasUp = up;
+    if (up) this.#reason = null;
+    this.#context.report(up ? 'port-up' : 'port-down', `is ${this.#state()}`);
+  }
+
+  #endpointEvent(event: EndpointEvent): void {
+    if (event.kind === 'connected') {
+      this.#context.report('session-started', 'a front-end connected');
+      return;
+    }
+    this.#mtu = this.config.mtu;
+    const { reason } = event;
+    // An orderly end leaves the last fault on display: it says more than "disconnected".
+    if (reason !== null) this.#reason = reasonOf(reason);
+    if (event.kind === 'failed') {
+      this.#context.report('endpoint-failed', event.reason.message);
+    } else {
+      this.#context.report('session-ended', reason?.message ?? 'the front-end disconnected');
+    }
+  }
+
+  /** NET_SET_MTU: the front-end may lower what we offered, not raise it. */
+  #setMtu(mtu: number): boolean {
+    if (mtu < VIRTIO_NET_MIN_MTU || mtu > this.config.mtu) return false;
+    this.#mtu = mtu;
+    void this.#context.worker
+      .request('setLink', { port: this.number, up: this.linkUp, mtu })
+      .catch(() => undefined);
+    return true;
+  }
+}
+
+function runs(vring: HostedVring): boolean {
+  return vring.attached && vring.enabled;
+}
+
+function hex(bits: bigint): string {
+  return `0x${bits.toString(16)}`;
+}

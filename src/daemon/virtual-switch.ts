@@ -1,0 +1,265 @@
+/**
+ * A virtual switch as a library object: ports on the control plane, one data-plane worker that
+ * forwards between them. What the daemon wraps in an API and the CLI in commands.
+ */
+import { EventEmitter } from 'node:events';
+import { VringError } from '../base/errors.ts';
+import { MAX_PORTS } from '../base/limits.ts';
+import { CaptureStream } from '../capture/index.ts';
+import {
+  NET_PLANE_MODULE,
+  type NetPlaneOptions,
+  type NetPortStatus,
+} from '../devices/net/index.ts';
+import { PrivateMemory } from '../memory/index.ts';
+import { DataPlaneWorker, type PlaneEvent } from '../runtime/index.ts';
+import {
+  COUNTERS_BYTES,
+  COUNTER_COLUMNS,
+  MacTable,
+  type MacTableEntry,
+  OFFLOAD_SCRATCH_BYTES,
+} from '../switch/index.ts';
+import { faultName } from '../virtqueue/faults.ts';
+import { portCounters } from './port-counters.ts';
+import {
+  ERR_PORT_LIMIT,
+  type PortUpdate,
+  type SwitchControl,
+  portExists,
+  portNotFound,
+} from './switch-control.ts';
+import { type PortContext, type SwitchPort, settingsOf } from './switch-port.ts';
+import type {
+  MacEntry,
+  PortConfig,
+  PortStatus,
+  SwitchConfig,
+  SwitchEvent,
+  VlanConfig,
+  WorkerStatus,
+} from './switch-types.ts';
+import { TapPort } from './tap-port.ts';
+import { VhostUserPort } from './vhost-user-port.ts';
+
+/** Events kept for `events()`. */
+const EVENTS_MAX = 1000;
+
+type Entry = { readonly port: SwitchPort; vlan: VlanConfig };
+
+export class VirtualSwitch extends EventEmitter implements SwitchControl {
+  readonly #worker: DataPlaneWorker;
+  readonly #macTable: MacTable;
+  readonly #counters: Float64Array<SharedArrayBuffer>;
+  readonly #scratch: PrivateMemory;
+  readonly #entries: (Entry | null)[] = [];
+  readonly #events: SwitchEvent[] = [];
+  /** Changes of the set of ports happen one after the other. */
+  #changes: Promise<unknown> = Promise.resolve();
+  #closed = false;
+
+  private constructor(config: SwitchConfig) {
+    super();
+    const { ageingSeconds, limit } = config.mac;
+    this.#macTable = MacTable.create({ ageingSeconds, capacity: limit });
+    this.#counters = new Float64Array(new SharedArrayBuffer(COUNTERS_BYTES));
+    this.#scratch = PrivateMemory.allocate(OFFLOAD_SCRATCH_BYTES);
+    this.#worker = new DataPlaneWorker({
+      name: 'vring-plane-0',
+      planeModule: NET_PLANE_MODULE,
+      planeOptions: {
+        macTable: this.#macTable.memory,
+        counters: this.#counters.buffer,
+        scratchAt: this.#scratch.offset,
+      } satisfies NetPlaneOptions,
+      spinMs: config.spinMicroseconds / 1000,
+      onEvent: (event) => this.#planeEvent(event),
+      onCrash: (error) => {
+        this.#report('worker-ended', null, error.message);
+        this.emit('error', error);
+      },
+    });
+  }
+
+  /** Starts the worker and opens the ports; closes everything again when one cannot be opened. */
+  static async start(config: SwitchConfig): Promise<VirtualSwitch> {
+    const self = new VirtualSwitch(config);
+    try {
+      for (const port of config.ports) await self.addPort(port);
+      return self;
+    } catch (error) {
+      await self.close();
+      throw error;
+    }
+  }
+
+  addPort(config: PortConfig): Promise<PortStatus> {
+    return this.#exclusively(async () => {
+      this.#refuseTwins(config);
+      let number = this.#entries.findIndex((entry) => entry === null);
+      if (number === -1) number = this.#entries.length;
+      if (number >= MAX_PORTS) {
+        throw new VringError(
+          ERR_PORT_LIMIT,
+          `port ${config.name} would be one more than the ${MAX_PORTS} that a switch can have; remove one first`,
+        );
+      }
+      const port = this.#create(config, number);
+      this.#counters.fill(0, number * COUNTER_COLUMNS, (number + 1) * COUNTER_COLUMNS);
+      try {
+        await port.open();
+      } catch (error) {
+        await port.close();
+        throw error;
+      }
+      const entry: Entry = { port, vlan: config.vlan };
+      this.#entries[number] = entry;
+      return await this.#status(entry);
+    });
+  }
+
+  removePort(name: string): Promise<void> {
+    return this.#exclusively(async () => {
+      const entry = this.#entry(name);
+      await this.#remove(entry);
+      this.#report('port-removed', name, 'removed');
+    });
+  }
+
+  updatePort(name: string, update: PortUpdate): Promise<PortStatus> {
+    return this.#exclusively(async () => {
+      const entry = this.#entry(name);
+      if (update.vlan !== undefined) {
+        const settings = settingsOf({ ...entry.port.config, vlan: update.vlan });
+        await this.#worker.request('updatePort', { port: entry.port.number, settings });
+        entry.vlan = update.vlan;
+      }
+      if (update.linkUp !== undefined && update.linkUp !== entry.port.linkUp) {
+        await entry.port.setLink(update.linkUp);
+        this.#report('link', name, `link set ${update.linkUp ? 'up' : 'down'}`);
+      }
+      return await this.#status(entry);
+    });
+  }
+
+  async ports(): Promise<PortStatus[]> {
+    const entries = this.#entries.filter((entry) => entry !== null);
+    return await Promise.all(entries.map((entry) => this.#status(entry)));
+  }
+
+  async port(name: string): Promise<PortStatus> {
+    return await this.#status(this.#entry(name));
+  }
+
+  async macTable(): Promise<MacEntry[]> {
+    const entries = await this.#worker.request<MacTableEntry[]>('macTable', undefined);
+    return entries.map(({ mac, vlan, port, ageSeconds }) => {
+      return { mac, vlan, port: this.#entries[port]?.port.config.name ?? `#${port}`, ageSeconds };
+    });
+  }
+
+  async flushMacTable(port?: string): Promise<number> {
+    const number = port === undefined ? {} : { port: this.#entry(port).port.number };
+    return await this.#worker.request<number>('flushMacs', number);
+  }
+
+  async workers(): Promise<WorkerStatus[]> {
+    return [{ id: 0, ...(await this.#worker.counters()) }];
+  }
+
+  async capture(name: string, options: { snapLen: number }): Promise<CaptureStream> {
+    const { port } = this.#entry(name);
+    const stream = new CaptureStream({
+      interfaceName: name,
+      snapLen: options.snapLen,
+      onClose: () => {
+        void this.#worker.request('stopCapture', { port: port.number }).catch(() => undefined);
+      },
+    });
+    await this.#worker.request('startCapture', { port: port.number, ring: stream.ring });
+    this.#report('capture', name, `capture started, ${options.snapLen} bytes per frame`);
+    return stream;
+  }
+
+  events(): SwitchEvent[] {
+    return [...this.#events];
+  }
+
+  /** Idempotent. Ends all sessions, then the worker. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    await this.#changes.catch(() => undefined);
+    for (const entry of this.#entries) if (entry !== null) await this.#remove(entry);
+    await this.#worker.close();
+    this.#scratch.close();
+  }
+
+  #create(config: PortConfig, number: number): SwitchPort {
+    const context: PortContext = {
+      worker: this.#worker,
+      number,
+      report: (kind, message) => this.#report(kind, config.name, message),
+    };
+    return config.kind === 'tap'
+      ? new TapPort(config, context)
+      : new VhostUserPort(config, context);
+  }
+
+  async #remove(entry: Entry): Promise<void> {
+    // Sessions first: they ask the worker to let go of their rings.
+    await entry.port.close();
+    await this.#worker.request('removePort', { port: entry.port.number });
+    this.#entries[entry.port.number] = null;
+  }
+
+  async #status(entry: Entry): Promise<PortStatus> {
+    const { port } = entry;
+    const plane = await this.#worker.request<NetPortStatus>('portStatus', { port: port.number });
+    const counters = portCounters(this.#counters, port.number, plane.counters);
+    return { ...port.status(plane), vlan: entry.vlan, counters };
+  }
+
+  #entry(name: string): Entry {
+    const entry = this.#entries.find((candidate) => candidate?.port.config.name === name);
+    if (entry === null || entry === undefined) throw portNotFound(name);
+    return entry;
+  }
+
+  #refuseTwins(config: PortConfig): void {
+    for (const entry of this.#entries) {
+      const other = entry?.port.config;
+      if (other === undefined) continue;
+      if (other.name === config.name) throw portExists(`the name ${config.name}`, other.name);
+      if (endpointOf(other) === endpointOf(config)) throw portExists(endpointOf(config), other.name);
+    }
+  }
+
+  #planeEvent(event: PlaneEvent): void {
+    const port = this.#entries[event.device]?.port;
+    if (port === undefined) return;
+    const where = event.index === -1 ? 'its memory' : `queue ${event.index}`;
+    this.#report('fault', port.config.name, `${where} is broken: ${faultName(event.code)}`);
+    port.faulted(event);
+  }
+
+  #report(kind: string, port: string | null, message: string): void {
+    const event: SwitchEvent = { at: new Date().toISOString(), kind, port, message };
+    if (this.#events.length === EVENTS_MAX) this.#events.shift();
+    this.#events.push(event);
+    this.emit('event', event);
+  }
+
+  #exclusively<T>(change: () => Promise<T>): Promise<T> {
+    if (this.#closed) {
+      return Promise.reject(new VringError('ERR_VRING_CLOSED', 'the switch was closed'));
+    }
+    const done = this.#changes.then(change, change);
+    this.#changes = done.catch(() => undefined);
+    return done;
+  }
+}
+
+function endpointOf(config: PortConfig): string {
+  return config.kind === 'tap' ? `interface ${config.interface}` : `socket ${config.path}`;
+}

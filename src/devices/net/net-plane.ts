@@ -1,0 +1,302 @@
+/**
+ * The data plane of a virtual switch: what a worker runs when it serves net devices and uplinks.
+ * Loaded by the worker by its URL; everything here runs on the worker's thread.
+ *
+ * A *source* is something that frames or commands come from: a transmit queue, a control queue, an
+ * uplink. Awake sources are looked at every round; one that has been empty for `spinMs` is armed
+ * (its driver is asked to kick) and sleeps until its descriptor becomes readable. So the cost of a
+ * round does not depend on how many ports are idle, and with all asleep the worker sleeps.
+ */
+import { assert } from '../../base/assert.ts';
+import { VringError } from '../../base/errors.ts';
+import type { DataPlane, PlaneContext, VringAttach } from '../../runtime/data-plane.ts';
+import { MacTable, type PortSettings, Switch } from '../../switch/index.ts';
+import { CaptureTap, type CaptureRing } from '../../capture/index.ts';
+import { TapPlane } from '../../uplinks/index.ts';
+import { arena } from '../../sys/arena.ts';
+import { NetPort } from './net-port.ts';
+import { NetVring } from './net-vring.ts';
+
+/** `options` of the worker that runs this plane; the memory stays the control plane's. */
+export type NetPlaneOptions = {
+  readonly macTable: SharedArrayBuffer;
+  readonly counters: SharedArrayBuffer;
+  /** Arena offset of OFFLOAD_SCRATCH_BYTES of private memory. */
+  readonly scratchAt: number;
+};
+
+export type AddNetPort = {
+  readonly port: number;
+  readonly settings: PortSettings;
+  readonly queuePairs: number;
+  readonly mtu: number;
+  readonly mac: Uint8Array | null;
+  readonly linkUp: boolean;
+};
+export type AddTapPort = {
+  readonly port: number;
+  readonly settings: PortSettings;
+  readonly fd: number;
+  readonly mtu: number;
+  readonly linkUp: boolean;
+};
+export type NetPortStatus = {
+  readonly counters: Record<string, number>;
+  readonly vrings: { index: number; started: boolean; counters: Record<string, number> }[];
+};
+
+/** Something that is polled while awake; `token` names its descriptor to the worker. */
+type Source = {
+  readonly token: number;
+  readonly port: number;
+  readonly kind: 'transmitq' | 'receiveq' | 'control' | 'tap';
+  readonly vring: NetVring | null;
+  /** Position in `#awake`, -1 asleep. */
+  awakeAt: number;
+  lastWorkMs: number;
+};
+
+export class NetPlane implements DataPlane {
+  readonly #context: PlaneContext;
+  readonly #switch: Switch;
+  readonly #sources: (Source | null)[] = [];
+  readonly #freeTokens: number[] = [];
+  readonly #awake: Source[] = [];
+  readonly #netPorts: (NetPort | null)[] = [];
+  readonly #taps: (TapPlane | null)[] = [];
+  /** Sources of each vring, so that they can be found again: [device][index]. */
+  readonly #vringSources: (Source | null)[][] = [];
+  #nowSeconds = 0;
+
+  constructor(context: PlaneContext) {
+    this.#context = context;
+    const { macTable, counters, scratchAt } = context.options as NetPlaneOptions;
+    const { view, bytes } = arena();
+    this.#switch = new Switch({
+      view,
+      bytes,
+      scratchAt,
+      macTable: MacTable.attach(macTable),
+      counters,
+    });
+  }
+
+  get awake(): number {
+    return this.#awake.length;
+  }
+
+  poll(nowMs: number): number {
+    const seconds = Math.trunc(nowMs / 1000);
+    if (seconds !== this.#nowSeconds) {
+      this.#nowSeconds = seconds;
+      this.#switch.tick(seconds);
+    }
+    let work = 0;
+    // From the end: a source that falls asleep is replaced by the last one, which had its turn.
+    for (let i = this.#awake.length - 1; i >= 0; i--) {
+      const source = this.#awake[i];
+      const done = this.#work(source);
+      if (done > 0) {
+        work += done;
+        source.lastWorkMs = nowMs;
+      } else if (source.kind === 'tap' || nowMs - source.lastWorkMs > this.#context.spinMs) {
+        this.#arm(source, nowMs);
+      }
+    }
+    if (work > 0) this.#switch.flush();
+    return work;
+  }
+
+  ready(token: number, nowMs: number): void {
+    const source = this.#sources[token];
+    if (source === null || source === undefined) return; // removed while the event was under way
+    if (source.vring !== null) this.#netPorts[source.port]?.changed(source.vring, true);
+    if (source.kind !== 'receiveq') this.#wake(source, nowMs);
+  }
+
+  attachVring(attach: VringAttach): void {
+    const { device, index } = attach;
+    const port = this.#netPort(device);
+    assert(port.vring(index) === null, () => `vring ${index} of device ${device} is attached`);
+    const vring = new NetVring(attach, arena().buffer);
+    port.attach(vring, attach.features);
+    const source = this.#addSource(device, port.kindOf(index, attach.features), vring);
+    this.#vringSources[device][index] = source;
+    if (attach.kickFd >= 0) this.#context.watch(attach.kickFd, source.token);
+    else port.changed(vring, true); // a driver that does not kick is polled
+    if (source.kind !== 'receiveq') this.#wake(source, performance.now());
+  }
+
+  detachVring(device: number, index: number): number {
+    const source = this.#vringSources[device]?.[index];
+    if (source === null || source === undefined) return 0;
+    this.#vringSources[device][index] = null;
+    if (source.vring !== null && source.vring.kickFd >= 0) {
+      this.#context.unwatch(source.vring.kickFd);
+    }
+    this.#removeSource(source);
+    return this.#netPort(device).detach(index);
+  }
+
+  enableVring(device: number, index: number, enabled: boolean): void {
+    const source = this.#vringSources[device]?.[index] ?? null;
+    if (source === null || source.vring === null) return;
+    source.vring.enabled = enabled;
+    this.#netPort(device).changed(source.vring, false);
+    if (source.kind !== 'receiveq') this.#wake(source, performance.now());
+  }
+
+  setCallFd(device: number, index: number, callFd: number): void {
+    const vring = this.#netPort(device).vring(index);
+    if (vring === null) return;
+    vring.callFd = callFd;
+    vring.touched = true; // the new one may have missed what the old one was told
+    vring.notify();
+  }
+
+  command(name: string, payload: unknown): unknown {
+    switch (name) {
+      case 'addNetPort':
+        return this.#addNetPort(payload as AddNetPort);
+      case 'addTapPort':
+        return this.#addTapPort(payload as AddTapPort);
+      case 'removePort':
+        return this.#removePort((payload as { port: number }).port);
+      case 'updatePort': {
+        const { port, settings } = payload as { port: number; settings: PortSettings };
+        return this.#switch.updatePort(port, settings);
+      }
+      case 'setLink':
+        return this.#setLink(payload as { port: number; up: boolean; mtu?: number });
+      case 'portStatus':
+        return this.#portStatus((payload as { port: number }).port);
+      case 'macTable':
+        this.#switch.tick(Math.trunc(performance.now() / 1000)); // an idle worker's clock stands
+        return this.#switch.macTable.list();
+      case 'flushMacs':
+        return this.#switch.macTable.flush((payload as { port?: number }).port);
+      case 'startCapture': {
+        const { port, ring } = payload as { port: number; ring: CaptureRing };
+        return this.#switch.setTap(port, new CaptureTap(ring, arena()));
+      }
+      case 'stopCapture':
+        return this.#switch.setTap((payload as { port: number }).port, null);
+      default:
+        throw new VringError('ERR_VRING_WORKER', `unknown command ${name}`);
+    }
+  }
+
+  #work(source: Source): number {
+    if (source.kind === 'tap') return this.#switch.forward(source.port);
+    const port = this.#netPorts[source.port] as NetPort;
+    const vring = source.vring as NetVring;
+    if (source.kind === 'control') return port.control(vring);
+    port.selected = vring.index >> 1;
+    const chains = vring.chains;
+    this.#switch.forward(source.port);
+    return vring.chains - chains; // discarded and rejected ones are work, too
+  }
+
+  /** To sleep, unless more arrived in the meantime or the driver never kicks. */
+  #arm(source: Source, nowMs: number): void {
+    const { vring } = source;
+    if (vring !== null && vring.fault === 0) {
+      if (vring.kickFd < 0 || vring.requestKicks()) {
+        source.lastWorkMs = nowMs;
+        return;
+      }
+    }
+    const last = this.#awake.pop() as Source;
+    if (last !== source) {
+      this.#awake[source.awakeAt] = last;
+      last.awakeAt = source.awakeAt;
+    }
+    source.awakeAt = -1;
+  }
+
+  #wake(source: Source, nowMs: number): void {
+    source.lastWorkMs = nowMs;
+    if (source.awakeAt >= 0) return;
+    source.vring?.pauseKicks();
+    source.awakeAt = this.#awake.push(source) - 1;
+  }
+
+  #addSource(port: number, kind: Source['kind'], vring: NetVring | null): Source {
+    const token = this.#freeTokens.pop() ?? this.#sources.length;
+    const source: Source = { token, port, kind, vring, awakeAt: -1, lastWorkMs: 0 };
+    this.#sources[token] = source;
+    return source;
+  }
+
+  #removeSource(source: Source): void {
+    const last = this.#awake.length - 1;
+    if (source.awakeAt >= 0) {
+      const moved = this.#awake[last];
+      this.#awake[source.awakeAt] = moved;
+      moved.awakeAt = source.awakeAt;
+      this.#awake.pop();
+      source.awakeAt = -1;
+    }
+    this.#sources[source.token] = null;
+    this.#freeTokens.push(source.token);
+  }
+
+  #addNetPort(add: AddNetPort): void {
+    const port = new NetPort({ ...add, device: add.port, emit: this.#context.emit });
+    this.#netPorts[add.port] = port;
+    this.#vringSources[add.port] = [];
+    this.#switch.addPort(add.port, port, add.settings);
+  }
+
+  #addTapPort(add: AddTapPort): void {
+    const tap = new TapPlane({ fd: add.fd, mtu: add.mtu, linkUp: add.linkUp });
+    this.#taps[add.port] = tap;
+    this.#switch.addPort(add.port, tap, add.settings);
+    const source = this.#addSource(add.port, 'tap', null);
+    this.#vringSources[add.port] = [source];
+    this.#context.watch(add.fd, source.token);
+    this.#wake(source, performance.now());
+  }
+
+  #removePort(port: number): void {
+    const tap = this.#taps[port] ?? null;
+    if (tap !== null) {
+      const source = this.#vringSources[port][0] as Source;
+      this.#context.unwatch(tap.fd);
+      this.#removeSource(source);
+      tap.close();
+    }
+    const attached = this.#vringSources[port]?.filter((source) => source !== null) ?? [];
+    assert(tap !== null || attached.length === 0, () => `port ${port} still has rings`);
+    this.#switch.removePort(port);
+    this.#netPorts[port] = this.#taps[port] = null;
+    this.#vringSources[port] = [];
+  }
+
+  #setLink(link: { port: number; up: boolean; mtu?: number }): void {
+    const port = this.#netPorts[link.port] ?? this.#taps[link.port];
+    if (port === null || port === undefined) return;
+    port.linkUp = link.up;
+    if (link.mtu !== undefined) port.mtu = link.mtu;
+  }
+
+  #portStatus(port: number): NetPortStatus {
+    const net = this.#netPorts[port];
+    if (net !== null && net !== undefined) {
+      return { counters: { ...net.counters }, vrings: net.status() };
+    }
+    return { counters: { ...this.#taps[port]?.counters }, vrings: [] };
+  }
+
+  #netPort(device: number): NetPort {
+    const port = this.#netPorts[device];
+    if (port === null || port === undefined) {
+      throw new VringError('ERR_VRING_WORKER', `no net port has number ${device}`);
+    }
+    return port;
+  }
+}
+
+export function createPlane(context: PlaneContext): DataPlane {
+  return new NetPlane(context);
+}

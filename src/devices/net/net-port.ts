@@ -1,0 +1,338 @@
+import { BATCH, MAX_FRAME_BYTES } from '../../base/limits.ts';
+import type { PlaneEvent } from '../../runtime/data-plane.ts';
+import type { FrameBatch } from '../../switch/frame-batch.ts';
+import {
+  ACCEPT_CSUM,
+  ACCEPT_ECN,
+  ACCEPT_TSO4,
+  ACCEPT_TSO6,
+  ACCEPT_UFO,
+  ACCEPT_USO,
+  type PortPlane,
+} from '../../switch/port-plane.ts';
+import { CopyPlan, arena, regionFaults } from '../../sys/arena.ts';
+import { ChainBatch } from '../../virtqueue/chain-batch.ts';
+import { putUsed, takeChains } from '../../virtqueue/device.hot.ts';
+import { FAULT_MEMORY_GONE } from '../../virtqueue/faults.ts';
+import * as net from '../../wire/virtio-net.ts';
+import { VIRTIO_F_VERSION_1, hasFeature } from '../../wire/virtio.ts';
+import { ControlQueue } from './control-queue.ts';
+import { flowHash } from './flow-hash.hot.ts';
+import { NetVring } from './net-vring.ts';
+import {
+  HOST_CSUM,
+  HOST_ECN,
+  HOST_TSO4,
+  HOST_TSO6,
+  HOST_UFO,
+  HOST_USO,
+  readFrames,
+} from './read-frames.hot.ts';
+import { ReceiveFilter } from './receive-filter.ts';
+import { WriteResult, writeFrames } from './write-frames.hot.ts';
+
+export type NetPortOptions = {
+  readonly device: number;
+  readonly queuePairs: number;
+  /** Bytes of IP per frame. */
+  readonly mtu: number;
+  readonly linkUp: boolean;
+  /** The address in the configuration space, for receive filtering; null: none. */
+  readonly mac: Uint8Array | null;
+  readonly emit: (event: PlaneEvent) => void;
+};
+
+const ETHERNET_AND_TAG_BYTES = 18;
+/** Room for the ranges of a batch and of the largest single frame behind it. */
+const PLAN_CAPACITY = 4096;
+
+/**
+ * A virtio-net device as a port of the switch: the data half. `receive` takes frames from the
+ * driver's transmit queues, `transmit` puts frames into its receive queues. The names follow the
+ * switch; the queues are named by the driver's view, as in the specification: queue pair n has
+ * receiveq at index 2n and transmitq at 2n + 1.
+ */
+export class NetPort implements PortPlane {
+  accepts = 0;
+  maxFrameBytes: number;
+  ready = false;
+  /** Transmit queue that the next `receive` reads; set by the worker's round. */
+  selected = 0;
+
+  readonly counters = {
+    /** Frames whose header asks for an offload that was not negotiated. */
+    rxDropBadHeader: 0,
+    /** Frames of a queue that is started but not enabled, or while the link is down. */
+    rxDropDisabled: 0,
+    /** The driver had posted no buffer. */
+    txDropNoBuffer: 0,
+    /** Longer than the driver's buffer. */
+    txDropBufferTooShort: 0,
+    /** Not wanted: the receive mode or VLAN table that the driver set. */
+    txDropFiltered: 0,
+    /** A queue broke, or there was none to deliver to. */
+    txDropBroken: 0,
+    faults: 0,
+  };
+  readonly filter = new ReceiveFilter();
+
+  readonly #options: NetPortOptions;
+  readonly #arena = arena();
+  readonly #vrings: (NetVring | null)[];
+  readonly #faults = regionFaults();
+  readonly #readChains = new ChainBatch();
+  readonly #writeChains = new ChainBatch();
+  readonly #plan = new CopyPlan(PLAN_CAPACITY);
+  readonly #result = new WriteResult();
+  readonly #usable: NetVring[] = []; // receive queues that frames may go to
+  readonly #lists: Int32Array[]; //     frames per queue of #usable, where there are several
+  readonly #filtered = new Int32Array(BATCH);
+  readonly #control: ControlQueue;
+  #listCounts: Int32Array;
+  #linkUp: boolean;
+  #hdrLen = net.NET_HEADER_BYTES;
+  #hostOffloads = 0;
+  #mergeable = false;
+  #flagMask = 0;
+  #receiving: NetVring | null = null;
+
+  constructor(options: NetPortOptions) {
+    this.#options = options;
+    this.filter.setInitialAddress(options.mac);
+    this.#linkUp = options.linkUp;
+    this.maxFrameBytes = Math.min(options.mtu + ETHERNET_AND_TAG_BYTES, MAX_FRAME_BYTES);
+    this.#vrings = Array.from({ length: 2 * options.queuePairs + 1 }, () => null);
+    this.#lists = Array.from({ length: options.queuePairs }, () => new Int32Array(BATCH));
+    this.#listCounts = new Int32Array(options.queuePairs);
+    this.#control = new ControlQueue(this.filter, options.queuePairs, () => this.#update());
+  }
+
+  /** What the virtqueue of that index is for a driver that acknowledged `features` (5.1.2). */
+  kindOf(index: number, features: bigint): 'receiveq' | 'transmitq' | 'control' {
+    const pairs = hasFeature(features, net.VIRTIO_NET_F_MQ) ? this.#options.queuePairs : 1;
+    if (index === 2 * pairs) return 'control';
+    return index % 2 === 0 ? 'receiveq' : 'transmitq';
+  }
+
+  vring(index: number): NetVring | null {
+    return this.#vrings[index] ?? null;
+  }
+
+  attach(vring: NetVring, features: bigint): void {
+    this.#negotiated(features);
+    this.#vrings[vring.index] = vring;
+    vring.start(false);
+    this.#update();
+  }
+
+  /** Returns the base of the ring, which is not touched afterwards. */
+  detach(index: number): number {
+    const vring = this.#vrings[index];
+    if (vring === null || vring === undefined) return 0;
+    this.#vrings[index] = null;
+    this.#update();
+    if (this.#vrings.every((other) => other === null)) {
+      this.filter.reset();
+      this.#control.reset();
+    }
+    return vring.detach();
+  }
+
+  /** A kick arrived, or the ring's `enabled` changed. */
+  changed(vring: NetVring, kicked: boolean): void {
+    vring.start(kicked);
+    this.#update();
+  }
+
+  set linkUp(up: boolean) {
+    this.#linkUp = up;
+    this.#update();
+  }
+
+  set mtu(mtu: number) {
+    this.maxFrameBytes = Math.min(mtu + ETHERNET_AND_TAG_BYTES, MAX_FRAME_BYTES);
+  }
+
+  /** Requests of the control queue; returns how many were answered. */
+  control(vring: NetVring): number {
+    const done = this.#control.process(vring, this.#readChains, this.#arena.view);
+    if (done < 0) this.#break(vring, done);
+    else vring.notify();
+    return done < 0 ? 0 : done;
+  }
+
+  receive(batch: FrameBatch): number {
+    batch.count = 0;
+    this.#receiving = null;
+    const vring = this.#vrings[2 * this.selected + 1];
+    if (vring === null || vring === undefined || !vring.started || vring.fault !== 0) return 0;
+    const chains = this.#readChains;
+    const taken = takeChains(vring.queue, chains, BATCH);
+    if (taken <= 0) {
+      if (taken < 0) this.#break(vring, taken);
+      return 0;
+    }
+    vring.chains += taken;
+    this.#receiving = vring;
+    if (!vring.enabled || !this.#linkUp) {
+      this.counters.rxDropDisabled += taken;
+      this.release();
+      vring.notify();
+      return 0;
+    }
+    const arenaView = this.#arena.view;
+    const frames = readFrames(arenaView, chains, batch, this.#hdrLen, this.#hostOffloads);
+    if (frames < 0) {
+      batch.count = 0;
+      this.#receiving = null;
+      this.#break(vring, frames);
+      return 0;
+    }
+    this.counters.rxDropBadHeader += taken - frames;
+    if (frames === 0) this.release();
+    return frames;
+  }
+
+  release(): void {
+    const vring = this.#receiving;
+    if (vring === null) return;
+    this.#receiving = null;
+    const chains = this.#readChains;
+    chains.written.fill(0, 0, chains.count);
+    putUsed(vring.queue, chains, 0, chains.count);
+    vring.touched = true;
+  }
+
+  transmit(batch: FrameBatch, list: Int32Array, count: number): number {
+    if (this.filter.active) {
+      const kept = this.filter.apply(batch, list, count, this.#filtered);
+      this.counters.txDropFiltered += count - kept;
+      if (kept === 0) return 0;
+      list = this.#filtered;
+      count = kept;
+    }
+    const queues = this.#usable.length;
+    if (queues === 1) return this.#write(this.#usable[0], batch, list, count);
+    if (queues === 0) {
+      this.counters.txDropBroken += count;
+      return 0;
+    }
+    const counts = this.#listCounts;
+    counts.fill(0);
+    for (let k = 0; k < count; k++) {
+      const i = list[k];
+      const q = flowHash(batch.headerView, batch.headerAt[i], batch.headerLen[i]) % queues;
+      this.#lists[q][counts[q]++] = i;
+    }
+    let delivered = 0;
+    for (let q = 0; q < queues; q++) {
+      const vring = this.#usable[q];
+      if (vring !== undefined && counts[q] > 0) {
+        delivered += this.#write(vring, batch, this.#lists[q], counts[q]);
+      }
+    }
+    return delivered;
+  }
+
+  flush(): void {
+    const pairs = this.#options.queuePairs * 2;
+    for (let index = 0; index < pairs; index++) {
+      const vring = this.#vrings[index];
+      if (vring === null || !vring.touched) continue;
+      if (this.#memoryGone(vring)) return;
+      vring.notify();
+    }
+  }
+
+  status(): { index: number; started: boolean; counters: Record<string, number> }[] {
+    return this.#vrings
+      .filter((vring) => vring !== null)
+      .map((v) => ({ index: v.index, started: v.started, counters: v.counters() }));
+  }
+
+  #write(vring: NetVring, batch: FrameBatch, list: Int32Array, count: number): number {
+    const result = this.#result;
+    result.delivered = 0;
+    result.noBuffers = 0;
+    result.tooLong = 0;
+    const fault = writeFrames(
+      this.#arena.view,
+      vring.queue,
+      this.#writeChains,
+      this.#plan,
+      batch,
+      list,
+      count,
+      this.#hdrLen,
+      this.#mergeable,
+      this.#flagMask,
+      result,
+    );
+    this.counters.txDropNoBuffer += result.noBuffers;
+    this.counters.txDropBufferTooShort += result.tooLong;
+    this.counters.txDropBroken += count - result.delivered - result.noBuffers - result.tooLong;
+    if (fault < 0) this.#break(vring, fault);
+    vring.chains += result.delivered;
+    if (result.delivered > 0) vring.touched = true;
+    return result.delivered;
+  }
+
+  /** The owner of the memory truncated it: everything that was read from it is void. */
+  #memoryGone(vring: NetVring): boolean {
+    for (const region of vring.regions) {
+      if (this.#faults[region] === 0) continue;
+      for (const other of this.#vrings) if (other !== null) other.fault = FAULT_MEMORY_GONE;
+      this.counters.faults++;
+      this.#update();
+      const { device } = this.#options;
+      this.#options.emit({ kind: 'fault', device, index: -1, code: FAULT_MEMORY_GONE });
+      return true;
+    }
+    return false;
+  }
+
+  #break(vring: NetVring, code: number): void {
+    if (vring.fault !== 0 || this.#memoryGone(vring)) return;
+    vring.fault = code;
+    this.counters.faults++;
+    this.#update();
+    this.#options.emit({ kind: 'fault', device: this.#options.device, index: vring.index, code });
+  }
+
+  #update(): void {
+    this.#usable.length = 0;
+    const pairs = Math.min(this.#options.queuePairs, this.#control.activePairs);
+    for (let pair = 0; pair < pairs; pair++) {
+      const vring = this.#vrings[2 * pair];
+      if (vring === null || !vring.usable) continue;
+      vring.pauseKicks(); // buffers are looked for when there are frames for them
+      this.#usable.push(vring);
+    }
+    this.ready = this.#linkUp && this.#usable.length > 0;
+  }
+
+  #negotiated(features: bigint): void {
+    const has = (feature: number): boolean => hasFeature(features, feature);
+    this.#mergeable = has(net.VIRTIO_NET_F_MRG_RXBUF);
+    this.#hdrLen =
+      this.#mergeable || has(VIRTIO_F_VERSION_1)
+        ? net.NET_HEADER_BYTES
+        : net.NET_HEADER_LEGACY_BYTES;
+    this.#hostOffloads =
+      (has(net.VIRTIO_NET_F_CSUM) ? HOST_CSUM : 0) |
+      (has(net.VIRTIO_NET_F_HOST_TSO4) ? HOST_TSO4 : 0) |
+      (has(net.VIRTIO_NET_F_HOST_TSO6) ? HOST_TSO6 : 0) |
+      (has(net.VIRTIO_NET_F_HOST_ECN) ? HOST_ECN : 0) |
+      (has(net.VIRTIO_NET_F_HOST_UFO) ? HOST_UFO : 0) |
+      (has(net.VIRTIO_NET_F_HOST_USO) ? HOST_USO : 0);
+    const uso = has(net.VIRTIO_NET_F_GUEST_USO4) && has(net.VIRTIO_NET_F_GUEST_USO6);
+    this.accepts =
+      (has(net.VIRTIO_NET_F_GUEST_CSUM) ? ACCEPT_CSUM : 0) |
+      (has(net.VIRTIO_NET_F_GUEST_TSO4) ? ACCEPT_TSO4 : 0) |
+      (has(net.VIRTIO_NET_F_GUEST_TSO6) ? ACCEPT_TSO6 : 0) |
+      (has(net.VIRTIO_NET_F_GUEST_ECN) ? ACCEPT_ECN : 0) |
+      (has(net.VIRTIO_NET_F_GUEST_UFO) ? ACCEPT_UFO : 0) |
+      (uso ? ACCEPT_USO : 0);
+    this.#flagMask = has(net.VIRTIO_NET_F_GUEST_CSUM) ? 3 : 0;
+  }
+}

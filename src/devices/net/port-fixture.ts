@@ -1,0 +1,149 @@
+/**
+ * A driver for tests and benches: rings and buffers in private memory, attached to a NetPort
+ * directly, without sessions and workers. Addresses are arena offsets (the address map is one
+ * range with delta 0), so the same numbers serve both sides.
+ */
+import { assert } from '../../base/assert.ts';
+import { PrivateMemory } from '../../memory/index.ts';
+import type { AddressMap } from '../../memory/address-map.ts';
+import type { PlaneEvent } from '../../runtime/data-plane.ts';
+import { arena } from '../../sys/arena.ts';
+import {
+  addChains,
+  DriverBatch,
+  DriverQueue,
+  publish,
+  reapUsed,
+  ringLayout,
+  UsedBatch,
+} from '../../virtqueue/driver/index.ts';
+import { VIRTIO_F_VERSION_1, featureSet, hasFeature } from '../../wire/virtio.ts';
+import { VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX } from '../../wire/virtio.ts';
+import { VIRTIO_RING_F_INDIRECT_DESC } from '../../wire/virtio.ts';
+import { NetPort } from './net-port.ts';
+import { NetVring } from './net-vring.ts';
+
+const RING_BYTES = 64 * 1024;
+
+export type FixtureOptions = {
+  readonly features?: readonly number[];
+  readonly queuePairs?: number;
+  readonly ringSize?: number;
+  /** Bytes of each buffer. */
+  readonly bufferBytes?: number;
+  readonly mtu?: number;
+  readonly mac?: Uint8Array;
+};
+
+/** One ring as its driver sees it. */
+export class FixtureRing {
+  readonly queue: DriverQueue;
+  readonly vring: NetVring;
+  readonly batch = new DriverBatch();
+  readonly used = new UsedBatch();
+
+  constructor(port: NetPort, index: number, at: number, size: number, features: bigint, map: AddressMap) {
+    const packed = hasFeature(features, VIRTIO_F_RING_PACKED);
+    const layout = ringLayout(size, packed);
+    assert(layout.totalBytes <= RING_BYTES);
+    const config = {
+      size,
+      packed,
+      eventIdx: hasFeature(features, VIRTIO_RING_F_EVENT_IDX),
+      indirect: hasFeature(features, VIRTIO_RING_F_INDIRECT_DESC),
+      inOrder: hasFeature(features, VIRTIO_F_IN_ORDER),
+      descOffset: at,
+      availOffset: at + layout.availAt,
+      usedOffset: at + layout.usedAt,
+    };
+    this.queue = new DriverQueue(config, arena().buffer);
+    const attach = {
+      device: 0,
+      index,
+      config: { ...config, base: packed ? 0x8000_8000 : 0 },
+      map,
+      regions: [],
+      features,
+      kickFd: -1,
+      callFd: -1,
+      errFd: -1,
+      enabled: true,
+    };
+    this.vring = new NetVring(attach, arena().buffer);
+    port.attach(this.vring, features);
+    port.changed(this.vring, true);
+  }
+
+  /** Adds one chain and shows it to the device; its id. */
+  add(readable: readonly (readonly [number, number])[], writable: readonly (readonly [number, number])[]): number {
+    const toBuffer = ([gpa, len]: readonly [number, number]): { gpa: number; len: number } => ({ gpa, len });
+    this.batch.clear();
+    this.batch.addChain(readable.map(toBuffer), writable.map(toBuffer));
+    assert(addChains(this.queue, this.batch, 0, 1) === 1, 'the ring has room');
+    publish(this.queue);
+    return this.batch.id[0];
+  }
+
+  /** What came back: [id, len] each. */
+  reap(): [number, number][] {
+    const count = reapUsed(this.queue, this.used, this.used.capacity);
+    assert(count >= 0, () => `the device broke the ring: ${count}`);
+    return Array.from({ length: count }, (_, i) => [this.used.id[i], this.used.len[i]]);
+  }
+}
+
+export class PortFixture {
+  readonly memory: PrivateMemory;
+  readonly port: NetPort;
+  readonly features: bigint;
+  readonly events: PlaneEvent[] = [];
+  readonly rings: FixtureRing[] = [];
+  readonly map: AddressMap;
+  readonly bufferBytes: number;
+  readonly #buffersAt: number;
+
+  constructor(options: FixtureOptions = {}) {
+    const pairs = options.queuePairs ?? 1;
+    const size = options.ringSize ?? 256;
+    this.bufferBytes = options.bufferBytes ?? 2048;
+    this.features = featureSet(VIRTIO_F_VERSION_1, ...(options.features ?? []));
+    const rings = 2 * pairs + 1;
+    this.memory = PrivateMemory.allocate(rings * RING_BYTES + rings * size * this.bufferBytes);
+    this.#buffersAt = this.memory.offset + rings * RING_BYTES;
+    this.map = {
+      count: 1,
+      start: new Float64Array([this.memory.offset]),
+      end: new Float64Array([this.memory.offset + this.memory.sizeBytes]),
+      delta: new Float64Array([0]),
+    };
+    this.port = new NetPort({
+      device: 0,
+      queuePairs: pairs,
+      mtu: options.mtu ?? 1500,
+      mac: options.mac ?? null,
+      linkUp: true,
+      emit: (event) => this.events.push(event),
+    });
+    for (let index = 0; index < rings; index++) {
+      const at = this.memory.offset + index * RING_BYTES;
+      this.rings.push(new FixtureRing(this.port, index, at, size, this.features, this.map));
+    }
+  }
+
+  /** Arena offset of buffer `n`. */
+  buffer(n: number): number {
+    return this.#buffersAt + n * this.bufferBytes;
+  }
+
+  bytes(at: number, len: number): Uint8Array {
+    return arena().bytes.slice(at, at + len);
+  }
+
+  write(at: number, bytes: Uint8Array): void {
+    arena().bytes.set(bytes, at);
+  }
+
+  close(): void {
+    this.memory.close();
+  }
+}

@@ -1,0 +1,155 @@
+/**
+ * From chains of a transmit queue (driver to device) to frames of the switch.
+ *
+ * The virtio-net header and the start of the frame are copied once into the frame's header slot;
+ * what is judged here and in the switch is that copy. The rest of the frame stays in the guest.
+ * Virtio 1.2, 5.1.6.2 "Packet Transmission".
+ */
+import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
+import type { FrameBatch } from '../../switch/frame-batch.ts';
+import { copySmall } from '../../memory/copy.hot.ts';
+
+const FAULT_CHAIN_DIRECTION = -14; // as in virtqueue/faults.ts; net-port.test.ts holds them equal
+const FAULT_CHAIN_SHORT = -15;
+
+const SLOT_BYTES = 96; //   HEADER_SLOT_BYTES
+const SLOT_START = 16; //   HEADER_SLOT_START
+const COPY_BYTES = 64; //   HEADER_COPY_BYTES
+const FRAME_MAX = 65553; // MAX_FRAME_BYTES
+
+const HDR_NEEDS_CSUM = 1; // VIRTIO_NET_HDR_F_NEEDS_CSUM
+const HDR_DATA_VALID = 2; // VIRTIO_NET_HDR_F_DATA_VALID
+const GSO_TCPV4 = 1;
+const GSO_UDP = 3;
+const GSO_TCPV6 = 4;
+const GSO_UDP_L4 = 5;
+const GSO_ECN = 0x80;
+
+/** Offloads that the driver may ask for: features it acknowledged, one bit each. */
+export const HOST_CSUM = 1;
+export const HOST_TSO4 = 2;
+export const HOST_TSO6 = 4;
+export const HOST_ECN = 8;
+export const HOST_UFO = 16;
+export const HOST_USO = 32;
+
+/**
+ * Turns `chains` into frames of `batch`. Frames whose header asks for offloads that were
+ * not negotiated are left out, so `chains.count - batch.count` of them were rejected. Returns the number
+ * of frames or a negative fault: the driver broke the queue.
+ */
+export function readFrames(
+  arena: DataView,
+  chains: ChainBatch,
+  batch: FrameBatch,
+  hdrLen: number, //  bytes of the virtio-net header: 12, or 10 for a legacy driver
+  allowed: number, // HOST_* bits that were negotiated
+): number {
+  const headers = batch.headerView;
+  const count = chains.count;
+  let frames = 0;
+  let segments = 0;
+  for (let i = 0; i < count; i++) {
+    if (chains.writeSegs[i] !== 0) return FAULT_CHAIN_DIRECTION;
+    const frameLen = chains.readBytes[i] - hdrLen;
+    if (frameLen < 0) return FAULT_CHAIN_SHORT;
+    if (frameLen > FRAME_MAX) continue;
+    const copied = frameLen < COPY_BYTES ? frameLen : COPY_BYTES;
+    const need = hdrLen + copied;
+    const at = frames * SLOT_BYTES + SLOT_START;
+    const first = chains.segFirst[i];
+    const firstLen = chains.segLen[first];
+    batch.segFirst[frames] = segments;
+    if (firstLen >= need) {
+      const from = chains.segOffset[first];
+      copySmall(headers, at - hdrLen, arena, from, need);
+      if (firstLen > need) {
+        batch.segOffset[segments] = from + need;
+        batch.segLen[segments++] = firstLen - need;
+      }
+      const end = first + chains.readSegs[i];
+      for (let s = first + 1; s < end; s++) {
+        batch.segOffset[segments] = chains.segOffset[s];
+        batch.segLen[segments++] = chains.segLen[s];
+      }
+    } else {
+      segments = gatherFrame(arena, chains, i, batch, at - hdrLen, need, segments);
+    }
+    batch.segCount[frames] = segments - batch.segFirst[frames];
+    batch.headerAt[frames] = at;
+    batch.headerLen[frames] = copied;
+    batch.frameLen[frames] = frameLen;
+    const flags = headers.getUint16(at - hdrLen, true); // flags | gso_type << 8
+    if (flags === 0) {
+      batch.offload[frames] = 0;
+      batch.gsoType[frames] = 0;
+    } else if (!readOffload(headers, at - hdrLen, batch, frames, allowed)) {
+      segments = batch.segFirst[frames];
+      continue;
+    }
+    frames++;
+  }
+  batch.count = frames;
+  batch.segments = segments;
+  return frames;
+}
+
+/** The first `need` bytes of chain `i` lie in several segments. Returns the new segment count. */
+function gatherFrame(
+  arena: DataView,
+  chains: ChainBatch,
+  i: number,
+  batch: FrameBatch,
+  at: number,
+  need: number,
+  segments: number,
+): number {
+  const first = chains.segFirst[i];
+  const end = first + chains.readSegs[i];
+  let done = 0;
+  for (let s = first; s < end; s++) {
+    const offset = chains.segOffset[s];
+    const len = chains.segLen[s];
+    const take = len < need - done ? len : need - done;
+    if (take > 0) copySmall(batch.headerView, at + done, arena, offset, take);
+    done += take;
+    if (take < len) {
+      batch.segOffset[segments] = offset + take;
+      batch.segLen[segments++] = len - take;
+    }
+  }
+  return segments;
+}
+
+/**
+ * The offload fields of a header copy. False: they ask for what was not negotiated. Whether they
+ * fit the frame is the switch's business (`switch/ingress.hot.ts`), as uplinks have them, too.
+ */
+function readOffload(
+  headers: DataView,
+  at: number,
+  batch: FrameBatch,
+  frame: number,
+  allowed: number,
+): boolean {
+  const flags = headers.getUint8(at) & (HDR_NEEDS_CSUM | HDR_DATA_VALID);
+  const gso = headers.getUint8(at + 1);
+  if (flags & HDR_NEEDS_CSUM && (allowed & HOST_CSUM) === 0) return false;
+  if (gso !== 0) {
+    const type = gso & ~GSO_ECN;
+    let feature = 0;
+    if (type === GSO_TCPV4) feature = HOST_TSO4;
+    else if (type === GSO_TCPV6) feature = HOST_TSO6;
+    else if (type === GSO_UDP) feature = HOST_UFO;
+    else if (type === GSO_UDP_L4) feature = HOST_USO;
+    if ((allowed & feature) === 0) return false;
+    if (gso & GSO_ECN && (allowed & HOST_ECN) === 0) return false;
+  }
+  batch.offload[frame] = flags;
+  batch.gsoType[frame] = gso;
+  batch.gsoSize[frame] = headers.getUint16(at + 4, true);
+  batch.gsoHeaderLen[frame] = headers.getUint16(at + 2, true);
+  batch.csumStart[frame] = headers.getUint16(at + 6, true);
+  batch.csumOffset[frame] = headers.getUint16(at + 8, true);
+  return true;
+}

@@ -1,0 +1,231 @@
+/**
+ * From frames of the switch into chains of a receive queue (device to driver): the one copy.
+ *
+ * The start of a frame comes from our own header copy, the rest straight from where the source
+ * guest has it; long ranges are collected and moved by one native call before anything is
+ * published. Virtio 1.2, 5.1.6.3.1 "Device Requirements: Setting Up Receive Buffers" and 5.1.6.4.
+ */
+import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
+import type { DeviceQueue } from '../../virtqueue/device-queue.ts';
+import type { FrameBatch } from '../../switch/frame-batch.ts';
+import type { CopyPlan } from '../../sys/arena.ts';
+import { copySmall } from '../../memory/copy.hot.ts';
+import { putUsed, takeChains, untakeChains } from '../../virtqueue/device.hot.ts';
+
+const FAULT_CHAIN_DIRECTION = -14; // as in virtqueue/faults.ts; net-port.test.ts holds them equal
+const FAULT_CHAIN_SHORT = -15;
+
+/** Ranges up to this are copied here, longer ones by the plan's one native call. */
+const SMALL_COPY = 64;
+/** Ranges that one frame adds at most: each boundary in source or target starts a new one. */
+const PLAN_RESERVE = 1300; // MAX_CHAIN_DESCRIPTORS + BATCH_SEGMENTS, rounded up
+
+/** What became of a list of frames; reused by the caller. */
+export class WriteResult {
+  delivered = 0;
+  deliveredBytes = 0;
+  /** Dropped: the driver has posted no more buffers. */
+  noBuffers = 0;
+  /** Dropped: longer than the driver's buffer (no MRG_RXBUF). */
+  tooLong = 0;
+}
+
+/**
+ * Writes frames `list[0 .. count)` into the queue, in order, and publishes them. Returns 0 or a
+ * negative fault, after which the queue is broken; `result` says what happened to the frames.
+ */
+export function writeFrames(
+  arena: DataView,
+  q: DeviceQueue,
+  chains: ChainBatch,
+  plan: CopyPlan,
+  batch: FrameBatch,
+  list: Int32Array,
+  count: number,
+  hdrLen: number,
+  mergeable: boolean,
+  flagMask: number, // VIRTIO_NET_HDR_F_* that the driver understands: 0 without GUEST_CSUM
+  result: WriteResult,
+): number {
+  let next = 0; // first chain of `chains` that is still free
+  let have = takeChains(q, chains, count < chains.capacity ? count : chains.capacity);
+  if (have < 0) return have;
+  for (let k = 0; k < count; k++) {
+    const frame = list[k];
+    const total = hdrLen + batch.frameLen[frame];
+    let used = next < have ? fitChains(chains, next, have, total, mergeable) : 0;
+    if (used === 0) {
+      // Publish what is filled, give back what is not enough, and look at the ring once more.
+      have = refill(q, chains, plan, next, have, count - k, mergeable);
+      if (have < 0) return have;
+      next = 0;
+      used = have === 0 ? 0 : fitChains(chains, 0, have, total, mergeable);
+      if (used === 0) {
+        result.noBuffers += count - k;
+        break;
+      }
+    }
+    if (used === TOO_LONG) {
+      result.tooLong++;
+      continue;
+    }
+    if (used < 0) return used;
+    writeHeader(batch, frame, hdrLen, used, flagMask);
+    if (used === 1 && chains.segLen[chains.segFirst[next]] >= total) {
+      writeContiguous(arena, chains.segOffset[chains.segFirst[next]], plan, batch, frame, hdrLen);
+      chains.written[next] = total;
+    } else {
+      scatterFrame(arena, chains, next, used, plan, batch, frame, hdrLen, total);
+    }
+    next += used;
+    result.delivered++;
+    result.deliveredBytes += total - hdrLen;
+    if (plan.count + PLAN_RESERVE > plan.capacity) plan.run();
+  }
+  if (plan.count > 0) plan.run();
+  if (next < have) untakeChains(q, chains, next);
+  if (next > 0) putUsed(q, chains, 0, next);
+  return 0;
+}
+
+const TOO_LONG = -100; // not a fault: this frame is dropped, the chain stays
+
+/** How many chains from `next` on hold `total` bytes; 0: not enough in the batch. */
+function fitChains(
+  chains: ChainBatch,
+  next: number,
+  have: number,
+  total: number,
+  mergeable: boolean,
+): number {
+  let room = 0;
+  for (let i = next; i < have; i++) {
+    if (chains.readSegs[i] !== 0) return FAULT_CHAIN_DIRECTION;
+    if (chains.writeBytes[i] === 0) return FAULT_CHAIN_SHORT;
+    room += chains.writeBytes[i];
+    if (room >= total) return i - next + 1;
+    if (!mergeable) return TOO_LONG;
+  }
+  return 0;
+}
+
+/** Publishes chains [0, next), returns the others, takes as many as there may be. */
+function refill(
+  q: DeviceQueue,
+  chains: ChainBatch,
+  plan: CopyPlan,
+  next: number,
+  have: number,
+  frames: number,
+  mergeable: boolean,
+): number {
+  if (plan.count > 0) plan.run();
+  if (next < have) untakeChains(q, chains, next);
+  if (next > 0) putUsed(q, chains, 0, next);
+  const want = mergeable || frames > chains.capacity ? chains.capacity : frames;
+  return takeChains(q, chains, want);
+}
+
+/** Puts the virtio-net header in front of our copy of the frame's start. */
+function writeHeader(
+  batch: FrameBatch,
+  frame: number,
+  hdrLen: number,
+  numBuffers: number,
+  flagMask: number,
+): void {
+  const headers = batch.headerView;
+  const at = batch.headerAt[frame] - hdrLen;
+  const offload = batch.offload[frame] & flagMask;
+  const gso = batch.gsoType[frame];
+  headers.setUint16(at, offload | (gso << 8), true);
+  if (offload === 0 && gso === 0) {
+    headers.setUint32(at + 2, 0, true);
+    headers.setUint32(at + 6, 0, true);
+  } else {
+    headers.setUint16(at + 2, batch.gsoHeaderLen[frame], true);
+    headers.setUint16(at + 4, gso === 0 ? 0 : batch.gsoSize[frame], true);
+    headers.setUint16(at + 6, batch.csumStart[frame], true);
+    headers.setUint16(at + 8, batch.csumOffset[frame], true);
+  }
+  if (hdrLen === 12) headers.setUint16(at + 10, numBuffers, true);
+}
+
+function writeContiguous(
+  arena: DataView,
+  target: number,
+  plan: CopyPlan,
+  batch: FrameBatch,
+  frame: number,
+  hdrLen: number,
+): void {
+  const own = hdrLen + batch.headerLen[frame];
+  copySmall(arena, target, batch.headerView, batch.headerAt[frame] - hdrLen, own);
+  const segments = batch.segCount[frame];
+  if (segments === 0) return;
+  let at = target + own;
+  const first = batch.segFirst[frame];
+  for (let s = first; s < first + segments; s++) {
+    at += moveRange(arena, plan, at, batch.segOffset[s], batch.segLen[s]);
+  }
+}
+
+function moveRange(arena: DataView, plan: CopyPlan, to: number, from: number, len: number): number {
+  if (len <= SMALL_COPY) {
+    copySmall(arena, to, arena, from, len);
+  } else {
+    const n = plan.count++;
+    plan.target[n] = to;
+    plan.source[n] = from;
+    plan.length[n] = len;
+  }
+  return len;
+}
+
+/** A frame into several segments, of one chain or of `used` mergeable buffers. */
+function scatterFrame(
+  arena: DataView,
+  chains: ChainBatch,
+  next: number,
+  used: number,
+  plan: CopyPlan,
+  batch: FrameBatch,
+  frame: number,
+  hdrLen: number,
+  total: number,
+): void {
+  // Source cursor: our header copy is source segment -1.
+  let source = -1;
+  let sourceAt = 0;
+  let sourceLen = hdrLen + batch.headerLen[frame];
+  const firstSource = batch.segFirst[frame];
+  let left = total;
+  for (let c = next; c < next + used; c++) {
+    const room = chains.writeBytes[c] < left ? chains.writeBytes[c] : left;
+    chains.written[c] = room;
+    left -= room;
+    let chainLeft = room;
+    for (let s = chains.segFirst[c]; chainLeft > 0; s++) {
+      let to = chains.segOffset[s];
+      let segLeft = chains.segLen[s] < chainLeft ? chains.segLen[s] : chainLeft;
+      chainLeft -= segLeft;
+      while (segLeft > 0) {
+        if (sourceAt === sourceLen) {
+          source++;
+          sourceAt = 0;
+          sourceLen = batch.segLen[firstSource + source];
+        }
+        const len = segLeft < sourceLen - sourceAt ? segLeft : sourceLen - sourceAt;
+        if (source < 0) {
+          const from = batch.headerAt[frame] - hdrLen + sourceAt;
+          copySmall(arena, to, batch.headerView, from, len);
+        } else {
+          moveRange(arena, plan, to, batch.segOffset[firstSource + source] + sourceAt, len);
+        }
+        to += len;
+        sourceAt += len;
+        segLeft -= len;
+      }
+    }
+  }
+}

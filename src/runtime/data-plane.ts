@@ -1,0 +1,82 @@
+import type { AddressMap } from '../memory/address-map.ts';
+import type { VringConfig } from '../virtqueue/device-queue.ts';
+
+/** A vring that a host hands to the data plane. All addresses are checked arena offsets. */
+export type VringAttach = {
+  /** Which device of the plane; chosen by the control plane. */
+  readonly device: number;
+  /** Virtqueue index within the device. */
+  readonly index: number;
+  readonly config: VringConfig;
+  /** Guest-physical address space of the guest. */
+  readonly map: AddressMap;
+  /** Region handles of the guest's memory; see `regionFaults`. */
+  readonly regions: readonly number[];
+  /** Negotiated virtio features. */
+  readonly features: bigint;
+  /** Owned by the host until `detachVring` has been answered; -1 for none. */
+  readonly kickFd: number;
+  readonly callFd: number;
+  readonly errFd: number;
+  readonly enabled: boolean;
+};
+
+/** Something that the control plane must hear of; rare by construction. */
+export type PlaneEvent = {
+  readonly kind: 'fault';
+  readonly device: number;
+  /** Virtqueue index, or -1 where the whole device is concerned. */
+  readonly index: number;
+  /** FAULT_* code. */
+  readonly code: number;
+};
+
+/** What a worker gives its plane. */
+export type PlaneContext = {
+  /** Reports `token` to `DataPlane.ready` whenever `fd` becomes readable (edge-triggered). */
+  watch(fd: number, token: number): void;
+  unwatch(fd: number): void;
+  emit(event: PlaneEvent): void;
+  /** How long an empty source is polled before it is armed, milliseconds. */
+  readonly spinMs: number;
+  /** Whatever the owner of the worker passed for its plane. */
+  readonly options: unknown;
+};
+
+/**
+ * The data half of what a worker runs: a set of sources (virtqueues, uplinks), each either awake
+ * (polled every round) or asleep (armed, waiting for its descriptor to become readable). The
+ * worker's loop owns time and sleeping, the plane owns its sources. All calls come from one
+ * thread and none of them waits.
+ */
+export interface DataPlane {
+  /** One round over the awake sources. Returns how much was done: frames or requests. */
+  poll(nowMs: number): number;
+  /** How many sources are awake; with none the worker sleeps until a descriptor is readable. */
+  readonly awake: number;
+  /** A watched descriptor became readable. */
+  ready(token: number, nowMs: number): void;
+
+  attachVring(vring: VringAttach): void;
+  /** Takes the ring out of use; it is not touched afterwards. Returns its base. */
+  detachVring(device: number, index: number): number;
+  enableVring(device: number, index: number, enabled: boolean): void;
+  setCallFd(device: number, index: number, callFd: number): void;
+
+  /** Everything that is particular to the plane: ports, tables, captures. */
+  command(name: string, payload: unknown): unknown;
+}
+
+/** What a plane module exports as `createPlane`. */
+export type CreatePlane = (context: PlaneContext) => DataPlane;
+
+/** What the worker says of itself. */
+export type WorkerCounters = {
+  readonly polls: number;
+  readonly emptyPolls: number;
+  readonly sleeps: number;
+  readonly wakeups: number;
+  readonly work: number;
+  readonly busyMs: number;
+  readonly cpuSeconds: number;
+};

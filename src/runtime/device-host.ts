@@ -1,0 +1,203 @@
+/**
+ * Joins one vhost-user session after another to one device of a data-plane worker: what the
+ * protocol asks of a back-end (`BackendTarget`) becomes requests to the worker that runs the
+ * rings. One host serves one device for its whole life; sessions come and go.
+ *
+ * Order is the point. A ring is stopped by asking the worker to let go of it and waiting for the
+ * answer; only then may descriptors be closed and memory be unmapped. Requests to a worker are
+ * answered in order, so nothing here needs a lock.
+ */
+import type { VirtioDevice } from '../base/virtio-device.ts';
+import type { MemoryTable } from '../memory/index.ts';
+import { signalEventfd } from '../sys/eventfd.ts';
+import type { Fd } from '../sys/fd.ts';
+import type { BackendTarget, StartVring } from '../vhost-user/index.ts';
+import { faultName } from '../virtqueue/faults.ts';
+import {
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_RING_F_EVENT_IDX,
+  VIRTIO_RING_F_INDIRECT_DESC,
+  hasFeature,
+} from '../wire/virtio.ts';
+import type { DataPlaneWorker } from './data-plane-worker.ts';
+import type { PlaneEvent } from './data-plane.ts';
+
+export type DeviceHostOptions = {
+  readonly worker: DataPlaneWorker;
+  /** The device's number in the worker's plane. */
+  readonly number: number;
+  readonly device: VirtioDevice;
+  readonly protocolFeatures: bigint;
+  /** What GET_QUEUE_NUM answers. Front-ends of net count queue pairs there, others vrings. */
+  readonly queueNum: number;
+  /** NET_SET_MTU arrived; false refuses it. */
+  readonly onMtu: (mtu: number) => boolean;
+  /** Something that a status display shows has changed. */
+  readonly onChange: () => void;
+};
+
+/** What is known of one vring; kept after the session for status displays. */
+export type HostedVring = {
+  readonly index: number;
+  size: number;
+  enabled: boolean;
+  /** Handed to the worker. */
+  attached: boolean;
+  /** Name of the fault that broke it, until it is set up again. */
+  fault: string | null;
+};
+
+type RunningVring = { readonly kick: Fd | null; call: Fd | null; err: Fd | null };
+
+export class DeviceHost implements BackendTarget {
+  readonly features: bigint;
+  readonly protocolFeatures: bigint;
+  readonly queueCount: number;
+  readonly queueNum: number;
+  readonly queueSizeMax: number;
+  readonly vrings: HostedVring[] = [];
+  /** Acknowledged by the driver in the present session. */
+  acked = 0n;
+  ackedProtocol = 0n;
+
+  readonly #options: DeviceHostOptions;
+  readonly #running = new Map<number, RunningVring>();
+  #memory: MemoryTable | null = null;
+  #status = 0;
+
+  constructor(options: DeviceHostOptions) {
+    this.#options = options;
+    this.features = options.device.features;
+    this.protocolFeatures = options.protocolFeatures;
+    this.queueCount = options.device.queueCount;
+    this.queueNum = options.queueNum;
+    this.queueSizeMax = options.device.queueSizeMax;
+    for (let index = 0; index < this.queueCount; index++) {
+      this.vrings.push({ index, size: 0, enabled: false, attached: false, fault: null });
+    }
+  }
+
+  get memory(): { readonly regions: number; readonly bytes: number } | null {
+    const table = this.#memory;
+    return table === null ? null : { regions: table.regions.length, bytes: table.totalBytes };
+  }
+
+  get attachedCount(): number {
+    return this.#running.size;
+  }
+
+  setFeatures(acked: bigint): void {
+    this.acked = acked;
+    this.#options.onChange();
+  }
+
+  setProtocolFeatures(acked: bigint): void {
+    this.ackedProtocol = acked;
+  }
+
+  async setMemTable(table: MemoryTable): Promise<void> {
+    this.#memory = table;
+    this.#options.onChange();
+  }
+
+  async startVring(index: number, vring: StartVring): Promise<void> {
+    const hosted = this.vrings[index];
+    await this.#options.worker.attachVring({
+      device: this.#options.number,
+      index,
+      config: {
+        size: vring.size,
+        base: vring.base,
+        packed: vring.packed,
+        eventIdx: hasFeature(vring.features, VIRTIO_RING_F_EVENT_IDX),
+        indirect: hasFeature(vring.features, VIRTIO_RING_F_INDIRECT_DESC),
+        inOrder: hasFeature(vring.features, VIRTIO_F_IN_ORDER),
+        descOffset: vring.descOffset,
+        availOffset: vring.availOffset,
+        usedOffset: vring.usedOffset,
+      },
+      map: vring.map,
+      regions: this.#memory?.handles() ?? [],
+      features: vring.features,
+      kickFd: vring.kick?.number ?? -1,
+      callFd: vring.call?.number ?? -1,
+      errFd: vring.err?.number ?? -1,
+      enabled: vring.enabled,
+    });
+    hosted.enabled = vring.enabled;
+    this.#running.set(index, { kick: vring.kick, call: vring.call, err: vring.err });
+    hosted.size = vring.size;
+    hosted.attached = true;
+    hosted.fault = null;
+    this.#options.onChange();
+  }
+
+  async stopVring(index: number): Promise<number> {
+    const base = await this.#options.worker.detachVring(this.#options.number, index);
+    this.#running.delete(index);
+    this.vrings[index].attached = false;
+    this.#options.onChange();
+    return base;
+  }
+
+  async setVringEnabled(index: number, enabled: boolean): Promise<void> {
+    this.vrings[index].enabled = enabled;
+    if (this.#running.has(index)) {
+      await this.#options.worker.enableVring(this.#options.number, index, enabled);
+    }
+    this.#options.onChange();
+  }
+
+  async setVringCall(index: number, fd: Fd | null): Promise<void> {
+    const running = this.#running.get(index);
+    if (running === undefined) return;
+    await this.#options.worker.setCallFd(this.#options.number, index, fd?.number ?? -1);
+    running.call = fd;
+  }
+
+  async setVringErr(index: number, fd: Fd | null): Promise<void> {
+    const running = this.#running.get(index);
+    if (running !== undefined) running.err = fd;
+  }
+
+  getConfig(offset: number, sizeBytes: number): Uint8Array | null {
+    return this.#options.device.readConfig(offset, sizeBytes);
+  }
+
+  setConfig(offset: number, bytes: Uint8Array): boolean {
+    return this.#options.device.writeConfig(offset, bytes);
+  }
+
+  getStatus(): number {
+    return this.#status;
+  }
+
+  async setStatus(status: number): Promise<void> {
+    this.#status = status;
+  }
+
+  setMtu(mtu: number): boolean {
+    return this.#options.onMtu(mtu);
+  }
+
+  async sessionClosed(): Promise<void> {
+    for (const index of [...this.#running.keys()]) await this.stopVring(index);
+    for (const hosted of this.vrings) hosted.enabled = false;
+    this.#memory = null;
+    this.#status = 0;
+    this.acked = 0n;
+    this.ackedProtocol = 0n;
+    this.#options.onChange();
+  }
+
+  /** The worker found a queue broken: remember its name and tell the front-end. */
+  faulted(event: PlaneEvent): void {
+    for (const hosted of this.vrings) {
+      if (!hosted.attached || (event.index !== -1 && event.index !== hosted.index)) continue;
+      hosted.fault = faultName(event.code);
+      const err = this.#running.get(hosted.index)?.err;
+      if (err !== null && err !== undefined && !err.closed) signalEventfd(err.number);
+    }
+    this.#options.onChange();
+  }
+}

@@ -39,7 +39,11 @@ export type PortConfig = VhostUserPortConfig | TapPortConfig;
 
 export type SwitchConfig = {
   readonly ports: readonly PortConfig[];
-  readonly control: { readonly path: string; readonly mode: number | null };
+  readonly control: {
+    readonly path: string;
+    readonly mode: number | null;
+    readonly owner: { readonly uid: number; readonly gid: number } | null;
+  };
   /** Also serve the API and /metrics here, e.g. `127.0.0.1:9100`; null for the socket only. */
   readonly http: string | null;
   readonly mac: { readonly ageingSeconds: number; readonly limit: number };

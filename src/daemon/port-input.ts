@@ -1,0 +1,239 @@
+/**
+ * The configuration as people write it: zod schemas of a port and of the whole switch. YAML files,
+ * `--port` and `POST /v1/ports` all pass through them. Every message says what is expected, as the
+ * end of the sentence "VALUE is not ..."; `config-problem.ts` writes the rest.
+ */
+import * as z from 'zod';
+import { MAX_PORTS } from '../base/limits.ts';
+import { DEFAULT_CONTROL_PATH } from './switch-control.ts';
+
+/** Longest path of a Unix socket: `sun_path` has 108 bytes and ends with a zero. unix(7). */
+export const MAX_SOCKET_PATH_BYTES = 107;
+/** Longest name of a network interface: IFNAMSIZ is 16 and counts the zero. */
+export const MAX_INTERFACE_BYTES = 15;
+/** MAX_VRINGS is 129: 64 pairs and the control queue. */
+export const MAX_QUEUE_PAIRS = 64;
+/** Most learned addresses of one switch; the table is made for this many. */
+export const MAX_MAC_ENTRIES = 65536;
+
+/** A mapping that refuses unknown keys, and names its own for "did you mean". */
+function mapping<S extends z.core.$ZodLooseShape>(shape: S, expects: string) {
+  const known = JSON.stringify(Object.keys(shape));
+  return z.strictObject(shape, {
+    error: (issue) => (issue.code === 'unrecognized_keys' ? known : expects),
+  });
+}
+
+function int(min: number, max: number, what: string) {
+  const error = `a whole number from ${min} to ${max} (${what})`;
+  return z.int({ error }).min(min, { error }).max(max, { error });
+}
+
+function text(pattern: RegExp, expects: string) {
+  return z.string({ error: expects }).regex(pattern, { error: expects });
+}
+
+const bool = () => z.boolean({ error: 'true or false' });
+
+const vid = () => int(1, 4094, 'a VLAN ID');
+
+const vlanMapping = z.discriminatedUnion(
+  'mode',
+  [
+    mapping({ mode: z.literal('access'), vid: vid() }, 'a mapping with mode and vid'),
+    mapping(
+      {
+        mode: z.literal('trunk'),
+        allowed: z
+          .union(
+            [
+              z.literal('all'),
+              z.array(vid()).min(1, { error: 'a list with at least one VLAN ID' }).max(4094, {
+                error: 'a list of at most 4094 VLAN IDs',
+              }),
+            ],
+            { error: '"all" or a list of VLAN IDs' },
+          )
+          .default('all')
+          .meta({ description: 'VLANs that may cross the port, tagged.' }),
+        native: z
+          .union([vid(), z.null()], { error: 'a VLAN ID from 1 to 4094, or null' })
+          .default(null)
+          .meta({
+            description:
+              'VLAN of untagged frames, in both directions. null: untagged frames are dropped.',
+          }),
+      },
+      'a mapping with mode, allowed and native',
+    ),
+  ],
+  { error: 'one of access, trunk' },
+);
+
+export const VlanInput = z
+  .union([vid(), vlanMapping], {
+    error: 'a VLAN ID from 1 to 4094, or a mapping with mode: access or mode: trunk',
+  })
+  .meta({
+    description:
+      'A number is the VLAN of an access port: frames arrive and leave untagged, tagged ones are ' +
+      'dropped. A mapping with `mode: trunk` lets tagged frames through.',
+  });
+
+const offload = mapping(
+  {
+    csum: bool()
+      .optional()
+      .meta({ default: true, description: 'Checksums may be left to the receiver.' }),
+    tso: bool()
+      .optional()
+      .meta({ default: true, description: 'TCP segments up to 64 KiB. Needs csum.' }),
+    uso: bool()
+      .optional()
+      .meta({ default: true, description: 'UDP segments up to 64 KiB. Needs csum.' }),
+  },
+  'a mapping with csum, tso and uso',
+);
+
+const PORT_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
+export const portName = () =>
+  text(PORT_NAME, 'a port name (1 to 63 letters, digits, ".", "_", "-"; a letter or digit first)');
+
+const common = {
+  name: portName().meta({ description: 'Unique name of the port; 1 to 63 characters.' }),
+  vlan: VlanInput.default(1),
+  mtu: int(68, 65535, 'bytes of IP in one frame')
+    .default(1500)
+    .meta({ description: 'Bytes of IP that fit one frame; a guest that asks is told.' }),
+  offload: offload
+    .optional()
+    .meta({ default: {}, description: 'What may be left to the receiver of a frame.' }),
+  reflect: bool()
+    .default(false)
+    .meta({ description: 'Every frame goes back to its port: measures one port alone.' }),
+  macLimit: int(1, MAX_MAC_ENTRIES, 'MAC addresses')
+    .default(1024)
+    .meta({ description: 'Most MAC addresses learned from this port; more are not learned.' }),
+};
+
+const OCTAL = 'a file mode as octal digits in quotes, such as "0660"';
+/** YAML reads `0660` as the number 660; the loader hands over what was written. */
+const fileMode = () => text(/^(0o?)?[0-7]{3}$/, OCTAL);
+const OWNER = 'an owner, as user:group, user or uid:gid, such as "libvirt-qemu:kvm"';
+const owner = () =>
+  text(/^([A-Za-z0-9_][A-Za-z0-9_.@-]*\$?)?(:[A-Za-z0-9_][A-Za-z0-9_.@-]*)?$/, OWNER).min(1, {
+    error: OWNER,
+  });
+const SOCKET = `an absolute path of at most ${MAX_SOCKET_PATH_BYTES} bytes, such as /run/vring/vm0.sock`;
+const socketPath = () => text(/^\/[^\0]{0,105}[^/\0]$/, SOCKET);
+
+const MAC = 'a unicast MAC address, such as "52:54:00:12:34:56"';
+const UNICAST = /^(?!00:00:00:00:00:00$)[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$/;
+
+const vhostUserPort = mapping(
+  {
+    ...common,
+    kind: z.literal('vhost-user').meta({ description: 'A VM, or any vhost-user front-end.' }),
+    path: socketPath().meta({ description: 'The Unix socket; absolute, at most 107 bytes.' }),
+    mode: z
+      .enum(['server', 'client'], { error: 'one of server, client' })
+      .default('server')
+      .meta({
+        description:
+          '`server` listens on `path`; `client` connects to it, and again whenever it ends.',
+      }),
+    socketOwner: owner()
+      .optional()
+      .meta({ description: 'Owner of the socket, `user:group` or `uid:gid`; server mode only.' }),
+    socketMode: fileMode()
+      .optional()
+      .meta({
+        type: ['string', 'integer'],
+        default: '0660',
+        description: 'File mode of the socket, octal; server mode only.',
+      }),
+    queuePairs: int(1, MAX_QUEUE_PAIRS, 'pairs of queues')
+      .default(1)
+      .meta({ description: 'Pairs of queues that a front-end may use.' }),
+    mac: text(UNICAST, MAC)
+      .optional()
+      .meta({ description: 'MAC address offered to the guest; none when absent.' }),
+    packed: bool().default(true).meta({ description: 'Offer packed rings.' }),
+    mrgRxbuf: bool().default(true).meta({ description: 'Offer mergeable receive buffers.' }),
+  },
+  'a mapping with name, kind and path',
+);
+
+const tapPort = mapping(
+  {
+    ...common,
+    kind: z.literal('tap').meta({ description: 'A TAP interface of this host.' }),
+    interface: text(
+      /^(?!\.\.?$)[^\s/:\0,]{1,15}$/,
+      `an interface name of 1 to ${MAX_INTERFACE_BYTES} bytes, such as tap0`,
+    ).meta({ description: 'Name of the TAP interface; made when it does not exist.' }),
+  },
+  'a mapping with name, kind and interface',
+);
+
+export const PortInput = z.discriminatedUnion('kind', [vhostUserPort, tapPort], {
+  error: 'one of vhost-user, tap',
+});
+export type PortInput = z.output<typeof PortInput>;
+
+/** `PATCH /v1/ports/{name}`. */
+export const PortUpdateInput = mapping(
+  {
+    vlan: VlanInput.optional(),
+    linkUp: bool().optional().meta({ description: 'false takes the link down for the guest.' }),
+  },
+  'an object with vlan or linkUp',
+);
+
+const HTTP = 'a loopback address and port, such as 127.0.0.1:9100';
+
+export const SwitchInput = mapping(
+  {
+    ports: z
+      .array(PortInput, { error: 'a list of ports' })
+      .max(MAX_PORTS, { error: `a list of at most ${MAX_PORTS} ports` })
+      .default([])
+      .meta({ description: `The ports, at most ${MAX_PORTS}; more can be added later.` }),
+    control: mapping(
+      {
+        path: socketPath()
+          .default(DEFAULT_CONTROL_PATH)
+          .meta({ description: 'Unix socket of the control API.' }),
+        mode: fileMode()
+          .default('0660')
+          .meta({ type: ['string', 'integer'], description: 'Its file mode, octal.' }),
+        owner: owner().optional().meta({ description: 'Its owner, `user:group` or `uid:gid`.' }),
+      },
+      'a mapping with path, mode and owner',
+    )
+      .prefault({})
+      .meta({ description: 'Where the control API listens.' }),
+    http: text(/^(localhost|127(\.\d{1,3}){3}|\[::1\]):\d{1,5}$/, HTTP)
+      .nullable()
+      .default(null)
+      .meta({ description: 'Also serve the read-only part of the API and /metrics here.' }),
+    mac: mapping(
+      {
+        ageingSeconds: int(1, 86400, 'seconds')
+          .default(300)
+          .meta({ description: 'An address that was silent this long is forgotten.' }),
+        limit: int(1, MAX_MAC_ENTRIES, 'MAC addresses')
+          .default(16384)
+          .meta({ description: 'Most learned addresses of the switch.' }),
+      },
+      'a mapping with ageingSeconds and limit',
+    )
+      .prefault({})
+      .meta({ description: 'The MAC table.' }),
+    spinMicroseconds: int(0, 10000, 'microseconds')
+      .default(50)
+      .meta({ description: 'How long a worker polls an empty queue before it sleeps.' }),
+  },
+  'a mapping with ports, control, http, mac or spinMicroseconds',
+);
+export type SwitchInput = z.output<typeof SwitchInput>;

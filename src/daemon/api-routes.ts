@@ -1,0 +1,286 @@
+/**
+ * The table of the control API: each row is a route, its documentation and its handler.
+ * `control-api.ts` serves it, `openapi.ts` describes it, so neither can be wrong about the other.
+ */
+import * as z from 'zod';
+import { ConfigProblems, describeIssues, type RawProblem } from './config-problem.ts';
+import { ApiError } from './api-error.ts';
+import {
+  MacEntrySchema,
+  PortStatusSchema,
+  SwitchEventSchema,
+  VersionSchema,
+  WorkerStatusSchema,
+  type Version,
+} from './api-schemas.ts';
+import { captureStream, eventStream, type OpenStreams } from './api-stream.ts';
+import { parsePort, placed } from './config.ts';
+import type { Metrics } from './metrics.ts';
+import { resolveVlan } from './port-config.ts';
+import { PortInput, PortUpdateInput, portName } from './port-input.ts';
+import { portExists, portNotFound, type SwitchControl } from './switch-control.ts';
+import type { PortConfig, PortStatus } from './switch-types.ts';
+
+/** What a handler gets. */
+export type Call = {
+  readonly control: SwitchControl;
+  readonly metrics: Metrics;
+  readonly version: Version;
+  readonly captures: OpenStreams;
+  readonly followers: OpenStreams;
+  /** Checked parts of the request. */
+  readonly params: Readonly<Record<string, string>>;
+  readonly query: Readonly<Record<string, unknown>>;
+  /** Parsed JSON, or undefined without a body. */
+  readonly body: unknown;
+  readonly accept: string;
+};
+
+export type Answer = {
+  readonly description: string;
+  /** Absent: no body. */
+  readonly schema?: z.ZodType;
+  /** Media type when it is not JSON. */
+  readonly type?: string;
+};
+
+export type Route = {
+  readonly id: string;
+  readonly method: 'GET' | 'POST' | 'PATCH' | 'DELETE';
+  /** As OpenAPI writes it. */
+  readonly path: string;
+  readonly summary: string;
+  readonly query?: z.ZodObject;
+  readonly body?: z.ZodType;
+  readonly answers: Readonly<Record<number, Answer>>;
+  /** Error statuses that the route can give, besides 400 and 500. */
+  readonly errors?: readonly number[];
+  /** Not on TCP, where the mode of a socket file cannot say who may. */
+  readonly socketOnly?: boolean;
+  handle(call: Call): Promise<Response> | Response;
+};
+
+/** Longest frame that a capture can ask for; Wireshark's default, above MAX_FRAME_BYTES. */
+const MAX_SNAP_BYTES = 262144;
+
+const queryInt = (min: number, max: number, what: string) => {
+  const error = `a whole number from ${min} to ${max} (${what})`;
+  return z.coerce.number({ error }).int({ error }).min(min, { error }).max(max, { error });
+};
+
+const byPort = z.strictObject({ port: portName().optional() });
+
+export const ROUTES: readonly Route[] = [
+  {
+    id: 'listPorts',
+    method: 'GET',
+    path: '/v1/ports',
+    summary: 'All ports with their state and counters.',
+    answers: { 200: { description: 'Ports in order.', schema: z.array(PortStatusSchema) } },
+    handle: async ({ control }) => Response.json(await control.ports()),
+  },
+  {
+    id: 'addPort',
+    method: 'POST',
+    path: '/v1/ports',
+    summary: 'Adds a port; the body is a port as in the configuration file.',
+    body: PortInput,
+    answers: { 201: { description: 'The new port.', schema: PortStatusSchema } },
+    errors: [409],
+    socketOnly: true,
+    async handle({ control, body }) {
+      const port = parsePort(body);
+      refuseTaken(port, await control.ports());
+      return Response.json(await control.addPort(port), { status: 201 });
+    },
+  },
+  {
+    id: 'getPort',
+    method: 'GET',
+    path: '/v1/ports/{name}',
+    summary: 'One port.',
+    answers: { 200: { description: 'The port.', schema: PortStatusSchema } },
+    errors: [404],
+    handle: async ({ control, params }) => Response.json(await existing(control, params.name!)),
+  },
+  {
+    id: 'updatePort',
+    method: 'PATCH',
+    path: '/v1/ports/{name}',
+    summary: 'Changes the VLANs or the link of a port while it runs.',
+    body: PortUpdateInput,
+    answers: { 200: { description: 'The port after the change.', schema: PortStatusSchema } },
+    errors: [404],
+    socketOnly: true,
+    async handle({ control, params, body }) {
+      await existing(control, params.name!);
+      return Response.json(await control.updatePort(params.name!, parseUpdate(body)));
+    },
+  },
+  {
+    id: 'removePort',
+    method: 'DELETE',
+    path: '/v1/ports/{name}',
+    summary: 'Ends the session of a port and removes it with its socket.',
+    answers: { 204: { description: 'The port is gone.' } },
+    errors: [404],
+    socketOnly: true,
+    async handle({ control, params }) {
+      await existing(control, params.name!);
+      await control.removePort(params.name!);
+      return new Response(null, { status: 204 });
+    },
+  },
+  {
+    id: 'capturePort',
+    method: 'GET',
+    path: '/v1/ports/{name}/capture',
+    summary: 'Frames of a port in both directions as pcapng, until the client closes.',
+    query: z.strictObject({
+      snapLen: queryInt(14, MAX_SNAP_BYTES, 'bytes kept of each frame').default(MAX_SNAP_BYTES),
+    }),
+    answers: { 200: { description: 'A pcapng stream.', type: 'application/x-pcapng' } },
+    errors: [404, 503],
+    socketOnly: true,
+    async handle({ control, params, query, captures }) {
+      await existing(control, params.name!);
+      if (captures.full) throw busy('captures');
+      const capture = await control.capture(params.name!, { snapLen: query.snapLen as number });
+      const headers = { 'content-type': 'application/x-pcapng', 'cache-control': 'no-store' };
+      return new Response(captureStream(capture, captures), { headers });
+    },
+  },
+  {
+    id: 'listMacs',
+    method: 'GET',
+    path: '/v1/macs',
+    summary: 'Learned MAC addresses.',
+    query: byPort,
+    answers: { 200: { description: 'Entries.', schema: z.array(MacEntrySchema) } },
+    async handle({ control, query }) {
+      const entries = await control.macTable();
+      return Response.json(query.port ? entries.filter((e) => e.port === query.port) : entries);
+    },
+  },
+  {
+    id: 'flushMacs',
+    method: 'DELETE',
+    path: '/v1/macs',
+    summary: 'Forgets learned addresses, of one port or of all.',
+    query: byPort,
+    answers: {
+      200: { description: 'How many.', schema: z.object({ flushed: z.int().min(0) }) },
+    },
+    errors: [404],
+    socketOnly: true,
+    async handle({ control, query }) {
+      const port = query.port as string | undefined;
+      if (port !== undefined) await existing(control, port);
+      return Response.json({ flushed: await control.flushMacTable(port) });
+    },
+  },
+  {
+    id: 'listWorkers',
+    method: 'GET',
+    path: '/v1/workers',
+    summary: 'The data-plane workers.',
+    answers: { 200: { description: 'Workers.', schema: z.array(WorkerStatusSchema) } },
+    handle: async ({ control }) => Response.json(await control.workers()),
+  },
+  {
+    id: 'listEvents',
+    method: 'GET',
+    path: '/v1/events',
+    summary:
+      'The last events, oldest first. With follow=1 the events from now on: as server-sent events ' +
+      'when the client accepts text/event-stream, else one JSON object per line.',
+    query: z.strictObject({
+      follow: z.enum(['0', '1'], { error: '0 or 1' }).default('0'),
+      last: queryInt(0, 1000, 'events').optional().meta({
+        description: 'Only the last N; with follow=1, N past events come first (default 0).',
+      }),
+    }),
+    answers: { 200: { description: 'Events.', schema: z.array(SwitchEventSchema) } },
+    errors: [503],
+    handle: listEvents,
+  },
+  {
+    id: 'getVersion',
+    method: 'GET',
+    path: '/v1/version',
+    summary: 'What is running.',
+    answers: { 200: { description: 'Version.', schema: VersionSchema } },
+    handle: ({ version }) => Response.json(version),
+  },
+  {
+    id: 'getMetrics',
+    method: 'GET',
+    path: '/metrics',
+    summary: 'Everything that is counted, for Prometheus.',
+    answers: { 200: { description: 'Text exposition format.', type: 'text/plain' } },
+    async handle({ metrics }) {
+      const headers = { 'content-type': metrics.contentType };
+      return new Response(await metrics.text(), { headers });
+    },
+  },
+  {
+    id: 'getHealth',
+    method: 'GET',
+    path: '/healthz',
+    summary: 'Answers once the switch runs.',
+    answers: { 200: { description: 'ok', type: 'text/plain' } },
+    errors: [503],
+    handle: () => new Response('ok\n'),
+  },
+];
+
+async function existing(control: SwitchControl, name: string): Promise<PortStatus> {
+  const port = (await control.ports()).find((p) => p.name === name);
+  if (!port) throw portNotFound(name);
+  return control.port(name);
+}
+
+/** The switch refuses too; here the answer names the owner. */
+function refuseTaken(port: PortConfig, ports: readonly PortStatus[]): void {
+  if (ports.some((p) => p.name === port.name)) {
+    throw portExists(`the name ${JSON.stringify(port.name)}`, port.name);
+  }
+}
+
+function parseUpdate(body: unknown) {
+  const parsed = PortUpdateInput.safeParse(body, { reportInput: true });
+  const raw: RawProblem[] = parsed.success ? [] : describeIssues(parsed.error.issues);
+  const { vlan, linkUp } = parsed.data ?? {};
+  const update: { vlan?: PortConfig['vlan']; linkUp?: boolean } = {};
+  if (linkUp !== undefined) update.linkUp = linkUp;
+  if (vlan !== undefined) {
+    update.vlan = resolveVlan(vlan, (keys, problem) => raw.push({ keys, problem }));
+  }
+  if (raw.length === 0 && Object.keys(update).length === 0) {
+    raw.push({ keys: [], problem: 'nothing to change; give vlan or linkUp' });
+  }
+  if (raw.length > 0) throw new ConfigProblems(raw.map((p) => placed(p, null)));
+  return update;
+}
+
+function busy(what: string): ApiError {
+  const message = `there are too many open ${what}; close one and try again`;
+  return new ApiError(503, 'ERR_VRING_API_BUSY', message);
+}
+
+function listEvents({ control, query, accept, followers }: Call): Response {
+  const events = control.events();
+  const last = query.last as number | undefined;
+  if (query.follow !== '1') {
+    return Response.json(last === undefined ? events : events.slice(events.length - last));
+  }
+  if (followers.full) throw busy('event streams');
+  const past = last ? events.slice(-last) : [];
+  const isSse = accept.includes('text/event-stream');
+  const headers = {
+    'content-type': isSse ? 'text/event-stream' : 'application/x-ndjson',
+    'cache-control': 'no-store',
+  };
+  const stream = eventStream(control, past, isSse ? 'sse' : 'lines', followers);
+  return new Response(stream, { headers });
+}

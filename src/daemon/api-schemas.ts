@@ -1,0 +1,122 @@
+/** What the control API answers, as zod schemas: the source of /openapi.json. */
+import * as z from 'zod';
+import type {
+  MacEntry,
+  PortStatus,
+  SwitchEvent,
+  VlanConfig,
+  WorkerStatus,
+} from './switch-types.ts';
+
+const counters = z
+  .record(z.string(), z.int().min(0))
+  .meta({ description: 'By name; they grow while the port lives.' });
+const time = z.string().meta({ format: 'date-time' });
+
+export const VlanSchema = z
+  .discriminatedUnion('mode', [
+    z.object({ mode: z.literal('access'), vid: z.int() }),
+    z.object({
+      mode: z.literal('trunk'),
+      allowed: z.union([z.literal('all'), z.array(z.int())]),
+      native: z.int().nullable(),
+    }),
+  ])
+  .meta({ id: 'Vlan' });
+
+export const QueueStatusSchema = z
+  .object({
+    index: z.int().min(0),
+    name: z.string().meta({ description: 'receiveq1, transmitq1, ... as virtio names them.' }),
+    size: z.int().min(0),
+    enabled: z.boolean(),
+    started: z.boolean(),
+    fault: z.string().nullable().meta({ description: 'What broke the queue, until its reset.' }),
+    counters,
+  })
+  .meta({ id: 'QueueStatus' });
+
+const features = z.object({
+  bits: z.string().meta({ description: 'Hexadecimal.' }),
+  names: z.array(z.string()),
+});
+
+export const PortStatusSchema = z
+  .object({
+    name: z.string(),
+    kind: z.enum(['vhost-user', 'tap']),
+    endpoint: z.string(),
+    state: z.enum(['listening', 'connecting', 'negotiating', 'up', 'broken', 'down']),
+    reason: z
+      .object({ code: z.string(), message: z.string(), at: time })
+      .nullable()
+      .meta({ description: 'Why the port is not up, or why its last session ended.' }),
+    linkUp: z.boolean(),
+    sessions: z.int().min(0).meta({ description: 'Sessions so far.' }),
+    vlan: VlanSchema,
+    mtu: z.int(),
+    features: features.nullable(),
+    protocolFeatures: features.nullable(),
+    memory: z.object({ regions: z.int(), bytes: z.number() }).nullable(),
+    queues: z.array(QueueStatusSchema),
+    counters,
+  })
+  .meta({ id: 'PortStatus' });
+
+export const MacEntrySchema = z
+  .object({
+    mac: z.string(),
+    vlan: z.int(),
+    port: z.string(),
+    ageSeconds: z.number().min(0),
+  })
+  .meta({ id: 'MacEntry' });
+
+export const WorkerStatusSchema = z
+  .object({
+    id: z.int(),
+    polls: z.number(),
+    sleeps: z.number(),
+    wakeups: z.number(),
+    cpuSeconds: z.number(),
+  })
+  .meta({ id: 'WorkerStatus' });
+
+export const SwitchEventSchema = z
+  .object({ at: time, kind: z.string(), port: z.string().nullable(), message: z.string() })
+  .meta({ id: 'SwitchEvent' });
+
+export const ErrorSchema = z
+  .object({
+    error: z.object({
+      code: z.string().meta({ description: 'Stable: ERR_VRING_...' }),
+      message: z.string(),
+      path: z.string().optional().meta({ description: 'Which part of the request is wrong.' }),
+      problems: z
+        .array(z.object({ path: z.string(), problem: z.string() }))
+        .optional()
+        .meta({ description: 'All of them, when there are several.' }),
+    }),
+  })
+  .meta({ id: 'Error' });
+
+export const VersionSchema = z
+  .object({
+    name: z.literal('vring'),
+    version: z.string(),
+    api: z.literal('v1'),
+    node: z.string(),
+    pid: z.int(),
+    startedAt: time,
+  })
+  .meta({ id: 'Version' });
+export type Version = z.infer<typeof VersionSchema>;
+
+/** Compiles only while the schemas and the types of the switch say the same. */
+type Same<A, B> = [A] extends [B] ? ([B] extends [A] ? true : false) : false;
+type Mutable<T> = T extends object ? { -readonly [K in keyof T]: Mutable<T[K]> } : T;
+true satisfies Same<z.infer<typeof VlanSchema>, Mutable<VlanConfig>>;
+true satisfies Same<z.infer<typeof PortStatusSchema>, Mutable<PortStatus>>;
+true satisfies Same<z.infer<typeof MacEntrySchema>, Mutable<MacEntry>>;
+true satisfies Same<z.infer<typeof WorkerStatusSchema>, Mutable<WorkerStatus>>;
+true satisfies Same<z.infer<typeof SwitchEventSchema>, Mutable<SwitchEvent>>;

@@ -1,0 +1,214 @@
+/**
+ * The control API: HTTP and JSON on a Unix socket, whose file mode says who may use it. On TCP,
+ * where every local user may connect, only what reads counters and states is served.
+ */
+import { createAdaptorServer } from '@hono/node-server';
+import { Hono, type Context } from 'hono';
+import { bodyLimit } from 'hono/body-limit';
+import type { Server } from 'node:http';
+import { ApiError, errorResponse } from './api-error.ts';
+import { ROUTES, type Call, type Route } from './api-routes.ts';
+import type { Version } from './api-schemas.ts';
+import { OpenStreams } from './api-stream.ts';
+import { describeIssues, ConfigProblems } from './config-problem.ts';
+import { placed } from './config.ts';
+import { listenControl, listenHttp } from './control-socket.ts';
+import { Metrics } from './metrics.ts';
+import { openApiDocument } from './openapi.ts';
+import type { SwitchControl } from './switch-control.ts';
+import type { SwitchConfig } from './switch-types.ts';
+import { VERSION } from './version.ts';
+
+/** A port with every option has less than 2 KiB, one with 4094 VLANs 24 KiB. */
+const MAX_BODY_BYTES = 64 * 1024;
+const MAX_URL_BYTES = 2048;
+/** Each capture costs the data plane a copy per frame. */
+const MAX_CAPTURES = 16;
+const MAX_FOLLOWERS = 64;
+const MAX_CONNECTIONS = 256;
+
+/** Whose files may talk: the socket's mode decides, or anybody on this host. */
+type Listener = 'socket' | 'tcp';
+
+export class ControlApi {
+  readonly #captures = new OpenStreams(MAX_CAPTURES);
+  readonly #followers = new OpenStreams(MAX_FOLLOWERS);
+  readonly #servers: Server[] = [];
+  readonly #metrics: Metrics;
+  readonly #version: Version;
+  #control: SwitchControl | null = null;
+  /** Address of the TCP listener, with the port that it got. */
+  httpAddress: string | null = null;
+
+  private constructor() {
+    this.#metrics = new Metrics(() => this.#running(), VERSION);
+    this.#version = {
+      name: 'vring',
+      version: VERSION,
+      api: 'v1',
+      node: process.version,
+      pid: process.pid,
+      startedAt: new Date(performance.timeOrigin).toISOString(),
+    };
+  }
+
+  /** Listens; requests are answered with 503 until `attach`. */
+  static async listen(config: Pick<SwitchConfig, 'control' | 'http'>): Promise<ControlApi> {
+    const api = new ControlApi();
+    try {
+      await listenControl(api.#serve('socket'), config.control);
+      if (config.http) api.httpAddress = await listenHttp(api.#serve('tcp'), config.http);
+    } catch (thrown) {
+      await api.close();
+      throw thrown;
+    }
+    return api;
+  }
+
+  /** From now on requests are about this switch. */
+  attach(control: SwitchControl): void {
+    this.#control = control;
+  }
+
+  /** Captures and event streams that are open. */
+  get openStreams(): number {
+    return this.#captures.count + this.#followers.count;
+  }
+
+  /** Ends all streams and removes the socket. Idempotent. */
+  async close(): Promise<void> {
+    this.#captures.closeAll();
+    this.#followers.closeAll();
+    const servers = this.#servers.splice(0).filter((server) => server.listening);
+    await Promise.all(
+      servers.map(
+        (server) =>
+          new Promise<void>((resolve) => {
+            server.close(() => resolve());
+            // Ended streams get a moment to send their end; then whoever still holds on is cut.
+            server.closeIdleConnections();
+            setTimeout(() => server.closeAllConnections(), 200).unref();
+          }),
+      ),
+    );
+  }
+
+  #running(): SwitchControl {
+    if (this.#control) return this.#control;
+    throw new ApiError(503, 'ERR_VRING_API_STARTING', 'the switch is starting; try again');
+  }
+
+  #serve(listener: Listener): Server {
+    const app = this.#app(listener);
+    const serverOptions = { maxHeaderSize: 16 * 1024, requestTimeout: 10_000 };
+    const server = createAdaptorServer({ fetch: app.fetch, serverOptions }) as Server;
+    server.maxConnections = MAX_CONNECTIONS;
+    this.#servers.push(server);
+    return server;
+  }
+
+  #app(listener: Listener): Hono {
+    const app = new Hono();
+    app.onError((error) => errorResponse(error));
+    app.use(async (c, next) => {
+      checkRequest(c, listener);
+      await next();
+    });
+    const tooLarge = () =>
+      errorResponse(
+        new ApiError(413, 'ERR_VRING_API_TOO_LARGE', `bodies have at most ${MAX_BODY_BYTES} bytes`),
+      );
+    app.use(bodyLimit({ maxSize: MAX_BODY_BYTES, onError: tooLarge }));
+    app.get('/openapi.json', () => Response.json(openApiDocument(VERSION)));
+    for (const route of ROUTES) {
+      const path = route.path.replaceAll(/\{(\w+)\}/g, ':$1');
+      app.on(route.method, path, async (c) => {
+        if (listener === 'tcp' && route.socketOnly) throw notOnTcp(route);
+        return route.handle(await this.#call(c, route));
+      });
+    }
+    app.notFound(noRoute);
+    return app;
+  }
+
+  async #call(c: Context, route: Route): Promise<Call> {
+    return {
+      control: this.#running(),
+      metrics: this.#metrics,
+      version: this.#version,
+      captures: this.#captures,
+      followers: this.#followers,
+      params: c.req.param(),
+      query: parseQuery(c, route),
+      body: route.body ? parseJson(await c.req.text()) : undefined,
+      accept: c.req.header('accept') ?? '',
+    };
+  }
+}
+
+/**
+ * On TCP a web page must not reach us: with a name of its own that resolves to 127.0.0.1 it would
+ * be "same origin" to the browser, but its name is in Host.
+ */
+function checkRequest(c: Context, listener: Listener): void {
+  if (c.req.url.length > MAX_URL_BYTES) {
+    const message = `URLs have at most ${MAX_URL_BYTES} bytes`;
+    throw new ApiError(414, 'ERR_VRING_API_TOO_LARGE', message);
+  }
+  if (listener === 'socket') return;
+  const host = c.req.header('host') ?? '';
+  if (/^(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?$/.test(host)) return;
+  const message = `Host must be localhost or a loopback address, not ${JSON.stringify(host)}`;
+  throw new ApiError(403, 'ERR_VRING_API_HOST', message);
+}
+
+function notOnTcp(route: Route): ApiError {
+  const message = `${route.method} ${route.path} is served on the Unix socket only`;
+  return new ApiError(403, 'ERR_VRING_API_SOCKET_ONLY', message);
+}
+
+function parseQuery(c: Context, route: Route): Record<string, unknown> {
+  if (!route.query) return {};
+  const parsed = route.query.safeParse(c.req.query(), { reportInput: true });
+  if (parsed.success) return parsed.data;
+  const problems = describeQueryIssues(parsed.error.issues, Object.keys(route.query.shape));
+  throw new ConfigProblems(problems.map((raw) => placed(raw, null)));
+}
+
+/** A query schema is a plain strict object: its unknown keys are named here. */
+function describeQueryIssues(
+  issues: Parameters<typeof describeIssues>[0],
+  known: readonly string[],
+) {
+  return describeIssues(
+    issues.map((issue) =>
+      issue.code === 'unrecognized_keys' ? { ...issue, message: JSON.stringify(known) } : issue,
+    ),
+  );
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    const problem = cause instanceof Error ? cause.message : String(cause);
+    throw new ApiError(400, 'ERR_VRING_API_JSON', `the body is not JSON: ${problem}`);
+  }
+}
+
+/** 405 with the methods that exist, or 404. */
+function noRoute(c: Context): Response {
+  const methods = ROUTES.filter((route) => {
+    const pattern = route.path.replaceAll(/\{\w+\}/g, '[^/]+');
+    return new RegExp(`^${pattern}$`).test(c.req.path);
+  }).map((route) => route.method);
+  if (methods.length === 0) {
+    const message = `there is no ${c.req.path}; /openapi.json lists what there is`;
+    return errorResponse(new ApiError(404, 'ERR_VRING_API_NOT_FOUND', message));
+  }
+  const allow = methods.join(', ');
+  const message = `${c.req.path} knows ${allow}, not ${c.req.method}`;
+  const response = errorResponse(new ApiError(405, 'ERR_VRING_API_METHOD', message));
+  response.headers.set('allow', allow);
+  return response;
+}

@@ -1,0 +1,100 @@
+/** A switch as a process: configuration, data plane and control API, and how they end. */
+import { ControlApi } from './control-api.ts';
+import type { SwitchControl } from './switch-control.ts';
+import type { PortStatus, SwitchConfig, SwitchEvent } from './switch-types.ts';
+
+export type StartSwitch = (config: SwitchConfig) => Promise<SwitchControl>;
+
+export class SwitchDaemon {
+  readonly control: SwitchControl;
+  readonly api: ControlApi;
+  readonly config: SwitchConfig;
+  #closing: Promise<void> | null = null;
+
+  private constructor(config: SwitchConfig, control: SwitchControl, api: ControlApi) {
+    this.config = config;
+    this.control = control;
+    this.api = api;
+  }
+
+  /**
+   * Takes the control socket first: a second switch on the same socket fails before it touches
+   * any port. When the ports cannot start, everything that was made is removed again.
+   */
+  static async start(config: SwitchConfig, startSwitch: StartSwitch): Promise<SwitchDaemon> {
+    const api = await ControlApi.listen(config);
+    try {
+      const control = await startSwitch(config);
+      api.attach(control);
+      return new SwitchDaemon(config, control, api);
+    } catch (thrown) {
+      await api.close();
+      throw thrown;
+    }
+  }
+
+  /** What a supervisor waits for. */
+  async readiness(): Promise<Readiness> {
+    return {
+      ready: true,
+      pid: process.pid,
+      control: this.config.control.path,
+      http: this.api.httpAddress,
+      ports: (await this.control.ports()).map(({ name, endpoint }) => ({ name, endpoint })),
+    };
+  }
+
+  /** Ends streams and sessions and removes all sockets. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= (async () => {
+      await this.api.close();
+      await this.control.close();
+    })();
+    return this.#closing;
+  }
+}
+
+export type Readiness = {
+  readonly ready: true;
+  readonly pid: number;
+  readonly control: string;
+  readonly http: string | null;
+  readonly ports: readonly Pick<PortStatus, 'name' | 'endpoint'>[];
+};
+
+/** `vring: ready: 2 ports, control socket /run/vring/switch.sock` */
+export function readinessLine(readiness: Readiness): string {
+  const count = readiness.ports.length;
+  const http = readiness.http === null ? '' : `, http://${readiness.http}`;
+  const ports = `${count} port${count === 1 ? '' : 's'}`;
+  return `vring: ready: ${ports}, control socket ${readiness.control}${http}`;
+}
+
+/** Events as lines of a log, at most `perSecond`: a peer that reconnects in a loop fills no disk. */
+export class EventLog {
+  readonly #write: (line: string) => void;
+  readonly #perSecond: number;
+  #second = 0;
+  #written = 0;
+  #skipped = 0;
+
+  constructor(write: (line: string) => void, perSecond = 20) {
+    this.#write = write;
+    this.#perSecond = perSecond;
+  }
+
+  add(event: SwitchEvent): void {
+    const second = Math.floor(Date.parse(event.at) / 1000);
+    if (second !== this.#second) {
+      if (this.#skipped > 0) this.#write(`${event.at} ${this.#skipped} more events, not shown`);
+      [this.#second, this.#written, this.#skipped] = [second, 0, 0];
+    }
+    if (this.#written >= this.#perSecond) {
+      this.#skipped++;
+      return;
+    }
+    this.#written++;
+    const port = event.port === null ? '' : ` ${event.port}:`;
+    this.#write(`${event.at}${port} ${event.kind}: ${event.message}`);
+  }
+}

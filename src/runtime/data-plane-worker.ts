@@ -46,7 +46,14 @@ export class DataPlaneWorker {
       options: options.planeOptions,
     };
     const entry = new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url);
-    this.#worker = new Worker(entry, { workerData: boot, transferList: [port2], name: options.name });
+    this.#worker = new Worker(entry, {
+      workerData: boot,
+      transferList: [port2],
+      name: options.name,
+      // Some of the process's own options (--input-type) are refused for a worker, and V8's are
+      // the process's anyway.
+      execArgv: [],
+    });
     this.#port.on('message', (reply: WorkerReply) => this.#receive(reply));
     this.#port.unref();
     this.#worker.unref();

@@ -61,9 +61,12 @@ export const VRING: BackendKind = {
 /** Seconds that the workers were busy, and frames that they took in. */
 async function busyTime(vswitch: SwitchProcess): Promise<{ busy: number; frames: number }> {
   const [workers, ports] = await Promise.all([vswitch.workers(), vswitch.ports()]);
-  // A worker that counts the time of polls that found work says so; processor time includes
-  // polls that found nothing, and is the same when the back-end is the bottleneck.
-  const busy = workers.map((w) => (w as { busySeconds?: number }).busySeconds ?? w.cpuSeconds);
+  // A worker counts the time of polls that found work; its processor time also holds the polls
+  // that found nothing, and is the same when the back-end is the bottleneck.
+  const busy = workers.map((worker) => {
+    const { busyMs } = worker as { busyMs?: number };
+    return busyMs === undefined ? worker.cpuSeconds : busyMs / 1000;
+  });
   const frames = ports.map((port) => port.counters['rxFrames'] ?? 0);
   const sum = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0);
   return { busy: sum(busy), frames: sum(frames) };

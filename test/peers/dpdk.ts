@@ -52,6 +52,8 @@ export type TestpmdOptions = {
   /** Buffers of 2 KiB in the pool; all rings and caches live from them. */
   readonly mbufs?: number;
   readonly forwardMode?: string;
+  /** Further arguments of DPDK's environment, before the `--`. */
+  readonly ealArgs?: readonly string[];
   /** Further arguments of testpmd proper. */
   readonly args?: readonly string[];
   readonly environment?: Readonly<Record<string, string>>;
@@ -193,6 +195,7 @@ function testpmdCommand(options: TestpmdOptions): Parameters<typeof startChild> 
   // One memfd for all memory: vhost-user in DPDK passes at most eight regions.
   args.push('--lcores', lcores.join(','), '--in-memory', '--single-file-segments', '--no-pci');
   args.push('-m', String(memoryMib), '--no-telemetry');
+  args.push(...(options.ealArgs ?? []));
   for (const vdev of options.vdevs) args.push('--vdev', vdev);
   args.push('--', '-i', `--nb-cores=${workerCores.length}`);
   args.push(`--rxq=${queues}`, `--txq=${queues}`, `--rxd=${descriptors}`, `--txd=${descriptors}`);

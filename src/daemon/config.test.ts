@@ -1,11 +1,13 @@
 import { strict as assert } from 'node:assert';
 import { readFileSync } from 'node:fs';
+import { basename } from 'node:path';
 import { test } from 'node:test';
 import { buildConfig, parsePort } from './config.ts';
 import { closest, problemLines } from './config-problem.ts';
-import { CONFIG_DOC_FILE, renewConfigDoc, SCHEMA_FILE, schemaText } from './config-schema.ts';
+import { SCHEMA_FILE, schemaText } from './config-schema.ts';
 import type { ConfigError } from '../base/errors.ts';
 import { resolveOwner } from './owner.ts';
+import { REFERENCE_DOCS, renewed } from './reference-docs.ts';
 
 const PORT = '- name: vm0\n  kind: vhost-user\n  path: /run/vm0.sock\n';
 
@@ -247,13 +249,19 @@ test('owners are names or numbers', () => {
   assert.match(String(resolveOwner('4294967295:0')), /^no user/);
 });
 
-test('schema/switch.schema.json is current: node src/daemon/config-schema.ts', () => {
+test('schema/switch.schema.json is current: node src/daemon/reference-docs.ts', () => {
   assert.equal(readFileSync(SCHEMA_FILE, 'utf8'), schemaText());
 });
 
-test('docs/config.md lists the keys of the schema', () => {
-  const doc = readFileSync(CONFIG_DOC_FILE, 'utf8');
-  assert.equal(doc, renewConfigDoc(doc));
+for (const { file, generate } of REFERENCE_DOCS) {
+  test(`${basename(file)} is current: node src/daemon/reference-docs.ts`, () => {
+    const doc = readFileSync(file, 'utf8');
+    assert.equal(doc, renewed(doc, generate()));
+  });
+}
+
+test('the example of docs/config.md is a configuration', () => {
+  const doc = readFileSync(REFERENCE_DOCS[0]!.file, 'utf8');
   const [, example] = /```yaml\n([\s\S]*?)```/.exec(doc)!;
   assert.equal(fromYaml(example!.replaceAll(':kvm', ':root')).ports.length, 3);
 });

@@ -1,0 +1,111 @@
+/** `vring switch`: the daemon, in the foreground. */
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { ConfigError } from '../base/errors.ts';
+import {
+  buildConfig,
+  EventLog,
+  problemLines,
+  readinessLine,
+  SwitchDaemon,
+  type StartSwitch,
+} from '../daemon/index.ts';
+import type { SwitchConfig } from '../daemon/switch-types.ts';
+import { complain, print, printable, printJson } from './output.ts';
+
+export type SwitchOptions = {
+  readonly config?: string;
+  readonly port?: readonly string[];
+  readonly control?: string;
+  readonly http?: string;
+  readonly check?: boolean;
+  readonly json?: boolean;
+  readonly quiet?: boolean;
+};
+
+/** Sessions end in milliseconds; a peer that hangs must not keep a service from stopping. */
+const CLOSE_TIMEOUT_MS = 5000;
+
+export function readSwitchConfig(options: SwitchOptions): SwitchConfig {
+  const name = options.config;
+  const control = options.control ?? (process.env.VRING_CONTROL || undefined);
+  return buildConfig({
+    file: name === undefined ? undefined : { name, text: readConfigFile(name) },
+    ports: options.port,
+    control: control === undefined ? undefined : resolve(control),
+    http: options.http,
+  });
+}
+
+function readConfigFile(name: string): string {
+  try {
+    return readFileSync(name === '-' ? 0 : name, 'utf8');
+  } catch (cause) {
+    const { code, message } = cause as NodeJS.ErrnoException;
+    const why = code === 'ENOENT' ? 'there is no such file' : message;
+    throw new ConfigError('--config', `${name}: ${why}`, { cause });
+  }
+}
+
+/** Runs until a signal. Returns the exit status. */
+export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch): Promise<number> {
+  let config: SwitchConfig;
+  try {
+    config = readSwitchConfig(options);
+  } catch (thrown) {
+    if (!(thrown instanceof ConfigError)) throw thrown;
+    for (const line of problemLines(thrown)) complain(line);
+    return 2;
+  }
+  if (options.check) {
+    if (options.json) printJson(config);
+    else print(`the configuration is good: ${config.ports.length} ports`);
+    return 0;
+  }
+  const signal = nextSignal();
+  const daemon = await SwitchDaemon.start(config, startSwitch);
+  if (!options.quiet) showEvents(daemon, options.json ?? false);
+  const readiness = await daemon.readiness();
+  if (options.json) printJson(readiness, 'line');
+  else print(readinessLine(readiness));
+
+  const name = await signal;
+  if (!options.quiet) complain(`${name}: ending`);
+  return closeInTime(daemon);
+}
+
+function showEvents(daemon: SwitchDaemon, json: boolean): void {
+  if (json) {
+    daemon.control.on('event', (event) => printJson({ event }, 'line'));
+    return;
+  }
+  const log = new EventLog((line) => process.stderr.write(`${printable(line)}\n`));
+  for (const event of daemon.control.events()) log.add(event);
+  daemon.control.on('event', (event) => log.add(event));
+}
+
+/** SIGHUP ends too: the terminal of a foreground process went away. */
+function nextSignal(): Promise<NodeJS.Signals> {
+  return new Promise((resolveSignal) => {
+    let count = 0;
+    for (const name of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
+      process.on(name, () => {
+        count++;
+        if (count > 1) process.exit(1);
+        resolveSignal(name);
+      });
+    }
+  });
+}
+
+async function closeInTime(daemon: SwitchDaemon): Promise<number> {
+  let timer: NodeJS.Timeout | undefined;
+  const tooLate = new Promise<'late'>((resolveLate) => {
+    timer = setTimeout(() => resolveLate('late'), CLOSE_TIMEOUT_MS);
+  });
+  const outcome = await Promise.race([daemon.close().then(() => 'closed' as const), tooLate]);
+  clearTimeout(timer);
+  if (outcome === 'closed') return 0;
+  complain(`a session did not end within ${CLOSE_TIMEOUT_MS / 1000} s; giving up on it`);
+  return 1;
+}

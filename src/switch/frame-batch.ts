@@ -12,6 +12,9 @@ export const GSO_TCPV6 = 4;
 export const GSO_UDP_L4 = 5; //  USO
 export const GSO_ECN = 0x80; //  flag beside a TCP type
 
+/** In `FrameBatch.tagged`: the header has an 802.1Q tag now. */
+export const TAG_PRESENT = 0x10;
+
 /** Bytes kept for the header of one frame: headroom, the copy, and slack for whole-word copies. */
 export const HEADER_SLOT_BYTES = 96;
 /**
@@ -19,6 +22,14 @@ export const HEADER_SLOT_BYTES = 96;
  * VLAN tag in front.
  */
 export const HEADER_SLOT_START = 16;
+
+/** `destination`: to every other member of the frame's VLAN. */
+export const DESTINATION_FLOOD = -1;
+/**
+ * `destination` at or below: dropped. `DESTINATION_DROP - destination` is the counter column that
+ * names the reason (see counters.ts).
+ */
+export const DESTINATION_DROP = -2;
 
 /**
  * Frames on their way through the switch, in columns. The first `headerLen` bytes of a frame (up
@@ -38,7 +49,10 @@ export class FrameBatch {
   readonly headerView: DataView;
   /** Where in `headers` the frame starts. */
   readonly headerAt: Int32Array;
-  /** Bytes of the frame that are in `headers`. */
+  /**
+   * Bytes of the frame that are in `headers`. `receive` copies min(frameLen, HEADER_COPY_BYTES);
+   * `transmit` sees any number from MIN_FRAME_BYTES to HEADER_COPY_BYTES + 4 (a pushed tag).
+   */
   readonly headerLen: Int32Array;
   /** Bytes of the whole frame: header copy plus segments. */
   readonly frameLen: Int32Array;
@@ -57,11 +71,14 @@ export class FrameBatch {
   readonly gsoSize: Uint16Array;
   readonly gsoHeaderLen: Uint16Array;
 
-  /** Set by the switch: VLAN id (0 without), whether a tag is in the header now, and the 3 PCP bits. */
+  /** Set by the switch: VLAN id. */
   readonly vlan: Uint16Array;
+  /**
+   * Set by the switch: TAG_PRESENT while a tag is in the header, and in the low four bits what the
+   * tag says or shall say beside the VLAN: priority (3 bits) and drop eligibility (1).
+   */
   readonly tagged: Uint8Array;
-  readonly priority: Uint8Array;
-  /** Set by the switch: destination port index, or DESTINATION_FLOOD / DESTINATION_DROP. */
+  /** Set by the switch: port index, DESTINATION_FLOOD, or DESTINATION_DROP and below. */
   readonly destination: Int16Array;
 
   constructor(capacity = BATCH, segCapacity = BATCH_SEGMENTS) {
@@ -84,7 +101,6 @@ export class FrameBatch {
     this.gsoHeaderLen = new Uint16Array(capacity);
     this.vlan = new Uint16Array(capacity);
     this.tagged = new Uint8Array(capacity);
-    this.priority = new Uint8Array(capacity);
     this.destination = new Int16Array(capacity);
   }
 }

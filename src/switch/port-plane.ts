@@ -32,7 +32,12 @@ export interface PortPlane {
   release(batch: FrameBatch): void;
   /**
    * Delivers frames `list[0 .. count)` of the batch, in order. Counts what it delivers and what it
-   * must drop (with reason) itself. Returns how many were delivered.
+   * must drop (with reason) itself. Returns how many were delivered; `txBytes` of the switch is
+   * exact when those are the first ones of the list.
+   *
+   * All bytes are copied (or handed to the kernel) when it returns: the switch then edits the
+   * headers for the next port and reuses its scratch memory. Frames of the switch's own scratch
+   * come in a batch that is not the one of `receive`.
    */
   transmit(batch: FrameBatch, list: Int32Array, count: number): number;
   /** Publishes what `transmit` and `release` did, and notifies the other side if it asked. */

@@ -1,0 +1,269 @@
+import type { FrameBatch } from './frame-batch.ts';
+import { admitFrame, checkFrame } from './ingress.hot.ts';
+import { LEARN_ADDED, LEARN_LIMIT, LEARN_MOVED, LEARN_OVERFLOW } from './mac-table.hot.ts';
+import { learnMac, lookupMac } from './mac-table.hot.ts';
+
+/**
+ * The two passes over a received batch: judge the frames and learn their sources, then sort them
+ * into one list per destination port.
+ */
+
+// The same numbers are in frame-batch.ts and counters.ts.
+const FLOOD = -1;
+const DROP = -2;
+const DROP_SOURCE_GROUP = DROP - 19;
+const DROP_RESERVED = DROP - 20;
+const DROP_SAME_PORT = DROP - 21;
+const RX_MULTICAST = 4;
+const FLOOD_COPIES = 5;
+const COUNT_LEARNED = 6;
+const COUNT_MOVED = 7;
+const COUNT_LEARN_LIMIT = 8;
+const COUNT_LEARN_OVERFLOW = 9;
+const DROP_NO_PORT = 22;
+const MIN_FRAME_BYTES = 14;
+const MAX_FRAME_BYTES = 65553;
+const NEEDS_CSUM = 1;
+const TYPE_AT = 12;
+const TYPE_CTAG = 0x8100;
+const LEARN_REFRESHED = 0;
+const GROUP_BIT = 0x0100; //    in the first two bytes of an address
+const RESERVED_TOP = 0x0180; // 01:80:c2:00:00:00 .. 0f, IEEE 802.1D table 7-10
+const RESERVED_LO = 0xc2000000 | 0;
+const RESERVED_MASK = ~0xf;
+const PORT_SET_WORDS = 8;
+
+/** Words of `facts` that `judgeFrames` fills: what the whole batch is like. */
+export const FACT_BYTES = 0; //   sum of the frames' lengths
+export const FACT_LONGEST = 1; // length of the longest
+export const FACT_SPECIAL = 2; // 1: some frame has a tag or an offload, or was dropped as malformed
+export const FACT_WORDS = 3;
+
+/**
+ * Judges frames [0 .. count) of port `ingress`: sets `vlan`, `tagged` and `destination`, and learns
+ * the sources. `untagged`, `access` and `allowed` are the port's VlanRules, `row` is where its
+ * counters start. A batch of plain untagged frames costs one look at each column.
+ */
+export function judgeFrames(
+  batch: FrameBatch,
+  count: number,
+  ingress: number,
+  untagged: number,
+  access: boolean,
+  allowed: Uint32Array,
+  learnLimit: number,
+  cells: Int32Array,
+  head: Int32Array,
+  learned: Int32Array,
+  counters: Float64Array,
+  row: number,
+  facts: Int32Array,
+): void {
+  // Columns in locals: a property load per access would cost a third more.
+  const { headerView, headerAt, frameLen, offload, gsoType, vlan, tagged, destination } = batch;
+  // The last source and destination of this batch: frames of one flow come in runs. A key with a
+  // VLAN is never 0.
+  let sourceHi = 0;
+  let sourceLo = 0;
+  let targetHi = 0;
+  let targetLo = 0;
+  let target = FLOOD;
+  let bytes = 0;
+  let longest = 0;
+  let special = 0;
+  for (let i = 0; i < count; i++) {
+    const lenBytes = frameLen[i];
+    const at = headerAt[i];
+    bytes += lenBytes;
+    if (lenBytes > longest) longest = lenBytes;
+    let vid = untagged;
+    if (
+      untagged === 0 ||
+      lenBytes < MIN_FRAME_BYTES ||
+      lenBytes > MAX_FRAME_BYTES ||
+      (offload[i] & NEEDS_CSUM) !== 0 ||
+      gsoType[i] !== 0 ||
+      headerView.getUint16(at + TYPE_AT) === TYPE_CTAG
+    ) {
+      special = 1;
+      vid = admitFrame(batch, i, untagged, access, allowed);
+      if (vid < 0) {
+        destination[i] = vid;
+        continue;
+      }
+    } else tagged[i] = 0;
+    vlan[i] = vid;
+
+    const srcLo = headerView.getInt32(at + 8);
+    const srcHi = headerView.getUint16(at + 6) | (vid << 16);
+    if (srcLo !== sourceLo || srcHi !== sourceHi) {
+      if ((srcHi & GROUP_BIT) !== 0) {
+        destination[i] = DROP_SOURCE_GROUP;
+        continue;
+      }
+      sourceLo = srcLo;
+      sourceHi = srcHi;
+      // All zeros is nobody's address: forwarded, not learned.
+      if (srcLo !== 0 || (srcHi & 0xffff) !== 0) {
+        const outcome = learnMac(cells, head, learned, srcLo, srcHi, ingress, learnLimit);
+        if (outcome !== LEARN_REFRESHED) {
+          counters[row + learnColumn(outcome)]++;
+          targetHi = 0; // the table changed
+        }
+      }
+    }
+
+    const dstLo = headerView.getInt32(at + 2);
+    const dstHi = headerView.getUint16(at) | (vid << 16);
+    if (dstLo !== targetLo || dstHi !== targetHi) {
+      targetLo = dstLo;
+      targetHi = dstHi;
+      if ((dstHi & GROUP_BIT) !== 0) target = groupFate(dstHi, dstLo);
+      else {
+        target = lookupMac(cells, head, dstLo, dstHi);
+        if (target === ingress) target = DROP_SAME_PORT;
+      }
+    }
+    destination[i] = target;
+  }
+  facts[FACT_BYTES] = bytes;
+  facts[FACT_LONGEST] = longest;
+  facts[FACT_SPECIAL] = special;
+}
+
+function groupFate(dstHi: number, dstLo: number): number {
+  const reserved = (dstHi & 0xffff) === RESERVED_TOP && (dstLo & RESERVED_MASK) === RESERVED_LO;
+  return reserved ? DROP_RESERVED : FLOOD;
+}
+
+function learnColumn(outcome: number): number {
+  if (outcome === LEARN_ADDED) return COUNT_LEARNED;
+  if (outcome === LEARN_MOVED) return COUNT_MOVED;
+  if (outcome === LEARN_LIMIT) return COUNT_LEARN_LIMIT;
+  if (outcome === LEARN_OVERFLOW) return COUNT_LEARN_OVERFLOW;
+  return COUNT_LEARNED;
+}
+
+/**
+ * Sorts frames [0 .. count) into `lists[port]`, each in the order of the batch, and counts what
+ * dies here. `listCounts` is zero for every port before and holds the lengths after; `touched` gets
+ * the ports that have a list. Returns how many those are.
+ */
+export function bucketFrames(
+  batch: FrameBatch,
+  count: number,
+  ingress: number,
+  floodSets: Uint32Array,
+  lists: readonly Int32Array[],
+  listCounts: Int32Array,
+  touched: Int32Array,
+  counters: Float64Array,
+  row: number,
+): number {
+  const { destination } = batch;
+  let touchedCount = 0;
+  // The list that the last frame went to stays in locals while frames of a run follow it.
+  let current = FLOOD;
+  let list = lists[0];
+  let length = 0;
+  for (let i = 0; i < count; i++) {
+    const target = destination[i];
+    if (target !== current) {
+      if (current >= 0) listCounts[current] = length;
+      current = FLOOD;
+      if (target >= 0) {
+        current = target;
+        list = lists[target];
+        length = listCounts[target];
+        if (length === 0) touched[touchedCount++] = target;
+      }
+    }
+    if (target >= 0) {
+      list[length++] = i;
+    } else if (target === FLOOD) {
+      touchedCount = floodFrame(batch, i, ingress, floodSets, lists, listCounts, touched,
+        touchedCount, counters, row);
+    } else {
+      counters[row + DROP - target]++;
+    }
+  }
+  if (current >= 0) listCounts[current] = length;
+  return touchedCount;
+}
+
+/** Appends frame `i` to the list of every other port of its VLAN. Returns the new touchedCount. */
+function floodFrame(
+  batch: FrameBatch,
+  i: number,
+  ingress: number,
+  floodSets: Uint32Array,
+  lists: readonly Int32Array[],
+  listCounts: Int32Array,
+  touched: Int32Array,
+  touchedCount: number,
+  counters: Float64Array,
+  row: number,
+): number {
+  const set = batch.vlan[i] * PORT_SET_WORDS;
+  let copies = 0;
+  for (let word = 0; word < PORT_SET_WORDS; word++) {
+    let bits = floodSets[set + word];
+    if (word === ingress >>> 5) bits &= ~(1 << (ingress & 31));
+    while (bits !== 0) {
+      const port = (word << 5) | (31 - Math.clz32(bits & -bits));
+      bits &= bits - 1;
+      const length = listCounts[port];
+      if (length === 0) touched[touchedCount++] = port;
+      lists[port][length] = i;
+      listCounts[port] = length + 1;
+      copies++;
+    }
+  }
+  if ((batch.headerView.getUint8(batch.headerAt[i]) & 1) !== 0) counters[row + RX_MULTICAST]++;
+  if (copies === 0) counters[row + DROP_NO_PORT]++;
+  else counters[row + FLOOD_COPIES] += copies;
+  return touchedCount;
+}
+
+/**
+ * Judges frames of a port that reflects: what is no frame is dropped, all others go into `list`.
+ * Tags are not looked at. Returns how many.
+ */
+export function reflectFrames(
+  batch: FrameBatch,
+  count: number,
+  list: Int32Array,
+  counters: Float64Array,
+  row: number,
+  facts: Int32Array,
+): number {
+  const { frameLen, offload, gsoType, tagged } = batch;
+  let length = 0;
+  let bytes = 0;
+  let longest = 0;
+  let special = 0;
+  for (let i = 0; i < count; i++) {
+    const lenBytes = frameLen[i];
+    bytes += lenBytes;
+    if (lenBytes > longest) longest = lenBytes;
+    tagged[i] = 0;
+    if (
+      lenBytes < MIN_FRAME_BYTES ||
+      lenBytes > MAX_FRAME_BYTES ||
+      (offload[i] & NEEDS_CSUM) !== 0 ||
+      gsoType[i] !== 0
+    ) {
+      special = 1;
+      const fate = checkFrame(batch, i);
+      if (fate !== FLOOD) {
+        counters[row + DROP - fate]++;
+        continue;
+      }
+    }
+    list[length++] = i;
+  }
+  facts[FACT_BYTES] = bytes;
+  facts[FACT_LONGEST] = longest;
+  facts[FACT_SPECIAL] = special;
+  return length;
+}

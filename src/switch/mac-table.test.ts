@@ -1,0 +1,115 @@
+import { deepStrictEqual, ok, strictEqual, throws } from 'node:assert';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { LEARN_ADDED, LEARN_LIMIT, LEARN_MOVED, LEARN_OVERFLOW } from './mac-table.hot.ts';
+import { LEARN_REFRESHED } from './mac-table.hot.ts';
+import { MacTable } from './mac-table.ts';
+
+const mac = (n: number): string =>
+  `02:00:${n.toString(16).padStart(8, '0').replace(/(..)(?=.)/g, '$1:')}`;
+
+test('learns per VLAN, moves, lists and removes', () => {
+  const table = MacTable.create({ capacity: 8 });
+  strictEqual(table.lookup(mac(1), 10), -1);
+  strictEqual(table.learn(mac(1), 10, 3, 100), LEARN_ADDED);
+  strictEqual(table.learn(mac(1), 10, 3, 100), LEARN_REFRESHED);
+  strictEqual(table.lookup(mac(1), 10), 3);
+  strictEqual(table.lookup(mac(1), 11), -1);
+  strictEqual(table.learn(mac(1), 10, 4, 100), LEARN_MOVED);
+  strictEqual(table.learned[3], 0);
+  strictEqual(table.learned[4], 1);
+  const other = MacTable.attach(table.memory);
+  deepStrictEqual(other.list(), [{ mac: mac(1), vlan: 10, port: 4, ageSeconds: 0 }]);
+  ok(table.remove(mac(1), 10));
+  ok(!table.remove(mac(1), 10));
+  strictEqual(other.size, 0);
+});
+
+test('respects the limit of a port, also for moves, and the capacity', () => {
+  const table = MacTable.create({ capacity: 4 });
+  strictEqual(table.learn(mac(1), 1, 0, 1), LEARN_ADDED);
+  strictEqual(table.learn(mac(2), 1, 0, 1), LEARN_LIMIT);
+  strictEqual(table.learn(mac(2), 1, 1, 9), LEARN_ADDED);
+  strictEqual(table.learn(mac(2), 1, 0, 1), LEARN_LIMIT);
+  strictEqual(table.lookup(mac(2), 1), 1);
+  table.learn(mac(3), 1, 1, 9);
+  table.learn(mac(4), 1, 1, 9);
+  strictEqual(table.learn(mac(5), 1, 1, 9), LEARN_OVERFLOW);
+});
+
+test('ages: invisible at once, swept in bounded steps, refreshed by traffic', () => {
+  const table = MacTable.create({ ageingSeconds: 300 });
+  table.tick(1000);
+  for (let n = 0; n < 1000; n++) table.learn(mac(n), 1, n & 3, 1000);
+  table.tick(1200);
+  table.learn(mac(7), 1, 3, 1000);
+  table.tick(1301);
+  strictEqual(table.lookup(mac(8), 1), -1);
+  strictEqual(table.lookup(mac(7), 1), 3);
+  strictEqual(table.list().length, 1);
+  ok(table.size > 1, 'one tick does not scan it all');
+  for (let n = 0; n < 128; n++) table.tick(1301);
+  strictEqual(table.size, 1);
+  strictEqual(MacTable.create({ ageingSeconds: 0 }).head[6], 0x7fffffff);
+});
+
+test('a flood of addresses fills it to the capacity and no further, lookups stay right', () => {
+  const table = MacTable.create({ capacity: 1000 });
+  let learned = 0;
+  for (let n = 0; n < 100_000; n++) {
+    if (table.learn(mac(n * 7919), 1, 1, 1e9) === LEARN_ADDED) learned++;
+  }
+  strictEqual(learned, table.size);
+  ok(learned > 950 && learned <= 1000, `${learned} of 1000`);
+  strictEqual(table.list().length, learned);
+  for (const entry of table.list()) strictEqual(table.lookup(entry.mac, entry.vlan), 1);
+  strictEqual(table.flush(2), 0);
+  strictEqual(table.flush(), learned);
+  ok(table.cells.every((word) => word === 0));
+});
+
+test('refuses sizes that make no sense', () => {
+  throws(() => MacTable.create({ capacity: 0 }), { code: 'ERR_VRING_CONFIG' });
+  throws(() => MacTable.create({ capacity: 131073 }), { code: 'ERR_VRING_CONFIG' });
+  throws(() => MacTable.create({ ageingSeconds: -1 }), { code: 'ERR_VRING_CONFIG' });
+});
+
+test('behaves as a Map under any sequence of commands', () => {
+  const address = fc.integer({ min: 0, max: 40 });
+  const command = fc.oneof(
+    fc.record({ op: fc.constant('learn'), n: address, port: fc.integer({ min: 0, max: 3 }) }),
+    fc.record({ op: fc.constant('remove'), n: address, port: fc.constant(0) }),
+    fc.record({ op: fc.constant('flush'), n: address, port: fc.integer({ min: 0, max: 3 }) }),
+    fc.record({ op: fc.constant('later'), n: address, port: fc.constant(0) }),
+  );
+  fc.assert(
+    fc.property(fc.array(command, { maxLength: 200 }), (commands) => {
+      const table = MacTable.create({ capacity: 64, ageingSeconds: 100 });
+      const model = new Map<string, { port: number; seen: number }>();
+      let now = 0;
+      for (const { op, n, port } of commands) {
+        if (op === 'learn') {
+          table.learn(mac(n), 1, port, 1000);
+          model.set(mac(n), { port, seen: now });
+        } else if (op === 'remove') {
+          table.remove(mac(n), 1);
+          model.delete(mac(n));
+        } else if (op === 'flush') {
+          table.flush(port);
+          for (const [key, entry] of model) if (entry.port === port) model.delete(key);
+        } else {
+          now += n;
+          table.tick(now);
+        }
+        for (let probe = 0; probe <= 40; probe += 5) {
+          const entry = model.get(mac(probe));
+          const alive = entry !== undefined && now - entry.seen <= 100;
+          strictEqual(table.lookup(mac(probe), 1), alive ? entry.port : -1);
+        }
+      }
+      const counts = [...table.learned].reduce((sum, count) => sum + count, 0);
+      strictEqual(counts, table.size);
+    }),
+    { numRuns: 200 },
+  );
+});

@@ -1,0 +1,345 @@
+import { assert } from '../base/assert.ts';
+import { BATCH, BATCH_SEGMENTS, MAX_PORTS } from '../base/limits.ts';
+import {
+  COUNTER_COLUMNS,
+  COUNTERS_BYTES,
+  CSUM_COMPLETED,
+  DROP_NOT_READY,
+  DROP_RECEIVER,
+  GSO_SEGMENTED,
+  GSO_SEGMENTS,
+  RX_BYTES,
+  RX_FRAMES,
+  TX_BYTES,
+  TX_FRAMES,
+} from './counters.ts';
+import { listBytes, plainRun, unicastCount } from './egress.hot.ts';
+import {
+  bucketFrames,
+  FACT_BYTES,
+  FACT_LONGEST,
+  FACT_SPECIAL,
+  FACT_WORDS,
+  judgeFrames,
+  reflectFrames,
+} from './forward.hot.ts';
+import { FrameBatch } from './frame-batch.ts';
+import type { FrameTap } from './frame-tap.ts';
+import { MacTable } from './mac-table.ts';
+import { OFFLOAD_FULL, OFFLOAD_READY, SoftwareOffload } from './offload.ts';
+import type { PortPlane } from './port-plane.ts';
+import { FloodSets, type PortVlan, VlanRules } from './vlan.ts';
+
+/** What the switch must know of a port beside its plane. */
+export type PortSettings = {
+  readonly vlan: PortVlan;
+  /** Most addresses learned from this port. */
+  readonly macLimit: number;
+  /** Every frame goes back to where it came from; nothing is learned, tags stay. */
+  readonly reflect: boolean;
+};
+
+export type SwitchOptions = {
+  /** Bytes that frame segments point into: the arena, or one buffer in a test. */
+  readonly view: DataView;
+  readonly bytes: Uint8Array;
+  /** Arena offset of OFFLOAD_SCRATCH_BYTES of own memory. */
+  readonly scratchAt: number;
+  readonly macTable?: MacTable;
+  /** COUNTERS_BYTES of zeroed shared memory; made here when not given. */
+  readonly counters?: SharedArrayBuffer;
+  /** Frames that one round takes from a port. */
+  readonly batchFrames?: number;
+};
+
+/** Tags of a port that reflects stay as they are. */
+const KEEP_TAGS = -1;
+
+type Port = {
+  readonly index: number;
+  readonly plane: PortPlane;
+  readonly list: Int32Array;
+  rules: VlanRules;
+  macLimit: number;
+  reflect: boolean;
+  tap: FrameTap | null;
+};
+
+/**
+ * A learning switch with VLANs over PortPlanes.
+ *
+ * Theory of operation. It belongs to one worker thread. A round (`forwardBatch`) takes a batch from
+ * one port and passes over it in columns: judge frames, classify VLANs (ingress.hot.ts), learn and
+ * look up, sort into one list per destination (forward.hot.ts), then for each destination edit
+ * tags, finish offloads that it does not accept (offload.ts), and transmit its list with one call.
+ * Frame bytes are not touched here: a port copies straight from the source's memory. Order is kept
+ * between any two ports. Nothing is allocated per round.
+ */
+export class Switch {
+  readonly macTable: MacTable;
+  /** One row of COUNTER_COLUMNS per port; see counters.ts. */
+  readonly counters: Float64Array<SharedArrayBuffer>;
+  readonly #ports: (Port | null)[] = new Array(MAX_PORTS).fill(null);
+  readonly #lists: readonly Int32Array[];
+  readonly #listCounts = new Int32Array(MAX_PORTS);
+  readonly #touched = new Int32Array(MAX_PORTS);
+  readonly #flood = new FloodSets();
+  readonly #batch: FrameBatch;
+  /** What the batch as a whole is like; FACT_*. */
+  readonly #facts = new Int32Array(FACT_WORDS);
+  readonly #run: Int32Array;
+  readonly #offload: SoftwareOffload;
+  /** Ports that have something to publish, each once. */
+  readonly #unflushed = new Int32Array(MAX_PORTS);
+  readonly #isUnflushed = new Uint8Array(MAX_PORTS);
+  #unflushedCount = 0;
+
+  constructor(options: SwitchOptions) {
+    const frames = options.batchFrames ?? BATCH;
+    this.macTable = options.macTable ?? MacTable.create();
+    this.counters = new Float64Array(options.counters ?? new SharedArrayBuffer(COUNTERS_BYTES));
+    this.#lists = Array.from({ length: MAX_PORTS }, () => new Int32Array(frames));
+    this.#batch = new FrameBatch(frames, Math.max(BATCH_SEGMENTS, frames));
+    this.#run = new Int32Array(frames);
+    this.#offload = new SoftwareOffload(options.view, options.bytes, options.scratchAt);
+  }
+
+  /** Puts a port into a free index. Its counters go on from where the row stands. */
+  addPort(index: number, plane: PortPlane, settings: PortSettings): void {
+    assert(Number.isInteger(index) && index >= 0 && index < MAX_PORTS, 'port index is in range');
+    assert(this.#ports[index] === null, 'port index is free');
+    const rules = new VlanRules(settings.vlan);
+    const list = this.#lists[index];
+    const { macLimit, reflect } = settings;
+    this.#ports[index] = { index, plane, list, rules, macLimit, reflect, tap: null };
+    if (!reflect) this.#flood.add(index, rules);
+  }
+
+  /** Takes the port out and forgets its addresses. False when there was none. */
+  removePort(index: number): boolean {
+    if (this.#ports[index] === null) return false;
+    this.flush();
+    this.#ports[index] = null;
+    this.#flood.remove(index);
+    this.macTable.flush(index);
+    return true;
+  }
+
+  /** Changes settings of a running port. A change of VLANs or reflection forgets its addresses. */
+  updatePort(index: number, settings: Partial<PortSettings>): void {
+    const port = this.#port(index);
+    const rules = settings.vlan === undefined ? port.rules : new VlanRules(settings.vlan);
+    port.macLimit = settings.macLimit ?? port.macLimit;
+    const reflect = settings.reflect ?? port.reflect;
+    if (rules === port.rules && reflect === port.reflect) return;
+    port.rules = rules;
+    port.reflect = reflect;
+    this.#flood.remove(index);
+    if (!reflect) this.#flood.add(index, rules);
+    this.macTable.flush(index);
+  }
+
+  /** Shows the port's frames to `tap`, or to nobody. */
+  setTap(index: number, tap: FrameTap | null): void {
+    this.#port(index).tap = tap;
+  }
+
+  hasPort(index: number): boolean {
+    return this.#ports[index] !== null;
+  }
+
+  /** Zeroes a port's counters, for when its index is given to another port. */
+  clearCounters(index: number): void {
+    this.counters.fill(0, index * COUNTER_COLUMNS, (index + 1) * COUNTER_COLUMNS);
+  }
+
+  /** Tells the time (whole seconds, any start); ages a bounded part of the MAC table. */
+  tick(nowSeconds: number): void {
+    this.macTable.tick(nowSeconds);
+  }
+
+  /** One whole round of a port: `forward`, then `flush`. Returns how many frames it sent. */
+  forwardBatch(ingress: number): number {
+    const count = this.forward(ingress);
+    this.flush();
+    return count;
+  }
+
+  /**
+   * Takes one batch from the port and transmits it. A worker with several ports calls this for
+   * each and `flush` once. Returns how many frames there were.
+   */
+  forward(ingress: number): number {
+    const port = this.#port(ingress);
+    const batch = this.#batch;
+    const count = port.plane.receive(batch);
+    if (count === 0) return 0;
+    if (port.tap !== null) port.tap.ingress(batch, count);
+    if (port.reflect) this.#reflect(port, count);
+    else this.#judge(port, count);
+    port.plane.release(batch);
+    this.#markUnflushed(ingress);
+    return count;
+  }
+
+  /** Publishes and notifies on every port that was touched since the last time. */
+  flush(): void {
+    for (let k = 0; k < this.#unflushedCount; k++) {
+      const index = this.#unflushed[k];
+      this.#isUnflushed[index] = 0;
+      const port = this.#ports[index];
+      if (port !== null) port.plane.flush();
+    }
+    this.#unflushedCount = 0;
+  }
+
+  #port(index: number): Port {
+    const port = this.#ports[index];
+    assert(port !== null && port !== undefined, 'the port exists');
+    return port;
+  }
+
+  #reflect(port: Port, count: number): void {
+    const batch = this.#batch;
+    const row = port.index * COUNTER_COLUMNS;
+    const facts = this.#facts;
+    const length = reflectFrames(batch, count, port.list, this.counters, row, facts);
+    this.counters[row + RX_FRAMES] += count;
+    this.counters[row + RX_BYTES] += facts[FACT_BYTES];
+    if (length > 0) this.#deliver(port, length, KEEP_TAGS, KEEP_TAGS);
+  }
+
+  #judge(port: Port, count: number): void {
+    const batch = this.#batch;
+    const { rules, index } = port;
+    const { cells, head, learned } = this.macTable;
+    const { counters } = this;
+    const row = index * COUNTER_COLUMNS;
+    judgeFrames(
+      batch,
+      count,
+      index,
+      rules.untagged,
+      rules.access,
+      rules.allowed,
+      port.macLimit,
+      cells,
+      head,
+      learned,
+      counters,
+      row,
+      this.#facts,
+    );
+    counters[row + RX_FRAMES] += count;
+    counters[row + RX_BYTES] += this.#facts[FACT_BYTES];
+    const touched = this.#touched;
+    const listCounts = this.#listCounts;
+    const touchedCount = bucketFrames(
+      batch,
+      count,
+      index,
+      this.#flood.words,
+      this.#lists,
+      listCounts,
+      touched,
+      counters,
+      row,
+    );
+    for (let k = 0; k < touchedCount; k++) {
+      const target = this.#port(touched[k]);
+      const length = listCounts[target.index];
+      listCounts[target.index] = 0;
+      this.#deliver(target, length, target.rules.untagged, rules.untagged);
+    }
+  }
+
+  /**
+   * Sends the first `count` frames of the port's list, in order. `untagged` is the VLAN that leaves
+   * without a tag, `plainVlan` the one of frames that came without.
+   */
+  #deliver(port: Port, count: number, untagged: number, plainVlan: number): void {
+    const { plane, list } = port;
+    const batch = this.#batch;
+    if (!plane.ready) {
+      // Floods to a port that is not there are nobody's loss.
+      const lost = port.reflect ? count : unicastCount(batch, list, count);
+      this.counters[port.index * COUNTER_COLUMNS + DROP_NOT_READY] += lost;
+      return;
+    }
+    const { accepts, maxFrameBytes } = plane;
+    if (this.#isPlain(maxFrameBytes) && untagged === plainVlan) {
+      this.#send(port, batch, list, count);
+      this.#markUnflushed(port.index);
+      return;
+    }
+    let from = 0;
+    while (from < count) {
+      const end = plainRun(batch, list, from, count, accepts, maxFrameBytes, untagged);
+      if (end > from) {
+        this.#sendFinished(port);
+        this.#send(port, batch, this.#slice(list, from, end), end - from);
+      }
+      if (end < count) this.#finish(port, list[end]);
+      from = end + 1;
+    }
+    this.#sendFinished(port);
+    this.#markUnflushed(port.index);
+  }
+
+  /** True when every frame of the batch can be delivered as it is where tags need no edit. */
+  #isPlain(maxFrameBytes: number): boolean {
+    return this.#facts[FACT_SPECIAL] === 0 && this.#facts[FACT_LONGEST] <= maxFrameBytes;
+  }
+
+  #slice(list: Int32Array, from: number, end: number): Int32Array {
+    if (from === 0) return list;
+    for (let k = from; k < end; k++) this.#run[k - from] = list[k];
+    return this.#run;
+  }
+
+  /** Completes in software what the receiver does not accept; the result waits in the scratch batch. */
+  #finish(port: Port, i: number): void {
+    const offload = this.#offload;
+    const row = port.index * COUNTER_COLUMNS;
+    const { accepts, maxFrameBytes } = port.plane;
+    let outcome = offload.begin(this.#batch, i, accepts, maxFrameBytes);
+    if (outcome === OFFLOAD_FULL) {
+      this.#sendFinished(port);
+      outcome = offload.begin(this.#batch, i, accepts, maxFrameBytes);
+    }
+    if (outcome !== OFFLOAD_READY) {
+      assert(outcome > 0, 'an empty scratch holds any frame');
+      this.counters[row + outcome]++;
+      return;
+    }
+    const segments = offload.segments;
+    if (segments === 0) {
+      this.counters[row + CSUM_COMPLETED]++;
+    } else {
+      this.counters[row + GSO_SEGMENTED]++;
+      this.counters[row + GSO_SEGMENTS] += segments;
+    }
+    while (!offload.emit()) this.#sendFinished(port);
+  }
+
+  #sendFinished(port: Port): void {
+    const offload = this.#offload;
+    if (offload.batch.count > 0) this.#send(port, offload.batch, offload.list, offload.batch.count);
+    offload.reset();
+  }
+
+  #send(port: Port, batch: FrameBatch, list: Int32Array, count: number): void {
+    if (port.tap !== null) port.tap.egress(batch, list, count);
+    const delivered = port.plane.transmit(batch, list, count);
+    const row = port.index * COUNTER_COLUMNS;
+    this.counters[row + TX_FRAMES] += delivered;
+    this.counters[row + TX_BYTES] += listBytes(batch, list, delivered);
+    if (delivered !== count) this.counters[row + DROP_RECEIVER] += count - delivered;
+  }
+
+  #markUnflushed(index: number): void {
+    if (this.#isUnflushed[index] !== 0) return;
+    this.#isUnflushed[index] = 1;
+    this.#unflushed[this.#unflushedCount++] = index;
+  }
+}

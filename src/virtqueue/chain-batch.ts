@@ -1,4 +1,18 @@
+import { assert } from '../base/assert.ts';
 import { BATCH, BATCH_SEGMENTS } from '../base/limits.ts';
+
+/** Distance of two columns in `ChainBatch.rows`, in words; also the largest capacity. */
+export const ROW_STRIDE = 256;
+// Columns of `ChainBatch.rows`.
+const HEAD = 0;
+const SLOTS = 1;
+const SEG_FIRST = 2;
+const READ_SEGS = 3;
+const WRITE_SEGS = 4;
+const READ_BYTES = 5;
+const WRITE_BYTES = 6;
+const WRITTEN = 7;
+const COLUMNS = 8;
 
 /**
  * A batch of descriptor chains in columns: filled by `takeChains`, read by the device, finished by
@@ -13,10 +27,17 @@ export class ChainBatch {
   /** Segments in use. */
   segments = 0;
 
+  /**
+   * All the columns below, one behind the other, ROW_STRIDE words apart. The takers write through
+   * this one array: a loop over eight arrays keeps sixteen pointers and eight lengths, and spills
+   * them (10.0 against 14.5 ns per chain).
+   */
+  readonly rows: Int32Array;
+
   /** Split: first descriptor. Packed: buffer id. The identity of the chain. */
-  readonly head: Uint16Array;
-  /** Packed: ring slots that the chain occupies. Split: 1. */
-  readonly slots: Uint16Array;
+  readonly head: Int32Array;
+  /** Packed: ring slots that the chain occupies. Split: not used. */
+  readonly slots: Int32Array;
   /** Index of the chain's first segment. */
   readonly segFirst: Int32Array;
   /** How many segments the device may read; they come first. */
@@ -26,24 +47,29 @@ export class ChainBatch {
   /** Total bytes readable, and writable. Below 2^31 each, checked. */
   readonly readBytes: Int32Array;
   readonly writeBytes: Int32Array;
-  /** Set by the device before `putUsed`: bytes written into the chain (used.len). */
+  /** Bytes written into the chain (used.len): 0 when taken, set by the device before `putUsed`. */
   readonly written: Int32Array;
 
-  /** Arena offset and length of each segment. */
+  /** Arena offset and length of each segment; lengths are never 0. */
   readonly segOffset: Float64Array;
   readonly segLen: Int32Array;
 
   constructor(capacity = BATCH, segCapacity = BATCH_SEGMENTS) {
+    assert(capacity > 0 && capacity <= ROW_STRIDE, 'capacity of a ChainBatch');
+    assert(segCapacity > 0, 'segment capacity of a ChainBatch');
     this.capacity = capacity;
     this.segCapacity = segCapacity;
-    this.head = new Uint16Array(capacity);
-    this.slots = new Uint16Array(capacity);
-    this.segFirst = new Int32Array(capacity);
-    this.readSegs = new Int32Array(capacity);
-    this.writeSegs = new Int32Array(capacity);
-    this.readBytes = new Int32Array(capacity);
-    this.writeBytes = new Int32Array(capacity);
-    this.written = new Int32Array(capacity);
+    const rows = new Int32Array(COLUMNS * ROW_STRIDE);
+    const column = (k: number) => rows.subarray(k * ROW_STRIDE, k * ROW_STRIDE + capacity);
+    this.rows = rows;
+    this.head = column(HEAD);
+    this.slots = column(SLOTS);
+    this.segFirst = column(SEG_FIRST);
+    this.readSegs = column(READ_SEGS);
+    this.writeSegs = column(WRITE_SEGS);
+    this.readBytes = column(READ_BYTES);
+    this.writeBytes = column(WRITE_BYTES);
+    this.written = column(WRITTEN);
     this.segOffset = new Float64Array(segCapacity);
     this.segLen = new Int32Array(segCapacity);
   }

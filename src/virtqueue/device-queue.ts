@@ -65,6 +65,10 @@ export class DeviceQueue {
   /** Packed: wrap counters, 0 or 1. */
   availWrap = 1;
   usedWrap = 1;
+  /** Packed: slots per chain in the last batch, rounded up. */
+  slotsPerChain = 1;
+  /** Packed, 1: this processor may perform loads out of order; see packed-device.hot.ts. */
+  weakOrder = process.arch === 'x64' ? 0 : 1;
   /** Used entries (packed: slots) published since `needsCall` was last asked; saturates. */
   sinceCall = 0;
   /** 0 until the first answer of `needsCall`: until then, what the driver has seen is unknown. */
@@ -84,6 +88,8 @@ export class DeviceQueue {
 
   /** All guest memory; indirect tables are read through it. */
   readonly arena: DataView;
+  /** Arena offset of `desc`. */
+  readonly descAt: Float64Array;
   /** Where the last indirect table was found, an arena offset. */
   readonly tableAt = new Float64Array(1);
 
@@ -93,6 +99,9 @@ export class DeviceQueue {
   mapDelta = NOTHING.delta;
   /** Index of the range that the last address was in: the next one is mostly in it, too. */
   lastRange = 0;
+
+  /** A cell of our own, for fences. */
+  readonly fence = new Int32Array(1);
 
   /** COUNTER_* cells; doubles, because Smi fields would be boxed past 2^31. */
   readonly counters = new Float64Array(4);
@@ -111,6 +120,7 @@ export class DeviceQueue {
     this.inOrder = config.inOrder ? 1 : 0;
     this.desc = new Int32Array(buffer, config.descOffset, 4 * size);
     this.arena = new DataView(buffer);
+    this.descAt = new Float64Array([config.descOffset]);
     if (packed) {
       this.avail = new Uint16Array(0);
       this.used = new Int32Array(0);

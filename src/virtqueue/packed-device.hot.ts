@@ -2,17 +2,15 @@
  * Device side of packed virtqueues. Virtio 1.2, 2.8 "Packed Virtqueues".
  *
  * There is no index to read: every descriptor says by its own flags whether it is available, and
- * an ordered read of each would cost more than all the rest. So a run of single-descriptor chains
- * is scouted with plain reads, then one ordered read of the *last* available head makes everything
- * visible that the driver wrote before it, and the run is read again, judged and kept. The scout
- * decides nothing but how far that ordered read reaches.
- *
- * A chain of several descriptors ends a run: its flags beyond the head are only meaningful after
- * an ordered read of its own head.
+ * an ordered read of each would cost more than all the rest. The first one is an ordered read; for
+ * the others it depends on the processor. x86 performs loads in program order (and V8 keeps that
+ * order), so reading a descriptor's flags before the rest of it is enough. Elsewhere a run of
+ * descriptors is scouted first: all that look available, then a fence, then they are read again,
+ * judged and kept. What was scouted decides nothing but how far the fence reaches.
  */
 import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
-import { addBuffer, findTable, startChain } from './chain-segments.hot.ts';
+import { addSegments, findTable } from './chain-segments.hot.ts';
 
 // Last word of a descriptor: id | flags << 16.
 const NEXT = 1 << 16;
@@ -23,8 +21,22 @@ const AVAIL_BIT = 1 << 23;
 const USED_BIT = 1 << 31;
 const STATE = AVAIL_BIT | USED_BIT;
 
+const HEAD = 0; // columns of ChainBatch.rows, ROW_STRIDE words apart
+const SLOTS = 256;
+const SEG_FIRST = 512;
+const READ_SEGS = 768;
+const WRITE_SEGS = 1024;
+const READ_BYTES = 1280;
+const WRITE_BYTES = 1536;
+const WRITTEN = 1792;
+
+const MAX_BYTES = 0x7fffffff;
+/** Addresses are compared in units of 2^32 bytes, see `takeSplit`. */
+const UNIT = 1 / 4294967296;
+
 const MAX_CHAIN = 256; // MAX_CHAIN_DESCRIPTORS
 const NO_ROOM = 1; //     as in chain-segments.hot.ts
+const DRAINED = 2; //     the next descriptor is not available
 
 const TAKEN = 0; // COUNTER_TAKEN
 const USED = 1; //  COUNTER_USED
@@ -37,6 +49,7 @@ const FAULT_CHAIN_TOO_LONG = -5; // as in faults.ts; device-queue.test.ts holds 
 const FAULT_INDIRECT_NEXT = -9;
 const FAULT_INDIRECT_FEATURE = -10;
 const FAULT_DESC_ORDER = -11;
+const FAULT_DESC_LENGTH = -12;
 const FAULT_BUFFER_ID = -13;
 
 /** `takeChains` of a packed queue. */
@@ -48,14 +61,17 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
   let n = 0;
   let stop = 0;
   while (n < limit) {
-    const run = scoutRun(q, limit - n);
-    if (run === 0) break;
-    stop = takeRun(q, batch, n, run);
-    const took = batch.count - n;
+    // As many slots as the last batch would have needed for so many chains.
+    const wanted = (limit - n) * q.slotsPerChain;
+    const visible = visibleSlots(q, wanted);
+    if (visible === 0) break;
+    const before = n;
+    stop = takeVisible(q, batch, n, limit, visible);
     n = batch.count;
-    if (stop !== 0 || took < run) break;
+    if (stop !== 0 || visible < wanted || n === before) break;
   }
-  if (n === 0 && stop !== 0) {
+  if (n === 0) {
+    if (stop === 0 || stop === DRAINED) return 0;
     // A chain that does not fit an empty batch never will.
     return (q.fault = stop === NO_ROOM ? FAULT_CHAIN_TOO_LONG : stop);
   }
@@ -64,102 +80,110 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
   return n;
 }
 
-/**
- * How many chains from `nextAvail` on can be read now. All but the last are single descriptors,
- * and the ordered read of the last head has been done.
- */
-function scoutRun(q: DeviceQueue, max: number): number {
+/** From `nextAvail` on, how many slots may be looked at: no more than `wanted`, 0 for none. */
+function visibleSlots(q: DeviceQueue, wanted: number): number {
   const { desc, size } = q;
   let at = q.nextAvail;
   let want = q.availWrap === 1 ? AVAIL_BIT : USED_BIT;
-  const first = (at << 2) + 3;
-  let word = Atomics.load(desc, first);
+  const word = Atomics.load(desc, (at << 2) + 3);
   if ((word & STATE) !== want) return 0;
-  let last = first;
-  let run = 1;
-  while (run < max && (word & NEXT) === 0) {
+  if (q.weakOrder === 0) return wanted;
+  // 2.8.6: all descriptors of a list carry these bits, not only its head.
+  let visible = 1;
+  while (visible < wanted && visible < size) {
     if (++at === size) {
       at = 0;
       want ^= STATE;
     }
-    const next = (at << 2) + 3;
-    if (next === first) break; // the whole ring
-    word = desc[next];
-    if ((word & STATE) !== want) break;
-    last = next;
-    run++;
+    if ((desc[(at << 2) + 3] & STATE) !== want) break;
+    visible++;
   }
-  if (last !== first) Atomics.load(desc, last);
-  return run;
+  // Loads before a release store and loads behind an acquire load stay in that order.
+  Atomics.store(q.fence, 0, 0);
+  Atomics.load(q.fence, 0);
+  return visible;
 }
 
 /**
- * Takes up to `run` chains into the rows from `row` on and moves `nextAvail`. Returns 0, NO_ROOM
- * or a fault; `batch.count` says how far it came.
+ * Takes the chains that begin within the next `visible` slots into the rows from `row` up to
+ * `limit`, and moves `nextAvail`. Returns 0, NO_ROOM, DRAINED or a fault; `batch.count` says how far it came.
  */
-function takeRun(q: DeviceQueue, batch: ChainBatch, row: number, run: number): number {
+function takeVisible(
+  q: DeviceQueue,
+  batch: ChainBatch,
+  row: number,
+  limit: number,
+  visible: number,
+): number {
   const { desc, size } = q;
-  const { head: heads, slots, segFirst, readSegs, writeSegs, readBytes, writeBytes } = batch;
-  const { written, segOffset, segLen, segCapacity } = batch;
+  const { rows, segOffset, segLen, segCapacity } = batch;
   let slot = q.nextAvail;
   let wrap = q.availWrap;
   let want = wrap === 1 ? AVAIL_BIT : USED_BIT;
   let range = q.lastRange;
-  let start = q.mapStart[range];
-  let end = q.mapEnd[range];
-  let delta = q.mapDelta[range];
+  let start = q.mapStart[range] * UNIT;
+  let end = q.mapEnd[range] * UNIT;
+  let delta = q.mapDelta[range] * UNIT;
   let segs = batch.segments;
+  let left = visible;
   let n = row;
   let stop = 0;
-  for (const stopRow = row + run; n < stopRow; n++) {
-    const at = slot << 2;
-    const word = desc[at + 3];
-    if ((word & STATE) !== want) break; // taken back: only a hostile driver does that
-    const id = word & 0xffff;
-    const len = desc[at + 2];
-    const address = (desc[at] >>> 0) + desc[at + 1] * 4294967296;
-    let used = 1; // slots of this chain
-    if (
-      (word & SLOW) !== 0 ||
-      len <= 0 ||
-      segs >= segCapacity ||
-      !(address >= start && address + len <= end)
-    ) {
-      // Everything but `word` is read again there, judged there, and kept from there.
-      batch.segments = segs;
-      stop = takeChain(q, batch, n, slot, word);
-      if (stop !== 0) break;
-      segs = batch.segments;
-      used = slots[n];
-      range = q.lastRange;
-      start = q.mapStart[range];
-      end = q.mapEnd[range];
-      delta = q.mapDelta[range];
-    } else {
-      if (id >= size) {
-        stop = FAULT_BUFFER_ID;
-        break;
-      }
+  while (n < limit && left > 0) {
+    // The inner loop calls nothing, so that what it needs of each array is loaded once.
+    let word = 0;
+    for (; n < limit && left > 0; n++) {
+      const at = slot << 2;
+      word = desc[at + 3]; // before the other words, see above
+      if ((word & STATE) !== want) break;
+      const id = word & 0xffff;
+      const len = desc[at + 2];
+      const address = desc[at + 1] + (desc[at] >>> 0) * UNIT;
+      if ((word & SLOW) !== 0 || len <= 0 || segs >= segCapacity || id >= size) break;
+      if (!(address >= start && address + len * UNIT <= end)) break;
       const write = (word >> 17) & 1;
-      heads[n] = id;
-      slots[n] = 1;
-      segFirst[n] = segs;
-      readSegs[n] = 1 - write;
-      writeSegs[n] = write;
-      readBytes[n] = write === 0 ? len : 0;
-      writeBytes[n] = write === 0 ? 0 : len;
-      written[n] = 0;
-      segOffset[segs] = address + delta;
+      rows[n + HEAD] = id;
+      rows[n + SLOTS] = 1;
+      rows[n + SEG_FIRST] = segs;
+      rows[n + READ_SEGS] = 1 - write;
+      rows[n + WRITE_SEGS] = write;
+      rows[n + READ_BYTES] = len & (write - 1);
+      rows[n + WRITE_BYTES] = len & -write;
+      rows[n + WRITTEN] = 0;
+      segOffset[segs] = (address + delta) * 4294967296;
       segLen[segs] = len;
       segs++;
+      left--;
+      if (++slot === size) {
+        slot = 0;
+        wrap ^= 1;
+        want ^= STATE;
+      }
     }
+    if (n === limit || left <= 0) break;
+    if ((word & STATE) !== want) {
+      stop = DRAINED;
+      break;
+    }
+    // Everything but `word` is read again there, judged there, and kept from there.
+    batch.segments = segs;
+    stop = takeChain(q, batch, n, slot, word);
+    if (stop !== 0) break;
+    segs = batch.segments;
+    const used = rows[n + SLOTS];
+    left -= used;
     slot += used;
     if (slot >= size) {
       slot -= size;
       wrap ^= 1;
       want ^= STATE;
     }
+    n++;
+    range = q.lastRange;
+    start = q.mapStart[range] * UNIT;
+    end = q.mapEnd[range] * UNIT;
+    delta = q.mapDelta[range] * UNIT;
   }
+  if (n > row) q.slotsPerChain = 1 + Math.trunc((visible - left - 1) / (n - row));
   batch.segments = segs;
   batch.count = n;
   q.nextAvail = slot;
@@ -167,7 +191,10 @@ function takeRun(q: DeviceQueue, batch: ChainBatch, row: number, run: number): n
   return stop;
 }
 
-/** One chain of any shape into row `row`. Returns 0, NO_ROOM or a fault. */
+/**
+ * One chain of any shape into row `row`: a list, or one indirect table. Returns 0, NO_ROOM or a
+ * fault.
+ */
 function takeChain(
   q: DeviceQueue,
   batch: ChainBatch,
@@ -175,105 +202,138 @@ function takeChain(
   slot: number,
   headWord: number, // our copy of the head's last word
 ): number {
-  startChain(batch, row);
-  const { desc, size } = q;
-  const limit = size < MAX_CHAIN ? size : MAX_CHAIN;
-  let at = slot;
+  const { arena, size, mapStart, mapEnd, mapDelta } = q;
+  const { rows, segOffset, segLen, segCapacity } = batch;
+  const firstSeg = batch.segments;
+  let table = q.descAt[0]; // arena offset of the table that we are in
+  let limit = size < MAX_CHAIN ? size : MAX_CHAIN;
+  let inTable = 0;
+  let visited = 0; //         buffers of this chain
+  let index = slot;
   let word = headWord;
-  if ((word & INDIRECT) !== 0) {
-    if (q.indirect === 0) return FAULT_INDIRECT_FEATURE;
-    // 2.8.19.1: unlike in a split ring, a table never continues or follows a list.
-    if ((word & NEXT) !== 0) return FAULT_INDIRECT_NEXT;
-    const id = word & 0xffff;
-    if (id >= size) return FAULT_BUFFER_ID;
-    batch.head[row] = id;
-    const entries = findTable(q, desc[at << 2], desc[(at << 2) + 1], desc[(at << 2) + 2]);
-    return entries < 0 ? entries : takeTable(q, batch, row, entries);
-  }
+  let segs = firstSeg;
   let writeSeen = 0;
-  for (let n = 1; ; n++) {
-    const write = (word & WRITE) >> 17;
-    if (write < writeSeen) return FAULT_DESC_ORDER;
-    writeSeen = write;
-    const words = at << 2;
-    const result = addBuffer(q, batch, row, desc[words], desc[words + 1], desc[words + 2], write);
-    if (result !== 0) return result;
-    if ((word & NEXT) === 0) {
-      const id = word & 0xffff; // 2.8.6: the id is that of the last descriptor
-      if (id >= size) return FAULT_BUFFER_ID;
-      batch.head[row] = id;
-      batch.slots[row] = n;
-      return 0;
-    }
-    if (n >= limit) return FAULT_CHAIN_TOO_LONG;
-    if (++at === size) at = 0;
-    word = desc[(at << 2) + 3];
-    if ((word & INDIRECT) !== 0) return FAULT_INDIRECT_NEXT;
-  }
-}
-
-/** All entries of an indirect table, in order. 2.8.7: flags other than WRITE, and ids, are ignored. */
-function takeTable(q: DeviceQueue, batch: ChainBatch, row: number, entries: number): number {
-  if (entries > MAX_CHAIN) return FAULT_CHAIN_TOO_LONG;
-  const arena = q.arena;
-  const table = q.tableAt[0];
-  let writeSeen = 0;
-  for (let i = 0; i < entries; i++) {
-    const at = table + 16 * i;
-    const write = (arena.getInt32(at + 12, true) & WRITE) >> 17;
-    if (write < writeSeen) return FAULT_DESC_ORDER;
-    writeSeen = write;
+  let writeSeg = 0; //        first writable segment, once writeSeen
+  let readBytes = 0;
+  let bytes = 0; //           of the current direction
+  for (;;) {
+    const at = table + 16 * index;
     const lo = arena.getInt32(at, true);
     const hi = arena.getInt32(at + 4, true);
-    const result = addBuffer(q, batch, row, lo, hi, arena.getInt32(at + 8, true), write);
-    if (result !== 0) return result;
+    const len = arena.getInt32(at + 8, true);
+    if ((word & INDIRECT) !== 0 && inTable === 0) {
+      if (q.indirect === 0) return FAULT_INDIRECT_FEATURE;
+      // 2.8.19: unlike in a split ring, a table never continues or follows a list.
+      if ((word & NEXT) !== 0 || visited !== 0) return FAULT_INDIRECT_NEXT;
+      limit = findTable(q, lo, hi, len);
+      if (limit < 0) return limit;
+      if (limit > MAX_CHAIN) return FAULT_CHAIN_TOO_LONG;
+      table = q.tableAt[0];
+      inTable = 1;
+      index = 0;
+      word = arena.getInt32(table + 12, true);
+      continue;
+    }
+    const write = (word & WRITE) >> 17; // 2.8.7: all that counts of the flags inside a table
+    if (write !== writeSeen) {
+      if (write === 0) return FAULT_DESC_ORDER;
+      writeSeen = 1;
+      writeSeg = segs;
+      readBytes = bytes;
+      bytes = 0;
+    }
+    const range = q.lastRange;
+    const address = hi + (lo >>> 0) * UNIT;
+    const end = address + len * UNIT;
+    const hit = address >= mapStart[range] * UNIT && end <= mapEnd[range] * UNIT;
+    if (hit && len > 0 && segs < segCapacity) {
+      segOffset[segs] = (address + mapDelta[range] * UNIT) * 4294967296;
+      segLen[segs] = len;
+      segs++;
+    } else {
+      batch.segments = segs;
+      const result = addSegments(q, batch, lo, hi, len);
+      if (result !== 0) return result;
+      segs = batch.segments;
+    }
+    bytes += len;
+    if (bytes > MAX_BYTES) return FAULT_DESC_LENGTH;
+    visited++;
+    if (inTable !== 0) {
+      if (visited === limit) break;
+      index++;
+    } else {
+      if ((word & NEXT) === 0) break;
+      if (visited >= limit) return FAULT_CHAIN_TOO_LONG;
+      if (++index === size) index = 0;
+    }
+    word = arena.getInt32(table + 16 * index + 12, true);
   }
+  // 2.8.6: the id is that of the last descriptor; that of a table stands in the ring.
+  const id = (inTable !== 0 ? headWord : word) & 0xffff;
+  if (id >= size) return FAULT_BUFFER_ID;
+  batch.segments = segs;
+  if (writeSeen === 0) {
+    writeSeg = segs;
+    readBytes = bytes;
+    bytes = 0;
+  }
+  rows[row + HEAD] = id;
+  rows[row + SLOTS] = inTable !== 0 ? 1 : visited;
+  rows[row + SEG_FIRST] = firstSeg;
+  rows[row + READ_SEGS] = writeSeg - firstSeg;
+  rows[row + WRITE_SEGS] = segs - writeSeg;
+  rows[row + READ_BYTES] = readBytes;
+  rows[row + WRITE_BYTES] = bytes;
+  rows[row + WRITTEN] = 0;
   return 0;
 }
 
 /** `putUsed` of a packed queue: the first descriptor's flags are written last, and ordered. */
 export function putUsedPacked(q: DeviceQueue, batch: ChainBatch, first: number, count: number): void {
   const { desc, size } = q;
-  const { head, slots, written, writeBytes } = batch;
+  const rows = batch.rows;
   const end = first + count;
   let i = first;
-  let total = 0; // slots
+  let covered = 0; // slots of the chains that the first entry stands for
   if (q.inOrder !== 0) {
     // 2.8.8: one descriptor with the last id stands for all, where every skipped buffer may be
     // taken as used completely. True for what was only read; bytes written need their entry.
-    while (i < end && writeBytes[i] === 0) total += slots[i++];
-    if (i === end) {
-      i = end - 1;
-      total -= slots[i];
-    } else {
+    while (i < end - 1 && rows[i + WRITE_BYTES] === 0) covered += rows[i++ + SLOTS];
+    if (rows[i + WRITE_BYTES] !== 0) {
       i = first;
-      total = 0;
+      covered = 0;
     }
   }
-  const firstAt = (q.nextUsed << 2) + 3;
-  let firstWord = 0;
   let slot = q.nextUsed;
   let wrap = q.usedWrap;
-  for (let k = i; k < end; k++) {
-    const len = written[k];
-    const at = slot << 2;
-    const word = head[k] | (wrap === 1 ? STATE : 0) | (len > 0 ? WRITE : 0);
-    desc[at + 2] = len;
-    if (k === i) firstWord = word;
-    else desc[at + 3] = word;
-    const used = slots[k] + (k === i ? total : 0); // and those that this entry stands for
-    q.sinceCall += used;
-    slot += used;
+  let state = wrap === 1 ? STATE : 0;
+  const firstAt = slot << 2;
+  const firstLen = rows[i + WRITTEN];
+  const firstWord = rows[i + HEAD] | state | (firstLen > 0 ? WRITE : 0);
+  desc[firstAt + 2] = firstLen;
+  let published = covered + rows[i + SLOTS];
+  slot += published;
+  for (i++; ; i++) {
     // More than one round only for a driver that makes descriptors available again unused.
     while (slot >= size) {
       slot -= size;
       wrap ^= 1;
+      state ^= STATE;
     }
+    if (i >= end) break;
+    const at = slot << 2;
+    const len = rows[i + WRITTEN];
+    desc[at + 2] = len;
+    desc[at + 3] = rows[i + HEAD] | state | (len > 0 ? WRITE : 0);
+    const used = rows[i + SLOTS];
+    published += used;
+    slot += used;
   }
-  Atomics.store(desc, firstAt, firstWord);
+  Atomics.store(desc, firstAt + 3, firstWord);
   q.nextUsed = slot;
   q.usedWrap = wrap;
-  if (q.sinceCall > 0x10000) q.sinceCall = 0x10000;
+  q.sinceCall = q.sinceCall + published > 0x10000 ? 0x10000 : q.sinceCall + published;
   q.counters[USED] += count;
 }
 

@@ -47,6 +47,9 @@ export class DriverQueue {
   usedWrap = 1;
   /** Chains (packed: slots) published since `needsKick` was last asked; saturates. */
   sinceKick = 0;
+  /** Packed, 1: this processor may perform loads out of order. */
+  weakOrder = process.arch === 'x64' ? 0 : 1;
+  readonly fence = new Int32Array(1);
   /** Added, not yet published. Packed: the withheld flags of the first one; slot -1 for none. */
   unpublished = 0;
   heldAt = -1;

@@ -174,21 +174,15 @@ export function reapPacked(q: DriverQueue, into: UsedBatch, max: number): number
   return n;
 }
 
-/**
- * How many used descriptors can be read now; the ordered read of the last one has been done, as
- * for the available ones in `packed-device.hot.ts`.
- */
+/** How many used descriptors can be read now, the loads ordered as in `packed-device.hot.ts`. */
 function scoutUsed(q: DriverQueue, max: number): number {
   const { desc, size, slots } = q;
   let slot = q.nextUsed;
   let want = q.usedWrap === 1 ? STATE : 0;
-  const first = (slot << 2) + 3;
-  let last = first;
-  let word = Atomics.load(desc, first);
+  let word = Atomics.load(desc, (slot << 2) + 3);
   let run = 0;
   while (run < max && run < q.outstanding && (word & STATE) === want) {
     run++;
-    last = (slot << 2) + 3;
     const id = word & 0xffff;
     const need = id < size ? slots[id] : 0;
     if (need === 0) break; // the fault is found, and named, when it is read again
@@ -199,7 +193,10 @@ function scoutUsed(q: DriverQueue, max: number): number {
     }
     word = desc[(slot << 2) + 3];
   }
-  if (last !== first) Atomics.load(desc, last);
+  if (run > 1 && q.weakOrder !== 0) {
+    Atomics.store(q.fence, 0, 0);
+    Atomics.load(q.fence, 0);
+  }
   return run;
 }
 

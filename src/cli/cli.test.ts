@@ -291,6 +291,22 @@ test('vring switch --json: readiness and events are JSON lines', async () => {
   assert.equal(lines[1].event.kind, 'port-added');
 });
 
+test('a data plane that fails ends the switch with status 1', async () => {
+  const path = join(directory, 'fails.sock');
+  const url = (file: string) => JSON.stringify(new URL(file, import.meta.url).href);
+  const code = `
+    import { runSwitch } from ${url('switch-command.ts')};
+    import { FakeSwitch } from ${url('../daemon/fake-switch.ts')};
+    process.exitCode = await runSwitch({ control: ${JSON.stringify(path)} }, async (c) => {
+      const fake = await FakeSwitch.start(c);
+      setTimeout(() => fake.emit('error', new Error('the worker ended')), 50);
+      return fake;
+    });`;
+  const { status, err } = await finish(spawn(process.execPath, ['--input-type=module', '-e', code]));
+  assert.deepEqual([status, err], [1, 'vring: the data plane failed: the worker ended\n']);
+  assert.ok(!existsSync(path));
+});
+
 test('a second switch on the same socket is refused', async () => {
   const { status, out, err } = await finish(startFakeSwitch({ control })).catch((e) => e);
   assert.notEqual(status, 0);

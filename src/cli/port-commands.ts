@@ -75,6 +75,9 @@ export async function showPort(name: string, options: ClientOptions): Promise<vo
   else await printPort(port);
 }
 
+/** Other counters are shown once they count something; `--json` has all. */
+const ALWAYS_SHOWN = new Set(['rxFrames', 'rxBytes', 'txFrames', 'txBytes']);
+
 async function printPort(port: PortStatus): Promise<void> {
   const features = (set: PortStatus['features']) =>
     set === null ? '-' : `${set.bits} ${set.names.join(' ')}`;
@@ -93,9 +96,11 @@ async function printPort(port: PortStatus): Promise<void> {
       'memory',
       port.memory ? `${port.memory.regions} regions, ${short(port.memory.bytes)} bytes` : '-',
     ],
-    ...Object.entries(port.counters).map(([k, v]): [string, string] => [k, String(v)]),
+    ...Object.entries(port.counters)
+      .filter(([key, value]) => value !== 0 || ALWAYS_SHOWN.has(key))
+      .map(([key, value]): [string, string] => [key, String(value)]),
   ];
-  for (const [key, value] of facts) print(`${key.padEnd(18)} ${value}`);
+  for (const [key, value] of facts) print(`${key.padEnd(20)} ${value}`);
   if (port.queues.length === 0) return;
   const counters = Object.keys(port.queues[0]!.counters);
   const columns = [

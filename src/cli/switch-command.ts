@@ -69,9 +69,11 @@ export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch
   if (options.json) printJson(readiness, 'line');
   else print(readinessLine(readiness));
 
-  const name = await signal;
-  if (!options.quiet) complain(`${name}: ending`);
-  return closeInTime(daemon);
+  const cause = await Promise.race([signal, daemon.failed]);
+  if (cause instanceof Error) complain(`the data plane failed: ${cause.message}`);
+  else if (!options.quiet) complain(`${cause}: ending`);
+  await closeInTime(daemon);
+  return cause instanceof Error ? 1 : 0;
 }
 
 function showEvents(daemon: SwitchDaemon, json: boolean): void {
@@ -98,14 +100,11 @@ function nextSignal(): Promise<NodeJS.Signals> {
   });
 }
 
-async function closeInTime(daemon: SwitchDaemon): Promise<number> {
-  let timer: NodeJS.Timeout | undefined;
-  const tooLate = new Promise<'late'>((resolveLate) => {
-    timer = setTimeout(() => resolveLate('late'), CLOSE_TIMEOUT_MS);
-  });
-  const outcome = await Promise.race([daemon.close().then(() => 'closed' as const), tooLate]);
+async function closeInTime(daemon: SwitchDaemon): Promise<void> {
+  const timer = setTimeout(() => {
+    complain(`a session did not end within ${CLOSE_TIMEOUT_MS / 1000} s; giving up on it`);
+    process.exit(1);
+  }, CLOSE_TIMEOUT_MS);
+  await daemon.close();
   clearTimeout(timer);
-  if (outcome === 'closed') return 0;
-  complain(`a session did not end within ${CLOSE_TIMEOUT_MS / 1000} s; giving up on it`);
-  return 1;
 }

@@ -13,19 +13,20 @@ import {
   WorkerStatusSchema,
   type Version,
 } from './api-schemas.ts';
-import { captureStream, eventStream, type OpenStreams } from './api-stream.ts';
+import { captureStream, eventStream, type EventRelay, type OpenStreams } from './api-stream.ts';
 import { parsePort, placed } from './config.ts';
 import type { Metrics } from './metrics.ts';
 import { resolveVlan } from './port-config.ts';
 import { PortInput, PortUpdateInput, portName } from './port-input.ts';
-import { portExists, portNotFound, type SwitchControl } from './switch-control.ts';
-import type { PortConfig, PortStatus } from './switch-types.ts';
+import type { SwitchControl } from './switch-control.ts';
+import type { PortConfig } from './switch-types.ts';
 
 /** What a handler gets. */
 export type Call = {
   readonly control: SwitchControl;
   readonly metrics: Metrics;
   readonly version: Version;
+  readonly relay: EventRelay;
   readonly captures: OpenStreams;
   readonly followers: OpenStreams;
   /** Checked parts of the request. */
@@ -89,9 +90,7 @@ export const ROUTES: readonly Route[] = [
     errors: [409],
     socketOnly: true,
     async handle({ control, body }) {
-      const port = parsePort(body);
-      refuseTaken(port, await control.ports());
-      return Response.json(await control.addPort(port), { status: 201 });
+      return Response.json(await control.addPort(parsePort(body)), { status: 201 });
     },
   },
   {
@@ -101,7 +100,7 @@ export const ROUTES: readonly Route[] = [
     summary: 'One port.',
     answers: { 200: { description: 'The port.', schema: PortStatusSchema } },
     errors: [404],
-    handle: async ({ control, params }) => Response.json(await existing(control, params.name!)),
+    handle: async ({ control, params }) => Response.json(await control.port(params.name!)),
   },
   {
     id: 'updatePort',
@@ -113,7 +112,6 @@ export const ROUTES: readonly Route[] = [
     errors: [404],
     socketOnly: true,
     async handle({ control, params, body }) {
-      await existing(control, params.name!);
       return Response.json(await control.updatePort(params.name!, parseUpdate(body)));
     },
   },
@@ -126,7 +124,6 @@ export const ROUTES: readonly Route[] = [
     errors: [404],
     socketOnly: true,
     async handle({ control, params }) {
-      await existing(control, params.name!);
       await control.removePort(params.name!);
       return new Response(null, { status: 204 });
     },
@@ -143,7 +140,6 @@ export const ROUTES: readonly Route[] = [
     errors: [404, 503],
     socketOnly: true,
     async handle({ control, params, query, captures }) {
-      await existing(control, params.name!);
       if (captures.full) throw busy('captures');
       const capture = await control.capture(params.name!, { snapLen: query.snapLen as number });
       const headers = { 'content-type': 'application/x-pcapng', 'cache-control': 'no-store' };
@@ -174,9 +170,8 @@ export const ROUTES: readonly Route[] = [
     errors: [404],
     socketOnly: true,
     async handle({ control, query }) {
-      const port = query.port as string | undefined;
-      if (port !== undefined) await existing(control, port);
-      return Response.json({ flushed: await control.flushMacTable(port) });
+      const flushed = await control.flushMacTable(query.port as string | undefined);
+      return Response.json({ flushed });
     },
   },
   {
@@ -234,19 +229,6 @@ export const ROUTES: readonly Route[] = [
   },
 ];
 
-async function existing(control: SwitchControl, name: string): Promise<PortStatus> {
-  const port = (await control.ports()).find((p) => p.name === name);
-  if (!port) throw portNotFound(name);
-  return control.port(name);
-}
-
-/** The switch refuses too; here the answer names the owner. */
-function refuseTaken(port: PortConfig, ports: readonly PortStatus[]): void {
-  if (ports.some((p) => p.name === port.name)) {
-    throw portExists(`the name ${JSON.stringify(port.name)}`, port.name);
-  }
-}
-
 function parseUpdate(body: unknown) {
   const parsed = PortUpdateInput.safeParse(body, { reportInput: true });
   const raw: RawProblem[] = parsed.success ? [] : describeIssues(parsed.error.issues);
@@ -268,7 +250,7 @@ function busy(what: string): ApiError {
   return new ApiError(503, 'ERR_VRING_API_BUSY', message);
 }
 
-function listEvents({ control, query, accept, followers }: Call): Response {
+function listEvents({ control, relay, query, accept, followers }: Call): Response {
   const events = control.events();
   const last = query.last as number | undefined;
   if (query.follow !== '1') {
@@ -281,6 +263,6 @@ function listEvents({ control, query, accept, followers }: Call): Response {
     'content-type': isSse ? 'text/event-stream' : 'application/x-ndjson',
     'cache-control': 'no-store',
   };
-  const stream = eventStream(control, past, isSse ? 'sse' : 'lines', followers);
+  const stream = eventStream(relay, past, isSse ? 'sse' : 'lines', followers);
   return new Response(stream, { headers });
 }

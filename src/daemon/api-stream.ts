@@ -36,11 +36,32 @@ export class OpenStreams {
   }
 }
 
+type EventListener = (event: SwitchEvent) => void;
+
+/** One listener on the switch for any number of readers. */
+export class EventRelay {
+  readonly #listeners = new Set<EventListener>();
+
+  constructor(control: SwitchControl) {
+    control.on('event', (event) => {
+      for (const listener of this.#listeners) listener(event);
+    });
+  }
+
+  add(listener: EventListener): void {
+    this.#listeners.add(listener);
+  }
+
+  delete(listener: EventListener): void {
+    this.#listeners.delete(listener);
+  }
+}
+
 export type EventFormat = 'sse' | 'lines';
 
 /** Events from now on; `past` comes first. A reader that does not read loses events, not memory. */
 export function eventStream(
-  control: SwitchControl,
+  relay: EventRelay,
   past: readonly SwitchEvent[],
   format: EventFormat,
   open: OpenStreams,
@@ -51,7 +72,7 @@ export function eventStream(
     return encoder.encode(format === 'sse' ? `event: ${event.kind}\ndata: ${json}\n\n` : `${json}\n`);
   };
   let lost = 0;
-  let listener: (event: SwitchEvent) => void = () => {};
+  let listener: EventListener = () => {};
   let close = (): void => {};
   return new ReadableStream<Uint8Array>(
     {
@@ -61,7 +82,7 @@ export function eventStream(
           else controller.enqueue(encode(event));
         };
         close = () => {
-          control.off('event', listener);
+          relay.delete(listener);
           open.delete(close);
           controller.close();
         };
@@ -69,7 +90,7 @@ export function eventStream(
         // An SSE comment: the headers go out at once, and the reader knows that it listens.
         if (format === 'sse') controller.enqueue(encoder.encode(': events of the switch\n\n'));
         for (const event of past) controller.enqueue(encode(event));
-        control.on('event', listener);
+        relay.add(listener);
       },
       pull(controller) {
         if (lost === 0) return;
@@ -79,7 +100,7 @@ export function eventStream(
         controller.enqueue(encode({ at, kind: 'events-lost', port: null, message }));
       },
       cancel() {
-        control.off('event', listener);
+        relay.delete(listener);
         open.delete(close);
       },
     },

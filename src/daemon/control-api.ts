@@ -9,7 +9,7 @@ import type { Server } from 'node:http';
 import { ApiError, errorResponse } from './api-error.ts';
 import { ROUTES, type Call, type Route } from './api-routes.ts';
 import type { Version } from './api-schemas.ts';
-import { OpenStreams } from './api-stream.ts';
+import { EventRelay, OpenStreams } from './api-stream.ts';
 import { describeIssues, ConfigProblems } from './config-problem.ts';
 import { placed } from './config.ts';
 import { listenControl, listenHttp } from './control-socket.ts';
@@ -36,12 +36,12 @@ export class ControlApi {
   readonly #servers: Server[] = [];
   readonly #metrics: Metrics;
   readonly #version: Version;
-  #control: SwitchControl | null = null;
+  #running: { control: SwitchControl; relay: EventRelay } | null = null;
   /** Address of the TCP listener, with the port that it got. */
   httpAddress: string | null = null;
 
   private constructor() {
-    this.#metrics = new Metrics(() => this.#running(), VERSION);
+    this.#metrics = new Metrics(() => this.#attached().control, VERSION);
     this.#version = {
       name: 'vring',
       version: VERSION,
@@ -67,7 +67,7 @@ export class ControlApi {
 
   /** From now on requests are about this switch. */
   attach(control: SwitchControl): void {
-    this.#control = control;
+    this.#running = { control, relay: new EventRelay(control) };
   }
 
   /** Captures and event streams that are open. */
@@ -93,8 +93,8 @@ export class ControlApi {
     );
   }
 
-  #running(): SwitchControl {
-    if (this.#control) return this.#control;
+  #attached(): { control: SwitchControl; relay: EventRelay } {
+    if (this.#running) return this.#running;
     throw new ApiError(503, 'ERR_VRING_API_STARTING', 'the switch is starting; try again');
   }
 
@@ -133,7 +133,7 @@ export class ControlApi {
 
   async #call(c: Context, route: Route): Promise<Call> {
     return {
-      control: this.#running(),
+      ...this.#attached(),
       metrics: this.#metrics,
       version: this.#version,
       captures: this.#captures,

@@ -81,6 +81,7 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
   }
 
   async flushMacTable(port?: string): Promise<number> {
+    if (port !== undefined) this.#get(port);
     const before = this.#macs.length;
     this.#macs = this.#macs.filter((entry) => port !== undefined && entry.port !== port);
     return before - this.#macs.length;

@@ -41,6 +41,8 @@ export interface SwitchControl {
   /** The last events, oldest first. */
   events(): SwitchEvent[];
   on(name: 'event', listener: (event: SwitchEvent) => void): unknown;
+  /** The data plane is gone and the switch with it: close it and start over. */
+  on(name: 'error', listener: (error: Error) => void): unknown;
   off(name: 'event', listener: (event: SwitchEvent) => void): unknown;
   close(): Promise<void>;
 }

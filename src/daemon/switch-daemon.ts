@@ -9,12 +9,15 @@ export class SwitchDaemon {
   readonly control: SwitchControl;
   readonly api: ControlApi;
   readonly config: SwitchConfig;
+  /** Resolves when the data plane ended by itself; a supervisor should start over. */
+  readonly failed: Promise<Error>;
   #closing: Promise<void> | null = null;
 
   private constructor(config: SwitchConfig, control: SwitchControl, api: ControlApi) {
     this.config = config;
     this.control = control;
     this.api = api;
+    this.failed = new Promise((resolve) => control.on('error', resolve));
   }
 
   /**

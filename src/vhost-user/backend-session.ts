@@ -159,7 +159,8 @@ export class BackendSession {
       if (entry === undefined) throw unknownMessage(message.request);
       result = await this.#dispatch(entry, message);
     } catch (error) {
-      if (!(error instanceof ProtocolError) || !this.#mayRefuse(entry, message)) throw error;
+      // Messages with a reply of their own have no place for an error.
+      if (!(error instanceof ProtocolError) || !this.#acks(entry, message)) throw error;
       result = error;
     } finally {
       closeFds(message.fds);
@@ -170,7 +171,7 @@ export class BackendSession {
       this.#options.onRefused?.(result);
     }
     if (result instanceof Uint8Array) await this.#reply(message.request, result);
-    else if (entry?.reply === 'both' || this.#wantsAck(message)) {
+    else if (this.#acks(entry, message)) {
       const value = result === undefined ? 0n : 1n;
       await this.#reply(message.request, U64Payload.encode({ value }));
     }
@@ -201,15 +202,12 @@ export class BackendSession {
     return ((this.#context.protocolFeatures ?? 0n) & bit(feature)) !== 0n;
   }
 
-  #wantsAck(message: Message): boolean {
+  /** Whether success or failure is to be answered by a u64. */
+  #acks(entry: MessageEntry | undefined, message: Message): boolean {
+    if (entry?.reply === 'payload') return false;
+    if (entry?.reply === 'both' && this.#negotiated(entry.needs!)) return true;
     const asked = (message.flags & VHOST_USER_NEED_REPLY_MASK) !== 0;
     return asked && this.#negotiated(VHOST_USER_PROTOCOL_F_REPLY_ACK);
-  }
-
-  /** Messages with a reply of their own have no place for an error. */
-  #mayRefuse(entry: MessageEntry | undefined, message: Message): boolean {
-    if (entry?.reply === 'payload') return false;
-    return entry?.reply === 'both' || this.#wantsAck(message);
   }
 
   async #reply(request: number, payload: Uint8Array): Promise<void> {

@@ -1,0 +1,181 @@
+/**
+ * `npm start`: shows the product on embedded defaults. Starts a switch with two ports, plugs two
+ * software guests into them, each a process of its own, pings across, measures, prints one table.
+ *
+ *   npm start                run and end
+ *   npm start -- --keep      leave the switch running afterwards, until Ctrl-C
+ *   npm start -- --vm        two real Linux guests in QEMU instead
+ */
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+import { messageOf } from '../base/errors.ts';
+import { Service, command } from './demo-process.ts';
+import { complain, print, printJson, table } from './output.ts';
+
+export type DemoRow = { readonly what: string; readonly value: string; readonly how: string };
+
+const HELP = `Usage: npm start [-- options]
+
+Starts a switch with two ports, plugs two guests in, and prints what happened.
+
+Options:
+  --vm          two Linux guests in QEMU instead of software guests
+  --keep        leave the switch running afterwards, until Ctrl-C
+  --seconds N   length of each throughput run (default 2)
+  --json        print the table as JSON
+  -h, --help    this text
+
+Examples:
+  npm start
+  npm start -- --vm
+  npm start -- --keep --seconds 5`;
+
+const PINGS = 20;
+const IDLE_SECONDS = 2;
+const MACS = ['02:00:00:00:00:01', '02:00:00:00:00:02'] as const;
+const IPS = ['10.0.0.1', '10.0.0.2'] as const;
+
+type Options = { vm: boolean; keep: boolean; json: boolean; seconds: number };
+
+type PingResult = { received: number; rttMs: { min: number; avg: number; max: number } };
+type SinkResult = { frames: number; lost: number; corrupted: number; seconds: number };
+type PpsResult = { sent: { frames: number }; seconds: number };
+
+async function main(): Promise<number> {
+  const options = readOptions(process.argv.slice(2));
+  if (typeof options === 'number') return options;
+  const folder = mkdtempSync(join(tmpdir(), 'vring-demo-'));
+  const sockets = [join(folder, 'vm0.sock'), join(folder, 'vm1.sock')] as const;
+  const control = join(folder, 'switch.sock');
+  try {
+    const ports = sockets.map((path, i) => ['--port', `vm${i}=vhost-user:${path}`]).flat();
+    const service = new Service('the switch', ['switch', '--json', '--control', control, ...ports]);
+    await service.ready();
+    try {
+      const rows = options.vm
+        ? await (await import('./demo-vm.ts')).runVirtualMachines(sockets)
+        : await runSoftwareGuests(service, sockets, options.seconds);
+      await show(rows, options);
+      showNext(sockets[0], control, options);
+      if (options.keep) await keepRunning(service);
+    } finally {
+      await service.end();
+    }
+    return 0;
+  } catch (error) {
+    complain(messageOf(error));
+    return 1;
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+function readOptions(argv: string[]): Options | number {
+  try {
+    const { values } = parseArgs({
+      args: argv,
+      options: {
+        vm: { type: 'boolean', default: false },
+        keep: { type: 'boolean', default: false },
+        json: { type: 'boolean', default: false },
+        seconds: { type: 'string', default: '2' },
+        help: { type: 'boolean', short: 'h', default: false },
+      },
+    });
+    const seconds = Number(values.seconds);
+    if (values.help) {
+      print(HELP);
+      return 0;
+    }
+    if (!(seconds >= 0.5 && seconds <= 3600)) {
+      throw new Error(`--seconds ${values.seconds}: a number from 0.5 to 3600 is expected`);
+    }
+    return { ...values, seconds };
+  } catch (error) {
+    complain(messageOf(error));
+    complain('see npm start -- --help');
+    return 2;
+  }
+}
+
+async function runSoftwareGuests(
+  service: Service,
+  sockets: readonly [string, string],
+  seconds: number,
+): Promise<DemoRow[]> {
+  complain('two software guests, one process each, on ports vm0 and vm1 ...');
+  const guest = (n: 0 | 1, ...words: string[]): string[] => {
+    const addresses = ['--mac', MACS[n], '--ip', `${IPS[n]}/24`];
+    return ['guest', 'net', '--socket', sockets[n], ...addresses, '--json', ...words];
+  };
+  const rows: DemoRow[] = [];
+  const echo = new Service('guest vm1', guest(1, 'echo'));
+  await echo.ready();
+  const ping = guest(0, 'ping', IPS[1], '-c', String(PINGS), '-i', '0.05');
+  const { received, rttMs } = await command<PingResult>(ping);
+  const trip = `min ${us(rttMs.min)}, mean ${us(rttMs.avg)}, max ${us(rttMs.max)}`;
+  rows.push({ what: `ping, ${received} of ${PINGS} answered`, value: trip, how: `${IPS[0]} to ${IPS[1]}` });
+  await echo.end();
+  for (const size of [64, 1514]) {
+    const sink = new Service('guest vm1', guest(1, 'sink'));
+    await sink.ready();
+    const words = ['pps', '--size', String(size), '--seconds', String(seconds), '--to', MACS[1]];
+    const sent = await command<PpsResult>(guest(0, ...words));
+    const got = (await sink.end()) as SinkResult;
+    rows.push(throughputRow(size, got, sent.seconds));
+  }
+  const before = service.cpuSeconds();
+  await new Promise((resolve) => setTimeout(resolve, IDLE_SECONDS * 1000));
+  const idle = ((service.cpuSeconds() - before) / IDLE_SECONDS) * 100;
+  rows.push({ what: 'switch when idle', value: `${idle.toFixed(1)} % CPU`, how: `over ${IDLE_SECONDS} s` });
+  return rows;
+}
+
+function throughputRow(size: number, got: SinkResult, seconds: number): DemoRow {
+  const perSecond = got.frames / seconds;
+  const mpps = (perSecond / 1e6).toFixed(2);
+  const gbits = ((perSecond * size * 8) / 1e9).toFixed(2);
+  return {
+    what: `${size}-byte frames, vm0 to vm1`,
+    value: `${mpps} Mpps, ${gbits} Gbit/s`,
+    how: `${got.frames} frames arrived, ${got.corrupted} corrupted`,
+  };
+}
+
+function us(ms: number): string {
+  return `${(ms * 1000).toFixed(0)} us`;
+}
+
+async function show(rows: readonly DemoRow[], options: Options): Promise<void> {
+  if (options.json) {
+    printJson(rows);
+    return;
+  }
+  const cells = rows.map(({ what, value, how }) => [what, value, how]);
+  print('');
+  print(await table([{ title: 'WHAT' }, { title: 'RESULT' }, { title: 'HOW' }], cells));
+}
+
+function showNext(socket: string, control: string, options: Options): void {
+  if (options.json) return;
+  const kept = options.keep;
+  print('');
+  print(kept ? 'The switch goes on. Attach a VM to a port:' : 'With a switch that goes on (npm start -- --keep), a VM attaches so:');
+  print(`  npx vring vm --socket ${kept ? socket : 'PATH'} --run --demo-guest`);
+  print('The QEMU command line or libvirt XML alone:  npx vring vm --socket PATH [--libvirt]');
+  if (kept) print(`Watch it:  npx vring stats --control ${control}`);
+}
+
+async function keepRunning(service: Service): Promise<void> {
+  complain(`the switch runs as process ${service.pid}; Ctrl-C ends it`);
+  await Promise.race([
+    service.exit(),
+    new Promise<void>((resolve) => {
+      for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
+    }),
+  ]);
+}
+
+process.exitCode = await main();

@@ -86,6 +86,7 @@ export function checkFrames(
           counters[SINK_CORRUPT]++;
           break;
         }
+        counters[SINK_VERIFIED]++;
         noteLatency(counters, (now - stamp) >>> 0);
       }
       const run = flowAndRun >>> 16;

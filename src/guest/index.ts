@@ -1,0 +1,53 @@
+/** The software guest: driver, network stack, traffic. Names only; no logic here. */
+export * from './bulk-message.ts';
+export { receiveBulk, type ReceiveBulkOptions } from './bulk-receiver.ts';
+export { sendBulk, type BulkSource, type SendBulkOptions } from './bulk-sender.ts';
+export { fileSource, patternSource } from './bulk-source.ts';
+export { connectNetGuest, type ConnectOptions } from './connect.ts';
+export { ControlQueue } from './control-queue.ts';
+export type { DeviceConfig } from './device-config.ts';
+export {
+  NO_CHOICE,
+  chooseFeatures,
+  parseFeatureChoice,
+  type FeatureChoice,
+  type FeatureWishes,
+} from './features.ts';
+export { GuestQueue, type QueuePlan } from './guest-queue.ts';
+export { MAX_PENDING_PINGS, type PingOptions, type PingResult } from './icmp.ts';
+export {
+  ipFromBytes,
+  parseIp,
+  parsePrefix,
+  prefixHas,
+  type IpAddress,
+  type IpPrefix,
+} from './ip-address.ts';
+export {
+  NO_OFFLOAD,
+  linkPair,
+  type FrameHandler,
+  type FrameLink,
+  type FrameOffload,
+  type LinkOffloads,
+  type LinkPairOptions,
+} from './link.ts';
+export { NetGuest, type NetGuestOptions } from './net-driver.ts';
+export { NetStack, type StackCounters, type StackOptions } from './stack.ts';
+export {
+  MAX_FLOWS,
+  RECORD_BYTES,
+  buildTestFrame,
+  smallestTestFrame,
+  type GsoKind,
+  type TestFrame,
+  type TestFrameOptions,
+} from './test-frame.ts';
+export {
+  runTraffic,
+  type GenerateOptions,
+  type Rate,
+  type TrafficOptions,
+  type TrafficReport,
+} from './traffic.ts';
+export { MAX_UDP_PORTS, type UdpHandler } from './udp.ts';

@@ -6,7 +6,7 @@
  */
 import { deepEqual, equal, match, ok } from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { Testpmd, virtioUserVdev, type PortStats, type VirtioUserOptions } from '../peers/dpdk.ts';
 import { requirePeer, requireRoot } from '../peers/require-peer.ts';
 import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
@@ -23,6 +23,9 @@ type Form = {
   readonly path?: RegExp;
 };
 
+/** DPDK's vectorized packed ring is written for AVX-512 alone. */
+const HAS_AVX512 = /\bavx512vl\b/.test(readFileSync('/proc/cpuinfo', 'utf8'));
+
 const FORMS: readonly Form[] = [
   {
     name: 'split',
@@ -34,19 +37,19 @@ const FORMS: readonly Form[] = [
     name: 'split without mergeable buffers',
     options: { inOrder: false, mrgRxbuf: false },
     features: { MRG_RXBUF: false, RING_PACKED: false },
-    path: /using standard (Rx|Tx) path/,
+    path: /using standard Rx path/,
   },
   {
     name: 'split in order',
     options: { inOrder: true, mrgRxbuf: true },
     features: { MRG_RXBUF: true, IN_ORDER: true },
-    path: /using inorder (Rx|Tx) path/,
+    path: /using inorder Rx path/,
   },
   {
     name: 'split vectorized',
     options: { inOrder: false, mrgRxbuf: false, vectorized: true },
     features: { MRG_RXBUF: false, IN_ORDER: false },
-    path: /using vectorized split ring Rx path|using standard/,
+    path: /using vectorized Rx path/,
   },
   {
     name: 'packed',
@@ -58,13 +61,13 @@ const FORMS: readonly Form[] = [
     name: 'packed in order without mergeable buffers',
     options: { packed: true, inOrder: true, mrgRxbuf: false },
     features: { RING_PACKED: true, MRG_RXBUF: false, IN_ORDER: true },
-    path: /using packed ring standard Rx path|using packed ring .* Rx path/,
+    path: /using packed ring standard Rx path/,
   },
   {
     name: 'packed vectorized',
     options: { packed: true, inOrder: true, mrgRxbuf: false, vectorized: true },
     features: { RING_PACKED: true, MRG_RXBUF: false, IN_ORDER: true },
-    path: /using packed ring (vectorized|standard) (Rx|Tx) path/,
+    path: HAS_AVX512 ? /packed ring vectorized Rx path/ : /packed ring standard Rx path/,
   },
   {
     name: 'split, two queue pairs',

@@ -32,7 +32,7 @@ export async function vring(...args: string[]): Promise<string> {
 export class SwitchProcess {
   readonly control: string;
   readonly #child: ChildProcess;
-  readonly #log = new OutputTail(32_768);
+  readonly #log = new OutputTail(65_536);
 
   private constructor(child: ChildProcess, control: string) {
     this.#child = child;

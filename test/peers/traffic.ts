@@ -1,0 +1,79 @@
+/** Traffic between Linux guests and the host, with its checks. */
+import { deepEqual, equal, match } from 'node:assert/strict';
+import type { LinuxGuest } from '../../src/vmm/index.ts';
+import type { NetNamespace } from './netns.ts';
+
+/** All `count` echo requests are answered. */
+export async function checkPing(from: LinuxGuest, address: string, count = 3): Promise<void> {
+  const output = await from.check(`ping -c ${count} -i 0.2 -W 2 ${address}`);
+  match(output, new RegExp(`${count} packets received, 0% packet loss`));
+}
+
+/** Makes a file of random bytes in the guest. */
+export async function makeFile(guest: LinuxGuest, mebibytes: number): Promise<string> {
+  const path = `/tmp/random-${mebibytes}`;
+  const make = `dd if=/dev/urandom of=${path} bs=64k count=${mebibytes * 16} 2>/dev/null`;
+  await guest.check(`[ -e ${path} ] || ${make}`);
+  return path;
+}
+
+let nextPort = 5001;
+
+/** One TCP stream from guest to guest; the checksums of both ends are the same. */
+export async function checkBulk(
+  from: LinuxGuest,
+  to: LinuxGuest,
+  address: string,
+  mebibytes: number,
+): Promise<void> {
+  const path = await makeFile(from, mebibytes);
+  const port = nextPort++;
+  const receiving = to.check(receiver('nc', port));
+  const sending = from.check(`${RETRY} nc ${address} ${port} < ${path}`);
+  const [received] = await Promise.all([receiving, sending]);
+  equal(received, await from.check(`sha256sum < ${path}`));
+}
+
+/** One TCP stream from the guest to the host's end of the TAP. */
+export async function checkBulkToHost(
+  guest: LinuxGuest,
+  host: NetNamespace,
+  address: string,
+  mebibytes: number,
+): Promise<void> {
+  const path = await makeFile(guest, mebibytes);
+  const port = nextPort++;
+  const receiving = host.shell(receiver('busybox nc', port));
+  const sending = guest.check(`${RETRY} nc ${address} ${port} < ${path}`);
+  const [received] = await Promise.all([receiving, sending]);
+  equal(received, await guest.check(`sha256sum < ${path}`));
+}
+
+/** One TCP stream from the host to the guest. */
+export async function checkBulkFromHost(
+  host: NetNamespace,
+  guest: LinuxGuest,
+  address: string,
+  mebibytes: number,
+): Promise<void> {
+  const port = nextPort++;
+  const receiving = guest.check(receiver('nc', port));
+  const make = `head -c ${mebibytes * 2 ** 20} /dev/urandom > "$f"`;
+  const send = `${RETRY} busybox nc ${address} ${port} < "$f"`;
+  const all = `f=$(mktemp); trap 'rm -f "$f"' EXIT; ${make}; ${send}; sha256sum < "$f"`;
+  const [received, sent] = await Promise.all([receiving, host.shell(all)]);
+  deepEqual(received.split(' ')[0], sent.split(' ')[0]);
+}
+
+/**
+ * Accepts one connection and prints the checksum of what comes. The input is a pipe that never
+ * ends: at the end of its input nc closes its half of the connection, and the sender leaves then.
+ */
+function receiver(nc: string, port: number): string {
+  const pipe = `/tmp/never-${process.pid}-${port}`;
+  return `mkfifo ${pipe}; ${nc} -l -p ${port} 0<>${pipe} | sha256sum; rm ${pipe}`;
+}
+
+/** Tries the command after it until the listener is there; a refused connection sends nothing. */
+const RETRY =
+  'retry() { for i in 1 2 3 4 5 6 7 8 9 10; do "$@" && return 0; sleep 0.3; done; return 1; }; retry';

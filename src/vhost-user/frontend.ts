@@ -53,8 +53,8 @@ export class VhostUserFrontend implements VhostBackend {
   readonly #options: FrontendOptions;
   #offersProtocolFeatures = false;
   #protocolFeatures = 0n;
-  /** Regions that the back-end has by ADD_MEM_REG. */
-  #slots: readonly BackendMemoryRegion[] = [];
+  /** Regions that the back-end has, however they went. */
+  #shared: readonly BackendMemoryRegion[] = [];
   #status = 0;
 
   private constructor(socket: Fd, description: string, options: FrontendOptions) {
@@ -148,32 +148,33 @@ export class VhostUserFrontend implements VhostBackend {
   /* Memory */
 
   /**
-   * Up to eight regions go in one SET_MEM_TABLE; more need CONFIGURE_MEM_SLOTS and go one by one,
-   * after those that are not wanted any more are removed.
+   * Up to eight regions go in one SET_MEM_TABLE; more need CONFIGURE_MEM_SLOTS and go one by one:
+   * those that are not wanted any more are removed, then those that are new are added.
    * @throws VringError ERR_VRING_MEMORY_SLOTS when the back-end cannot take that many.
    */
   async setMemTable(regions: readonly BackendMemoryRegion[]): Promise<void> {
     if (regions.length <= wire.VHOST_MEMORY_BASELINE_NREGIONS) {
-      this.#slots = [];
       const header = wire.MemoryTableHeader.encode({ count: regions.length, padding: 0 });
       const payload = Buffer.concat([header, ...regions.map((r) => wire.MemoryRegion.encode(r))]);
       const fds = regions.map((region) => region.fd);
-      return this.#tell(wire.VHOST_USER_SET_MEM_TABLE, payload, fds);
+      await this.#tell(wire.VHOST_USER_SET_MEM_TABLE, payload, fds);
+      this.#shared = [...regions];
+      return;
     }
     const slots = await this.#maxMemSlots();
     if (regions.length > slots) {
       const text = `${this.description} takes ${slots} memory regions, ${regions.length} are due`;
       throw new VringError('ERR_VRING_MEMORY_SLOTS', text);
     }
-    for (const old of this.#slots) {
+    for (const old of this.#shared) {
       if (regions.some((region) => sameRegion(region, old))) continue;
       await this.#tell(wire.VHOST_USER_REM_MEM_REG, singleRegion(old));
-      this.#slots = this.#slots.filter((region) => region !== old);
+      this.#shared = this.#shared.filter((region) => region !== old);
     }
     for (const region of regions) {
-      if (this.#slots.some((old) => sameRegion(region, old))) continue;
+      if (this.#shared.some((old) => sameRegion(region, old))) continue;
       await this.#tell(wire.VHOST_USER_ADD_MEM_REG, singleRegion(region), [region.fd]);
-      this.#slots = [...this.#slots, region];
+      this.#shared = [...this.#shared, region];
     }
   }
 

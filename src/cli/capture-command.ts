@@ -41,7 +41,8 @@ export async function capture(port: string, options: CaptureOptions): Promise<vo
     for await (const chunk of stream) {
       const blocks = cutter.push(chunk as Buffer);
       bytes += blocks.length;
-      if (blocks.length > 0 && !out.write(blocks)) await once(out, 'drain', { signal: stop.signal });
+      if (blocks.length > 0 && !out.write(blocks))
+        await once(out, 'drain', { signal: stop.signal });
       if (cutter.done) break;
     }
   } catch (error) {

@@ -1,13 +1,15 @@
 import { strict as assert } from 'node:assert';
-import { spawn, type ChildProcess } from 'node:child_process';
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { buildConfig } from '../daemon/config.ts';
+import type { Command } from 'commander';
 import { FakeSwitch } from '../daemon/fake-switch.ts';
 import { SwitchDaemon } from '../daemon/switch-daemon.ts';
+import { buildProgram } from './program.ts';
 
 const MAIN = fileURLToPath(new URL('main.ts', import.meta.url));
 const directory = mkdtempSync(join(tmpdir(), 'vring-cli-'));
@@ -68,25 +70,32 @@ const USAGE: readonly (readonly [args: string[], message: RegExp])[] = [
   [['port', 'show'], /^error: missing required argument 'name'/],
   [['port', 'add', 'vm1=vhostuser:/x'], /^vring: port vm1: KIND: .* did you mean "vhost-user"\?/],
   [['port', 'set', 'vm0'], /^vring: nothing to set; give --link, --vlan or --trunk/],
-  [['port', 'set', 'vm0', '--link', 'sideways'], /^vring: --link: "sideways" is not one of up, down/],
+  [
+    ['port', 'set', 'vm0', '--link', 'sideways'],
+    /^vring: --link: "sideways" is not one of up, down/,
+  ],
   [['port', 'set', 'vm0', '--vlan', '1', '--trunk', 'all'], /contradicts --trunk and --native/],
   [['port', 'set', 'vm0', '--native', '1'], /^vring: --native belongs to a trunk; add --trunk/],
   [['stats', '--interval', '0'], /^vring: --interval: "0" is not 0.1 to 3600 seconds/],
   [['events', '--last', '-1'], /^vring: --last: "-1" is not a whole number from 0 to 1000/],
   [['capture', 'vm0', '--count', '0'], /^vring: --count: "0" is not a number from 1 to /],
   [['switch', '--port', 'vm0'], /^vring: --port vm0: "vm0" is not a port; write NAME=vhost-user/],
-  [['switch', '--config', '/no/such/file'], /^vring: --config: \/no\/such\/file: there is no such file/],
+  [
+    ['switch', '--config', '/no/such/file'],
+    /^vring: --config: \/no\/such\/file: there is no such file/,
+  ],
   [['switch', '--http', '0.0.0.0:80'], /^vring: --http: "0.0.0.0:80" is not a loopback address/],
 ];
 
-for (const [args, message] of USAGE) {
-  test(`status 2: vring ${args.join(' ')}`, async () => {
-    const { status, out, err } = await vring(...args);
-    assert.match(err, message);
-    assert.equal(out, '');
-    assert.equal(status, 2);
-  });
-}
+describe('a wrong command line ends with status 2', { concurrency: 4 }, () => {
+  for (const [args, message] of USAGE) {
+    test(`vring ${args.join(' ')}`, async () => {
+      const { status, out, err } = await vring(...args);
+      assert.match(err, message);
+      assert.deepEqual([status, out], [2, '']);
+    });
+  }
+});
 
 test('without a switch the error names the socket and how to start one', async () => {
   for (const args of [['ports'], ['stats'], ['events', '-f'], ['capture', 'vm0'], ['macs']]) {
@@ -112,7 +121,10 @@ test('ports as a table and as JSON, without colours in a pipe', async () => {
   ];
   assert.equal(out, `${rows.join('\n')}\n`);
   const json = JSON.parse((await vring('ports', '--json')).out);
-  assert.deepEqual(json.map((p: { name: string }) => p.name), ['vm0', 'up']);
+  assert.deepEqual(
+    json.map((p: { name: string }) => p.name),
+    ['vm0', 'up'],
+  );
 });
 
 test('a port is added, shown, changed and removed', async () => {
@@ -121,13 +133,26 @@ test('a port is added, shown, changed and removed', async () => {
   const shown = await vring('port', 'show', 'vm1');
   assert.match(shown.out, /^port +vm1\nstate +up\nreason +-\nlink +up\n/);
   assert.match(shown.out, /\nQUEUE .*KICKS .*\nreceiveq1 +256 +running +7 /);
-  const down = await vring('port', 'set', 'vm1', '--link', 'down', '--trunk', '1+2', '--native', '3');
+  const down = await vring(
+    'port',
+    'set',
+    'vm1',
+    '--link',
+    'down',
+    '--trunk',
+    '1+2',
+    '--native',
+    '3',
+  );
   assert.equal(down.out, 'port vm1: link down, vlan trunk 1+2+3 native 3\n');
   assert.match((await vring('ports')).out, /\nvm1: link set down \(LINK_DOWN, 2026-/);
   const wrong = await vring('port', 'set', 'vm1', '--vlan', 'ten');
   assert.deepEqual(
     [wrong.status, wrong.err],
-    [2, 'vring: vlan: "ten" is not a VLAN ID from 1 to 4094, or a mapping with mode: access or mode: trunk\n'],
+    [
+      2,
+      'vring: vlan: "ten" is not a VLAN ID from 1 to 4094, or a mapping with mode: access or mode: trunk\n',
+    ],
   );
   const twice = await vring('port', 'add', 'vm1=tap:t0');
   assert.deepEqual(
@@ -140,7 +165,10 @@ test('a port is added, shown, changed and removed', async () => {
 });
 
 test('addresses are listed and flushed', async () => {
-  assert.match((await vring('macs')).out, /^MAC +VLAN +PORT +AGE\n52:54:00:12:34:56 +10 +vm0 +3s\n/);
+  assert.match(
+    (await vring('macs')).out,
+    /^MAC +VLAN +PORT +AGE\n52:54:00:12:34:56 +10 +vm0 +3s\n/,
+  );
   assert.equal(JSON.parse((await vring('macs', '--port', 'up', '--json')).out).length, 1);
   assert.equal((await vring('macs', '--flush')).out, '2 addresses are forgotten\n');
   assert.equal((await vring('macs')).out, 'no addresses learned yet\n');
@@ -167,7 +195,10 @@ test('events are shown, and followed until the reader goes', async () => {
   child.kill('SIGINT');
   const { out: lines } = await result;
   assert.deepEqual(
-    lines.trim().split('\n').map((line) => JSON.parse(line).kind),
+    lines
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line).kind),
     ['fault', 'test'],
   );
 });
@@ -196,11 +227,34 @@ test('capture ends after a count, after a time, and on a signal, always with a w
 
   const child = start(['capture', 'vm0', '-w', file, '--json']);
   const result = finish(child);
-  while (!existsSync(file) || statSync(file).size < 1000) await new Promise((r) => setTimeout(r, 20));
+  while (!existsSync(file) || statSync(file).size < 1000)
+    await new Promise((r) => setTimeout(r, 20));
   child.kill('SIGINT');
   const { status, out } = await result;
   assert.equal(status, 0);
   assert.equal(JSON.parse(out).frames, frameCount(readFileSync(file)));
+});
+
+/** Runs in a pseudo-terminal of util-linux. */
+function inTerminal(command: string): Promise<Result> {
+  const env = { ...process.env, VRING_CONTROL: control, TERM: 'xterm', NO_COLOR: '' };
+  const line = `${process.execPath} ${MAIN} ${command}`;
+  return finish(spawn('script', ['-qec', line, '/dev/null'], { env }));
+}
+
+const hasScript = spawnSync('script', ['--version']).status === 0;
+const skip = hasScript ? false : 'there is no script(1): apt install bsdutils';
+
+test('on a terminal: capture refuses, stats draws, the cursor comes back', { skip }, async () => {
+  const refused = await inTerminal('capture vm0');
+  assert.equal(refused.status, 2);
+  assert.match(refused.out, /^vring: a capture is binary and standard output is a terminal; write/);
+  const ports = await inTerminal('ports');
+  assert.ok(ports.out.includes('\x1b[32mup\x1b[39m'), ports.out);
+  const { out } = await inTerminal('stats -i 0.1 & sleep 1.5; kill -INT $!; wait $!');
+  assert.ok(out.startsWith('\x1b[?25l\x1b[2J\x1b[H'), out);
+  assert.match(out, /vring stats.*\r\n.*\r\n.*PORT/);
+  assert.ok(out.endsWith('\x1b[?25h\r\n'), out);
 });
 
 test('a reader that leaves ends a capture quietly', async () => {
@@ -225,7 +279,10 @@ test('version with and without a switch', async () => {
     readFileSync(new URL('../../package.json', import.meta.url), 'utf8'),
   );
   assert.equal((await vring('--version')).out, `${version}\n`);
-  assert.match((await vring('version')).out, new RegExp(`\\nswitch ${version} .* pid ${process.pid},`));
+  assert.match(
+    (await vring('version')).out,
+    new RegExp(`\\nswitch ${version} .* pid ${process.pid},`),
+  );
   const { status, out } = await vring('version', '--control', nowhere, '--json');
   assert.deepEqual([status, JSON.parse(out).switch], [0, null]);
 });
@@ -285,7 +342,10 @@ test('vring switch --json: readiness and events are JSON lines', async () => {
   await new Promise((resolve) => child.stdout!.once('data', resolve));
   await vring('port', 'add', 'up=tap:tap0', '--control', path);
   child.kill('SIGTERM');
-  const lines = (await result).out.trim().split('\n').map((line) => JSON.parse(line));
+  const lines = (await result).out
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line));
   assert.equal(lines[0].ready, true);
   assert.match(lines[0].http, /^127.0.0.1:\d+$/);
   assert.equal(lines[1].event.kind, 'port-added');
@@ -302,7 +362,9 @@ test('a data plane that fails ends the switch with status 1', async () => {
       setTimeout(() => fake.emit('error', new Error('the worker ended')), 50);
       return fake;
     });`;
-  const { status, err } = await finish(spawn(process.execPath, ['--input-type=module', '-e', code]));
+  const { status, err } = await finish(
+    spawn(process.execPath, ['--input-type=module', '-e', code]),
+  );
   assert.deepEqual([status, err], [1, 'vring: the data plane failed: the worker ended\n']);
   assert.ok(!existsSync(path));
 });
@@ -312,4 +374,18 @@ test('a second switch on the same socket is refused', async () => {
   assert.notEqual(status, 0);
   assert.equal(out, '');
   assert.match(err, /is in use: a switch is running there/);
+});
+
+test('docs/cli.md names every command and option', async () => {
+  const doc = readFileSync(new URL('../../docs/cli.md', import.meta.url), 'utf8');
+  const visit = (command: Command, path: string) => {
+    assert.ok(doc.includes(`vring ${path}`), `vring ${path}`);
+    for (const { long } of command.options) assert.ok(doc.includes(long!), `vring ${path} ${long}`);
+    for (const inner of command.commands) {
+      if (inner.name() !== 'help') visit(inner, `${path} ${inner.name()}`);
+    }
+  };
+  for (const command of (await buildProgram([])).commands) {
+    if (command.name() !== 'help') visit(command, command.name());
+  }
 });

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The `vring` program. Exit status: 0 done, 1 failed, 2 the command line or configuration is wrong. */
+/** The `vring` program. Exit status: 0 done, 1 failed, 2 wrong command line or configuration. */
 import { enableCompileCache } from 'node:module';
 import { messageOf, VringError } from '../base/errors.ts';
 import { complain, endWithTheReader } from './output.ts';

@@ -1,4 +1,4 @@
-/** What commands print: text or JSON on stdout, messages on stderr, and nothing after a closed pipe. */
+/** What commands print: text or JSON on stdout, messages on stderr, nothing to a closed pipe. */
 import pc from 'picocolors';
 import { VringError } from '../base/errors.ts';
 
@@ -33,7 +33,7 @@ export function complain(message: string): void {
 
 /** Text of peers and guests must not steer the terminal. */
 export function printable(text: string): string {
-  return text.replaceAll(/[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g, '?');
+  return text.replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, '?');
 }
 
 /** Colours only where picocolors finds a terminal and no NO_COLOR. */

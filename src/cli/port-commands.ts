@@ -107,7 +107,7 @@ async function printPort(port: PortStatus): Promise<void> {
     { title: 'QUEUE' },
     { title: 'SIZE', align: 'right' as const },
     { title: 'STATE' },
-    ...counters.map((name) => ({ title: name.toUpperCase(), align: 'right' as const })),
+    ...counters.map((name) => ({ title: spaced(name), align: 'right' as const })),
   ];
   const rows = port.queues.map((queue) => [
     queue.name,
@@ -116,6 +116,11 @@ async function printPort(port: PortStatus): Promise<void> {
     ...counters.map((name) => String(queue.counters[name] ?? 0)),
   ]);
   print(`\n${await table(columns, rows)}`);
+}
+
+/** `callsSuppressed` to `CALLS SUPPRESSED`. */
+function spaced(name: string): string {
+  return name.replaceAll(/([A-Z])/g, ' $1').toUpperCase();
 }
 
 function queueState(queue: QueueStatus): string {

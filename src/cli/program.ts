@@ -126,17 +126,23 @@ Ports:
     });
   examples(command, [
     ['vring switch --port vm0=vhost-user:/run/vring/vm0.sock', 'one port'],
-    ['vring switch -p a=vhost-user:a.sock,vlan=10 -p up=tap:tap0,trunk=all', 'a VLAN and an uplink'],
+    [
+      'vring switch -p a=vhost-user:a.sock,vlan=10 -p up=tap:tap0,trunk=all',
+      'a VLAN and an uplink',
+    ],
     ['vring switch --config /etc/vring/switch.yaml', 'from a file'],
     ['vring switch --config switch.yaml --check', 'is the file right?'],
   ]);
 }
 
 function addPorts(program: Command): void {
-  examples(client(program.command('ports')).description('Lists the ports with state and counters.'), [
-    ['vring ports', 'a table, and why a port is not up'],
-    ["vring ports --json | jq '.[] | select(.state != \"up\") | .name'", 'for scripts'],
-  ]).action(async (options) => (await import('./port-commands.ts')).showPorts(options));
+  examples(
+    client(program.command('ports')).description('Lists the ports with state and counters.'),
+    [
+      ['vring ports', 'a table, and why a port is not up'],
+      ['vring ports --json | jq \'.[] | select(.state != "up") | .name\'', 'for scripts'],
+    ],
+  ).action(async (options) => (await import('./port-commands.ts')).showPorts(options));
 
   const port = program.command('port').description('Shows, adds, removes or changes one port.');
   examples(port, [
@@ -146,9 +152,7 @@ function addPorts(program: Command): void {
   examples(
     client(port.command('show <name>')).description('Everything about a port and its queues.'),
     [['vring port show vm0', 'features, memory, queues, counters']],
-  ).action(async (name, options) =>
-    (await import('./port-commands.ts')).showPort(name, options),
-  );
+  ).action(async (name, options) => (await import('./port-commands.ts')).showPort(name, options));
   examples(
     client(port.command('add <spec>')).description(
       'Adds a port to the running switch; <spec> as for vring switch --port.',
@@ -161,9 +165,7 @@ function addPorts(program: Command): void {
   examples(
     client(port.command('remove <name>')).description('Ends its session and removes its socket.'),
     [['vring port remove vm1', '']],
-  ).action(async (name, options) =>
-    (await import('./port-commands.ts')).removePort(name, options),
-  );
+  ).action(async (name, options) => (await import('./port-commands.ts')).removePort(name, options));
   examples(
     client(port.command('set <name>'))
       .description('Changes a port while it runs.')
@@ -212,9 +214,10 @@ function addViews(program: Command): void {
     ],
   ).action(async (options) => (await import('./event-command.ts')).showEvents(options));
 
-  examples(client(program.command('version')).description('Versions of this program and the switch.'), [
-    ['vring version', ''],
-  ]).action(async (options) => (await import('./port-commands.ts')).showVersion(options));
+  examples(
+    client(program.command('version')).description('Versions of this program and the switch.'),
+    [['vring version', '']],
+  ).action(async (options) => (await import('./port-commands.ts')).showVersion(options));
 }
 
 function addCapture(program: Command): void {

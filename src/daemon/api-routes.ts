@@ -187,8 +187,8 @@ export const ROUTES: readonly Route[] = [
     method: 'GET',
     path: '/v1/events',
     summary:
-      'The last events, oldest first. With follow=1 the events from now on: as server-sent events ' +
-      'when the client accepts text/event-stream, else one JSON object per line.',
+      'The last events, oldest first. With follow=1 the events from now on: as server-sent ' +
+      'events when the client accepts text/event-stream, else one JSON object per line.',
     query: z.strictObject({
       follow: z.enum(['0', '1'], { error: '0 or 1' }).default('0'),
       last: queryInt(0, 1000, 'events').optional().meta({

@@ -5,7 +5,7 @@ import type { SwitchEvent } from './switch-types.ts';
 /** Events that wait for a slow reader; more are counted and dropped. */
 const MAX_WAITING_EVENTS = 1000;
 
-/** Streams that are open, so that a daemon that ends can end them, and so that they have a limit. */
+/** Streams that are open: a daemon that ends can end them, and they have a limit. */
 export class OpenStreams {
   readonly #closers = new Set<() => void>();
   readonly #limit: number;
@@ -31,7 +31,7 @@ export class OpenStreams {
   }
 
   closeAll(): void {
-    for (const close of [...this.#closers]) close();
+    for (const close of this.#closers) close();
     this.#closers.clear();
   }
 }
@@ -69,7 +69,9 @@ export function eventStream(
   const encoder = new TextEncoder();
   const encode = (event: SwitchEvent) => {
     const json = JSON.stringify(event);
-    return encoder.encode(format === 'sse' ? `event: ${event.kind}\ndata: ${json}\n\n` : `${json}\n`);
+    return encoder.encode(
+      format === 'sse' ? `event: ${event.kind}\ndata: ${json}\n\n` : `${json}\n`,
+    );
   };
   let lost = 0;
   let listener: EventListener = () => {};

@@ -164,6 +164,9 @@ function near(issue: z.core.$ZodIssue, value: unknown): string {
   let known: readonly unknown[] = [];
   if (issue.code === 'invalid_value') known = issue.values;
   if (issue.code === 'invalid_union' && 'options' in issue) known = issue.options as unknown[];
-  const best = closest(value, known.filter((k) => typeof k === 'string'));
+  const best = closest(
+    value,
+    known.filter((k) => typeof k === 'string'),
+  );
   return best === null ? '' : `; did you mean "${best}"?`;
 }

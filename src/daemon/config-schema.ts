@@ -1,7 +1,7 @@
 /**
  * The JSON Schema of the configuration, for editors: generated from the zod schemas and committed
- * as schema/switch.schema.json. A test holds that it is current; `node src/daemon/reference-docs.ts`
- * renews it.
+ * as schema/switch.schema.json. A test holds that it is current; to renew:
+ * `node src/daemon/reference-docs.ts`.
  */
 import { fileURLToPath } from 'node:url';
 import * as z from 'zod';

@@ -107,7 +107,10 @@ const WRONG: readonly (readonly [yaml: string, ...lines: string[]])[] = [
     `ports:\n${PORT}  mtu: "9000"\n`,
     's.yaml:5:8: ports[0].mtu: "9000" is not a whole number from 68 to 65535 (bytes of IP in one frame)',
   ],
-  [`ports:\n${PORT}  queues: 2\n`, 's.yaml:5:3: ports[0].queues: unknown key; did you mean "queuePairs"?'],
+  [
+    `ports:\n${PORT}  queues: 2\n`,
+    's.yaml:5:3: ports[0].queues: unknown key; did you mean "queuePairs"?',
+  ],
   [
     `ports:\n${PORT}  vlan: 4095\n`,
     's.yaml:5:9: ports[0].vlan: 4095 is not a whole number from 1 to 4094 (a VLAN ID)',
@@ -173,7 +176,11 @@ const WRONG: readonly (readonly [yaml: string, ...lines: string[]])[] = [
 ];
 
 for (const [yaml, ...lines] of WRONG) {
-  test(`is wrong: ${lines[0]!.slice(0, 90)}`, () => assert.deepEqual(linesOf(() => fromYaml(yaml)), lines));
+  test(`is wrong: ${lines[0]!.slice(0, 90)}`, () =>
+    assert.deepEqual(
+      linesOf(() => fromYaml(yaml)),
+      lines,
+    ));
 }
 
 test('everything wrong is told at once', () => {
@@ -188,9 +195,10 @@ test('everything wrong is told at once', () => {
 
 test('more ports than a switch has are refused', () => {
   const ports = Array.from({ length: 257 }, (_, i) => `p${i}=vhost-user:/run/${i}.sock`);
-  assert.deepEqual(linesOf(() => buildConfig({ ports })), [
-    '--port p256: NAME: this is port 257; one switch has at most 256',
-  ]);
+  assert.deepEqual(
+    linesOf(() => buildConfig({ ports })),
+    ['--port p256: NAME: this is port 257; one switch has at most 256'],
+  );
   assert.equal(buildConfig({ ports: ports.slice(0, 256) }).ports.length, 256);
 });
 
@@ -222,12 +230,14 @@ test('a file that is no configuration is refused before it is parsed', () => {
 
 test('the body of POST /v1/ports passes the same checks', () => {
   assert.equal(parsePort({ name: 'up', kind: 'tap', interface: 'tap0' }).name, 'up');
-  assert.deepEqual(linesOf(() => parsePort(null)), [
-    '(top level): null is not one of vhost-user, tap',
-  ]);
-  assert.deepEqual(linesOf(() => parsePort({ name: 'up', kind: 'tap', interface: 'a/b' })), [
-    'interface: "a/b" is not an interface name of 1 to 15 bytes, such as tap0',
-  ]);
+  assert.deepEqual(
+    linesOf(() => parsePort(null)),
+    ['(top level): null is not one of vhost-user, tap'],
+  );
+  assert.deepEqual(
+    linesOf(() => parsePort({ name: 'up', kind: 'tap', interface: 'a/b' })),
+    ['interface: "a/b" is not an interface name of 1 to 15 bytes, such as tap0'],
+  );
 });
 
 test('"did you mean" knows neighbours and other tools, and keeps quiet otherwise', () => {

@@ -111,7 +111,10 @@ function readFileSource(sources: ConfigSources, problems: ConfigProblem[]): File
   if (isRecord(root)) applyFlags(root, sources);
   const parsed = SwitchInput.safeParse(root, { reportInput: true });
   if (parsed.success) return { input: parsed.data, place };
-  const flags = new Set([...(sources.control ? ['control.path'] : []), ...(sources.http ? ['http'] : [])]);
+  const flags = new Set([
+    ...(sources.control ? ['control.path'] : []),
+    ...(sources.http ? ['http'] : []),
+  ]);
   for (const raw of describeIssues(parsed.error.issues)) {
     const path = raw.keys.join('.');
     if (flags.has(path)) problems.push(flagProblem(path, raw.problem));
@@ -200,7 +203,8 @@ function resolveSwitch(
   let owner = null;
   if (input.control.owner !== undefined) {
     const found = resolveOwner(input.control.owner, sources.accounts);
-    if (typeof found === 'string') problems.push(place({ keys: ['control', 'owner'], problem: found }));
+    if (typeof found === 'string')
+      problems.push(place({ keys: ['control', 'owner'], problem: found }));
     else owner = found;
   }
   if (input.http !== null && Number(/\d+$/.exec(input.http)?.[0]) > 65535) {

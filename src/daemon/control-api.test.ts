@@ -29,7 +29,13 @@ after(async () => {
   rmSync(directory, { recursive: true, force: true });
 });
 
-type Answer = { status: number; headers: IncomingMessage['headers']; text: string; json: any };
+type Answer = {
+  status: number;
+  headers: IncomingMessage['headers'];
+  text: string;
+  /** Tests look into it without ceremony; a wrong path fails them. */
+  json: ReturnType<typeof JSON.parse>;
+};
 type Options = { method?: string; body?: string; headers?: Record<string, string> };
 
 function open(path: string, options: Options & { socketPath?: string; port?: number } = {}) {
@@ -56,14 +62,17 @@ const patch = (body: unknown) => ({ method: 'PATCH', body: JSON.stringify(body) 
 
 test('ports are listed, shown, added, changed and removed', async () => {
   const list = await call('/v1/ports');
-  assert.deepEqual([list.status, list.json.map((p: { name: string }) => p.name)], [200, ['vm0', 'up']]);
-  const added = await call('/v1/ports', post({ name: 'vm1', kind: 'vhost-user', path: '/run/vm1.sock' }));
+  assert.deepEqual(
+    [list.status, list.json.map((p: { name: string }) => p.name)],
+    [200, ['vm0', 'up']],
+  );
+  const added = await call(
+    '/v1/ports',
+    post({ name: 'vm1', kind: 'vhost-user', path: '/run/vm1.sock' }),
+  );
   assert.deepEqual([added.status, added.json.endpoint], [201, '/run/vm1.sock']);
   const changed = await call('/v1/ports/vm1', patch({ linkUp: false, vlan: 7 }));
-  assert.deepEqual(
-    [changed.json.state, changed.json.vlan],
-    ['down', { mode: 'access', vid: 7 }],
-  );
+  assert.deepEqual([changed.json.state, changed.json.vlan], ['down', { mode: 'access', vid: 7 }]);
   assert.equal((await call('/v1/ports/vm1')).json.linkUp, false);
   const removed = await call('/v1/ports/vm1', { method: 'DELETE' });
   assert.deepEqual([removed.status, removed.text], [204, '']);
@@ -129,10 +138,13 @@ test('a config error names the path, and all problems', async () => {
 
 test('chunked bodies have the same limit', async () => {
   const status = await new Promise((resolve, reject) => {
-    const outgoing = request({ socketPath: control, path: '/v1/ports', method: 'POST' }, (response) => {
-      resolve(response.statusCode);
-      outgoing.destroy();
-    });
+    const outgoing = request(
+      { socketPath: control, path: '/v1/ports', method: 'POST' },
+      (response) => {
+        resolve(response.statusCode);
+        outgoing.destroy();
+      },
+    );
     outgoing.on('error', reject);
     for (let i = 0; i < 100; i++) outgoing.write(Buffer.alloc(1024));
     outgoing.end();
@@ -176,7 +188,13 @@ test('events are listed and followed, as lines and as server-sent events', async
     text += chunk;
     if (text.includes('second')) break;
   }
-  assert.deepEqual(text.trim().split('\n').map((l) => JSON.parse(l).message), ['first', 'second']);
+  assert.deepEqual(
+    text
+      .trim()
+      .split('\n')
+      .map((l) => JSON.parse(l).message),
+    ['first', 'second'],
+  );
   let sse = '';
   for await (const chunk of events.setEncoding('utf8')) {
     sse += chunk;
@@ -271,7 +289,8 @@ test('metrics are valid exposition format with the counters of the switch', asyn
     'vring_worker_cpu_seconds_total{worker="0"}': 0.25,
     'vring_mac_table_entries{port="vm0"}': 0,
   };
-  for (const [name, value] of Object.entries(expected)) assert.equal(samples.get(name), value, name);
+  for (const [name, value] of Object.entries(expected))
+    assert.equal(samples.get(name), value, name);
 });
 
 test('scrapes side by side do not count twice', async () => {
@@ -381,12 +400,16 @@ test('close ends followers and captures', async () => {
   assert.equal((one.control as FakeSwitch).openCaptures, 0);
 });
 
-test('a directory without permission is explained', { skip: process.getuid?.() === 0 }, async () => {
-  const locked = join(directory, 'locked');
-  await (await start(join(locked, 's.sock'))).close();
-  chmodSync(locked, 0o500);
-  await assert.rejects(start(join(locked, 's.sock')), /EACCES.*no permission; run as root/);
-});
+test(
+  'a directory without permission is explained',
+  { skip: process.getuid?.() === 0 },
+  async () => {
+    const locked = join(directory, 'locked');
+    await (await start(join(locked, 's.sock'))).close();
+    chmodSync(locked, 0o500);
+    await assert.rejects(start(join(locked, 's.sock')), /EACCES.*no permission; run as root/);
+  },
+);
 
 test('readiness and events as text', async () => {
   assert.match(

@@ -94,14 +94,14 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
   async capture(name: string, options: { snapLen: number }): Promise<Capture> {
     this.#get(name);
     this.openCaptures++;
-    let open = true;
+    const state = { open: true };
     const close = () => {
-      if (open) this.openCaptures--;
-      open = false;
+      if (state.open) this.openCaptures--;
+      state.open = false;
     };
     async function* blocks(): AsyncGenerator<Uint8Array> {
       yield sectionHeader();
-      for (let i = 0; open; i++) {
+      for (let i = 0; state.open; i++) {
         yield packetBlock(new Uint8Array(60).fill(i & 0xff), options.snapLen);
         await sleep(1);
       }

@@ -18,7 +18,11 @@ class Components {
   readonly schemas: Json = {};
 
   jsonOf(schema: z.ZodType, io: 'input' | 'output'): Json {
-    const { $schema: _, $defs, ...rest } = z.toJSONSchema(schema, {
+    const {
+      $schema: _,
+      $defs,
+      ...rest
+    } = z.toJSONSchema(schema, {
       io,
       target: 'draft-2020-12',
     }) as Json;

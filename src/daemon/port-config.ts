@@ -50,7 +50,10 @@ export function resolvePort(
 export function checkSocketPath(path: string, keys: readonly PropertyKey[], report: Report): void {
   const bytes = Buffer.byteLength(path);
   if (bytes <= MAX_SOCKET_PATH_BYTES) return;
-  report(keys, `${valueText(path)} has ${bytes} bytes; Unix sockets allow ${MAX_SOCKET_PATH_BYTES}`);
+  report(
+    keys,
+    `${valueText(path)} has ${bytes} bytes; Unix sockets allow ${MAX_SOCKET_PATH_BYTES}`,
+  );
 }
 
 /** `0660`, `0o660` and `660` are the same mode. */
@@ -126,7 +129,11 @@ export function findDuplicates(
       const first = seen.get(`${key} ${value}`);
       if (first) {
         const also = key === 'name' ? '' : ` ${first.port.name}`;
-        report(placed, key, `${valueText(value)} belongs to another port${also}; give each its own`);
+        report(
+          placed,
+          key,
+          `${valueText(value)} belongs to another port${also}; give each its own`,
+        );
       } else {
         seen.set(`${key} ${value}`, placed);
       }

@@ -124,7 +124,8 @@ const owner = () =>
   text(/^([A-Za-z0-9_][A-Za-z0-9_.@-]*\$?)?(:[A-Za-z0-9_][A-Za-z0-9_.@-]*)?$/, OWNER).min(1, {
     error: OWNER,
   });
-const SOCKET = `an absolute path of at most ${MAX_SOCKET_PATH_BYTES} bytes, such as /run/vring/vm0.sock`;
+const SOCKET =
+  `an absolute path of at most ${MAX_SOCKET_PATH_BYTES} bytes, ` + 'such as /run/vring/vm0.sock';
 const socketPath = () => text(/^\/[^\0]{0,105}[^/\0]$/, SOCKET);
 
 const MAC = 'a unicast MAC address, such as "52:54:00:12:34:56"';
@@ -135,13 +136,10 @@ const vhostUserPort = mapping(
     ...common,
     kind: z.literal('vhost-user').meta({ description: 'A VM, or any vhost-user front-end.' }),
     path: socketPath().meta({ description: 'The Unix socket; absolute, at most 107 bytes.' }),
-    mode: z
-      .enum(['server', 'client'], { error: 'one of server, client' })
-      .default('server')
-      .meta({
-        description:
-          '`server` listens on `path`; `client` connects to it, and again whenever it ends.',
-      }),
+    mode: z.enum(['server', 'client'], { error: 'one of server, client' }).default('server').meta({
+      description:
+        '`server` listens on `path`; `client` connects to it, and again whenever it ends.',
+    }),
     socketOwner: owner()
       .optional()
       .meta({ description: 'Owner of the socket, `user:group` or `uid:gid`; server mode only.' }),

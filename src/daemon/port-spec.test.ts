@@ -71,7 +71,10 @@ const WRONG: readonly (readonly [spec: string, problem: string])[] = [
     '=tap:x',
     '--port: NAME: "" is not a port name (1 to 63 letters, digits, ".", "_", "-"; a letter or digit first)',
   ],
-  ['a=vhostuser:/x', '--port a: KIND: "vhostuser" is not one of vhost-user, tap; did you mean "vhost-user"?'],
+  [
+    'a=vhostuser:/x',
+    '--port a: KIND: "vhostuser" is not one of vhost-user, tap; did you mean "vhost-user"?',
+  ],
   ['a=tap:', '--port a: INTERFACE: "" is not an interface name of 1 to 15 bytes, such as tap0'],
   [
     'a=vhost-user:',
@@ -84,14 +87,26 @@ const WRONG: readonly (readonly [spec: string, problem: string])[] = [
   ['a=vhost-user:/x,mtu', '--port a: mtu: needs a value; write "mtu=..."'],
   ['a=vhost-user:/x,mtu=1,mtu=2', '--port a: mtu: given twice; remove one'],
   ['a=vhost-user:/x,client,server', '--port a: server: contradicts client; remove one'],
-  ['a=tap:x,vlan=1,trunk=all', '--port a: trunk: contradicts vlan, which makes an access port; remove one'],
+  [
+    'a=tap:x,vlan=1,trunk=all',
+    '--port a: trunk: contradicts vlan, which makes an access port; remove one',
+  ],
   ['a=tap:x,native=1', '--port a: native: belongs to a trunk; add trunk=all or trunk=VID+VID'],
-  ['a=tap:x,trunk=1+9999', '--port a: trunk: 9999 is not a whole number from 1 to 4094 (a VLAN ID)'],
+  [
+    'a=tap:x,trunk=1+9999',
+    '--port a: trunk: 9999 is not a whole number from 1 to 4094 (a VLAN ID)',
+  ],
   ['a=tap:x,trunk=1+', '--port a: trunk: "" is not a whole number from 1 to 4094 (a VLAN ID)'],
   ['a=tap:x,queues=2', '--port a: queues: a tap port has no such option; remove it'],
-  ['a=vhost-user:/x,queues=65', '--port a: queues: 65 is not a whole number from 1 to 64 (pairs of queues)'],
+  [
+    'a=vhost-user:/x,queues=65',
+    '--port a: queues: 65 is not a whole number from 1 to 64 (pairs of queues)',
+  ],
   ['a=vhost-user:/x,packed=no', '--port a: packed: "no" is not on or off'],
-  ['a=vhost-user:/x,csum=off,uso=on', '--port a: uso: uso needs checksum offload; turn csum on or uso off'],
+  [
+    'a=vhost-user:/x,csum=off,uso=on',
+    '--port a: uso: uso needs checksum offload; turn csum on or uso off',
+  ],
   [
     'a=vhost-user:/x,client,owner=root',
     '--port a: owner: the other side makes the socket in client mode; remove this or client mode',

@@ -8,8 +8,7 @@ import { closest, describeIssues, type ConfigProblem, type RawProblem } from './
 import { PortInput } from './port-input.ts';
 
 /** For help texts and errors. */
-export const PORT_SPEC_FORM =
-  'NAME=vhost-user:PATH[,OPTION...] or NAME=tap:INTERFACE[,OPTION...]';
+export const PORT_SPEC_FORM = 'NAME=vhost-user:PATH[,OPTION...] or NAME=tap:INTERFACE[,OPTION...]';
 
 type Setter = (raw: Raw, value: string) => void;
 type Raw = Record<string, unknown> & { offload?: Record<string, unknown> };

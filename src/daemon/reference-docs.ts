@@ -7,7 +7,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { ROUTES } from './api-routes.ts';
 import { schemaText, SCHEMA_FILE, switchJsonSchema, type JsonNode } from './config-schema.ts';
-import { metricList } from './metrics.ts';
+import { metricList } from './metric-table.ts';
 
 const docs = new URL('../../docs/', import.meta.url);
 
@@ -71,9 +71,18 @@ function configTables(): string {
   });
   return [
     section('The switch', schema),
-    section('Every port', only(vhostUser, (key) => shared.has(key))),
-    section('Ports of kind `vhost-user`', only(vhostUser, (key) => !shared.has(key))),
-    section('Ports of kind `tap`', only(tap, (key) => !shared.has(key))),
+    section(
+      'Every port',
+      only(vhostUser, (key) => shared.has(key)),
+    ),
+    section(
+      'Ports of kind `vhost-user`',
+      only(vhostUser, (key) => !shared.has(key)),
+    ),
+    section(
+      'Ports of kind `tap`',
+      only(tap, (key) => !shared.has(key)),
+    ),
   ].join('\n');
 }
 
@@ -111,7 +120,8 @@ function takes(node: JsonNode): string {
   const branches = node.anyOf ?? node.oneOf;
   if (branches) return [...new Set(branches.map(takes))].join(' or ');
   if (node.type === 'integer') return `${node.minimum} to ${node.maximum}`;
-  if (node.type === 'array') return `list of ${node.items?.oneOf ? 'ports' : takes(node.items ?? {})}`;
+  if (node.type === 'array')
+    return `list of ${node.items?.oneOf ? 'ports' : takes(node.items ?? {})}`;
   if (node.type === 'object') return 'mapping';
   if (node.type === 'boolean') return '`true` or `false`';
   return Array.isArray(node.type) ? 'octal digits' : (node.type ?? 'any');

@@ -73,7 +73,7 @@ export function readinessLine(readiness: Readiness): string {
   return `vring: ready: ${ports}, control socket ${readiness.control}${http}`;
 }
 
-/** Events as lines of a log, at most `perSecond`: a peer that reconnects in a loop fills no disk. */
+/** Events as lines of a log, at most `perSecond`: a peer that reconnects in a loop fills none. */
 export class EventLog {
   readonly #write: (line: string) => void;
   readonly #perSecond: number;

@@ -272,6 +272,8 @@ export class Switch {
       this.#markUnflushed(port.index);
       return;
     }
+    // Tags edited for this port are there for the next one, too: no frame is plain any more.
+    this.#facts[FACT_SPECIAL] = 1;
     let from = 0;
     while (from < count) {
       const end = plainRun(batch, list, from, count, accepts, maxFrameBytes, untagged);

@@ -78,9 +78,11 @@ function compile(output, files = addonFiles()) {
   } catch (error) {
     fs.rmSync(temporary, { force: true });
     if (error.code === 'ENOENT') {
-      throw new Error(`no C compiler (${compiler}): apt-get install build-essential`);
+      throw new Error(`no C compiler (${compiler}): apt-get install build-essential`, {
+        cause: error,
+      });
     }
-    throw new Error(`${compiler} failed:\n${error.stderr ?? error.message}`);
+    throw new Error(`${compiler} failed:\n${error.stderr ?? error.message}`, { cause: error });
   }
   fs.renameSync(temporary, output); // other processes may be loading the old one
 }

@@ -17,8 +17,10 @@ export function buildAddressMap(ranges: readonly MappedRange[]): AddressMap {
     const lastEnd = last === undefined ? 0 : last.start + last.sizeBytes;
     assert(range.start >= lastEnd, 'ranges of an address map overlap');
     assert(range.start + range.sizeBytes <= Number.MAX_SAFE_INTEGER + 1);
-    if (last?.offset === range.offset - (range.start - (last?.start ?? 0)) &&
-      range.start === lastEnd) {
+    if (
+      last?.offset === range.offset - (range.start - (last?.start ?? 0)) &&
+      range.start === lastEnd
+    ) {
       last.sizeBytes += range.sizeBytes;
     } else {
       joined.push({ ...range });

@@ -1,19 +1,28 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { copySmall } from './index.ts';
 
 test('copies exactly the bytes it was told', () => {
   const small = fc.integer({ min: 0, max: 40 });
   fc.assert(
-    fc.property(small, small, fc.integer({ min: 0, max: 300 }), fc.nat(), (to, from, length, seed) => {
-      const source = new Uint8Array(from + length); // nothing behind: over-reading throws
-      for (let i = 0; i < source.length; i++) source[i] = (i * 31 + seed) & 0xff;
-      const target = new Uint8Array(to + length).fill(0xee);
-      copySmall(new DataView(target.buffer), to, new DataView(source.buffer), from, length);
-      assert.deepEqual(target.subarray(to), source.subarray(from));
-      assert.equal(target.subarray(0, to).every((byte) => byte === 0xee), true);
-    }),
+    fc.property(
+      small,
+      small,
+      fc.integer({ min: 0, max: 300 }),
+      fc.nat(),
+      (to, from, length, seed) => {
+        const source = new Uint8Array(from + length); // nothing behind: over-reading throws
+        for (let i = 0; i < source.length; i++) source[i] = (i * 31 + seed) & 0xff;
+        const target = new Uint8Array(to + length).fill(0xee);
+        copySmall(new DataView(target.buffer), to, new DataView(source.buffer), from, length);
+        assert.deepEqual(target.subarray(to), source.subarray(from));
+        assert.equal(
+          target.subarray(0, to).every((byte) => byte === 0xee),
+          true,
+        );
+      },
+    ),
     { numRuns: 2000 },
   );
 });

@@ -1,4 +1,4 @@
-/** A guest's memory as its front-end has shared it: the regions, and the two ways to look at them. */
+/** A guest's memory as its front-end has shared it: the regions, by either address space. */
 import { MAX_MEM_SLOTS } from '../base/limits.ts';
 import type { RegionHandle } from '../sys/index.ts';
 import type { AddressMap } from './address-map.ts';
@@ -24,7 +24,14 @@ export class MemoryTable {
       throw new MemoryError('ERR_VRING_MEMORY_SLOTS', 'regions', text);
     }
     for (const [index, other] of this.regions.entries()) {
-      refuseOverlap('guest_phys_addr', region.guestPhysAddr, other.guestPhysAddr, region, other, index);
+      refuseOverlap(
+        'guest_phys_addr',
+        region.guestPhysAddr,
+        other.guestPhysAddr,
+        region,
+        other,
+        index,
+      );
       refuseOverlap('userspace_addr', region.userAddr, other.userAddr, region, other, index);
     }
     this.regions.push(region);
@@ -44,7 +51,11 @@ export class MemoryTable {
   /** Guest-physical addresses: what descriptors hold. */
   gpaMap(): AddressMap {
     return buildAddressMap(
-      this.regions.map(({ guestPhysAddr: start, sizeBytes, offset }) => ({ start, sizeBytes, offset })),
+      this.regions.map(({ guestPhysAddr: start, sizeBytes, offset }) => ({
+        start,
+        sizeBytes,
+        offset,
+      })),
     );
   }
 

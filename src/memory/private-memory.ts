@@ -1,4 +1,4 @@
-/** Memory of our own in the arena: bounce buffers, header slots, frames of ports without a guest. */
+/** Memory of our own in the arena: bounce buffers, frames of ports without a guest. */
 import { mapPrivateAt, type RegionHandle, regionGeneration, releaseRegion } from '../sys/index.ts';
 import { type ArenaRange, reserveRange } from './arena-range.ts';
 

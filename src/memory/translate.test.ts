@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { buildAddressMap, EMPTY_ADDRESS_MAP, type MappedRange, translate } from './index.ts';
 
 /** Ranges as a front-end might give them: gaps, neighbours, any order, up to 2^53. */
@@ -46,12 +46,18 @@ function naive(ranges: readonly MappedRange[], address: number, lenBytes: number
 test('translate agrees with a search byte by byte', () => {
   const lengths = fc.oneof(fc.integer({ min: 0, max: 200 }), fc.constant(2 ** 32 - 1));
   fc.assert(
-    fc.property(tables, fc.nat(), fc.integer({ min: -3, max: 3 }), lengths, (ranges, pick, by, length) => {
-      const map = buildAddressMap(ranges);
-      const edges = ranges.flatMap((range) => [range.start, range.start + range.sizeBytes]);
-      const address = Math.max(0, (edges[pick % (edges.length || 1)] ?? 0) + by);
-      assert.equal(translate(map, address, length), naive(ranges, address, length));
-    }),
+    fc.property(
+      tables,
+      fc.nat(),
+      fc.integer({ min: -3, max: 3 }),
+      lengths,
+      (ranges, pick, by, length) => {
+        const map = buildAddressMap(ranges);
+        const edges = ranges.flatMap((range) => [range.start, range.start + range.sizeBytes]);
+        const address = Math.max(0, (edges[pick % (edges.length || 1)] ?? 0) + by);
+        assert.equal(translate(map, address, length), naive(ranges, address, length));
+      },
+    ),
     { numRuns: 3000 },
   );
 });

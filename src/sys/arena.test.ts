@@ -41,8 +41,9 @@ async function inWorker(body: string, data: unknown): Promise<unknown> {
     parentPort.postMessage(await run());`;
   const url = new URL(`data:text/javascript,${encodeURIComponent(source)}`);
   const worker = new Worker(url, { workerData: data });
+  const exited = once(worker, 'exit'); // may come in the same turn as the message
   const [result] = await once(worker, 'message');
-  await once(worker, 'exit');
+  await exited;
   return result;
 }
 

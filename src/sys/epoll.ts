@@ -18,7 +18,10 @@ export class Epoll {
 
   /** @syscalls epoll_create1 */
   constructor() {
-    this.#fd = new Fd(check('epoll_create1', native.epollCreate(), () => 'epoll'), 'epoll');
+    this.#fd = new Fd(
+      check('epoll_create1', native.epollCreate(), () => 'epoll'),
+      'epoll',
+    );
     this.#number = this.#fd.number;
   }
 

@@ -8,7 +8,10 @@ import { native } from './native.ts';
  * @syscalls eventfd2
  */
 export function createEventfd(what: string): Fd {
-  return new Fd(check('eventfd', native.eventfdCreate(), () => what), what);
+  return new Fd(
+    check('eventfd', native.eventfdCreate(), () => what),
+    what,
+  );
 }
 
 /**

@@ -59,7 +59,10 @@ export class Fd {
  * @syscalls fcntl
  */
 export function dupFd(number: number, what: string): Fd {
-  return new Fd(check('fcntl(F_DUPFD_CLOEXEC)', native.dup(number), () => what), what);
+  return new Fd(
+    check('fcntl(F_DUPFD_CLOEXEC)', native.dup(number), () => what),
+    what,
+  );
 }
 
 /**
@@ -75,7 +78,10 @@ export function closeFd(number: number): void {
  * @syscalls open
  */
 export function openFd(path: string, flags: number): Fd {
-  return new Fd(check('open', native.open(path, flags), () => path), path);
+  return new Fd(
+    check('open', native.open(path, flags), () => path),
+    path,
+  );
 }
 
 export type FdStat = {

@@ -27,7 +27,10 @@ export type MemfdOptions = {
 export function createMemfd(name: string, sizeBytes: number, options: MemfdOptions = {}): Fd {
   const huge = options.hugePages === true ? MFD_HUGETLB | MFD_HUGE_2MB : 0;
   const flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | huge;
-  const fd = new Fd(check('memfd_create', native.memfdCreate(name, flags), () => name), name);
+  const fd = new Fd(
+    check('memfd_create', native.memfdCreate(name, flags), () => name),
+    name,
+  );
   try {
     truncate(fd.number, sizeBytes);
     if (options.seal === true) {

@@ -152,7 +152,7 @@ type InterfaceRequest = { bytes: Uint8Array; view: DataView };
 function interfaceRequest(name: string): InterfaceRequest {
   const encoded = new TextEncoder().encode(name);
   if (encoded.length >= linux.IFNAMSIZ || /[\s/\0]/.test(name)) {
-    const text = `${JSON.stringify(name)} is no interface name: at most 15 bytes, no space or slash`;
+    const text = `${JSON.stringify(name)} is no interface name: up to 15 bytes, no space or slash`;
     throw new VringError('ERR_VRING_INTERFACE', text);
   }
   const bytes = new Uint8Array(linux.IFREQ_BYTES);
@@ -169,7 +169,10 @@ function interfaceIoctl(
   detail: string,
 ): void {
   const number = native.socket(family, linux.SOCK_DGRAM, 0);
-  using fd = new Fd(check('socket', number, () => detail), 'interface control');
+  using fd = new Fd(
+    check('socket', number, () => detail),
+    'interface control',
+  );
   const result = native.ioctlBytes(fd.number, request, argument.bytes);
   check(`ioctl(${name})`, result, () => detail);
 }

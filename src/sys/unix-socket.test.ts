@@ -20,13 +20,17 @@ import {
 
 const folder = mkdtempSync(join(tmpdir(), 'vring-'));
 after(() => rmSync(folder, { recursive: true }));
-const text = (bytes: Uint8Array, length: number) => Buffer.from(bytes.subarray(0, length)).toString();
+const text = (bytes: Uint8Array, length: number) =>
+  Buffer.from(bytes.subarray(0, length)).toString();
 
 test('listen, connect, accept', () => {
   const path = join(folder, 'a.sock');
   const before = openFdCount();
   assert.throws(() => connectUnix(path), { errnoName: 'ENOENT', recovery: 'retry' });
-  const listener = listenUnix(path, { mode: 0o620, owner: { uid: 0 + process.getuid!(), gid: process.getgid!() } });
+  const listener = listenUnix(path, {
+    mode: 0o620,
+    owner: { uid: 0 + process.getuid!(), gid: process.getgid!() },
+  });
   assert.equal(statSync(path).mode & 0o777, 0o620);
   assert.equal(acceptUnix(listener.number), null);
   assert.throws(() => listenUnix(path), { code: 'ERR_VRING_SOCKET_IN_USE' });
@@ -86,7 +90,12 @@ test('fds travel with the bytes, and none is lost', () => {
 
   // More than the receiver wants, up to the kernel's limit.
   const many = Array.from({ length: 253 }, () => kick.number);
-  for (const [sent, wanted] of [[9, 8], [253, 8], [253, 253], [1, 0]] as const) {
+  for (const [sent, wanted] of [
+    [9, 8],
+    [253, 8],
+    [253, 253],
+    [1, 0],
+  ] as const) {
     assert.equal(sendWithFds(one.number, Uint8Array.of(9), many.slice(0, sent)), 1);
     const received = receiveWithFds(two.number, buffer, wanted)!;
     assert.equal(received.fds.length, wanted);

@@ -118,7 +118,10 @@ export function receiveWithFds(sock: number, into: Uint8Array, maxFds: number): 
 }
 
 function unixSocket(path: string): Fd {
-  return new Fd(check('socket', native.socket(AF_UNIX, SOCK_STREAM, 0), () => path), path);
+  return new Fd(
+    check('socket', native.socket(AF_UNIX, SOCK_STREAM, 0), () => path),
+    path,
+  );
 }
 
 function checkPath(path: string): void {

@@ -34,11 +34,19 @@ const FORMS: readonly Form[] = [
   { name: 'split, in order', options: features('+in_order') },
   { name: 'packed, in order', options: { packed: true, ...features('+in_order') } },
   { name: 'split, whole buffers', options: features('-mrg') },
-  { name: 'packed, whole buffers', options: { packed: true, ...features('-mrg') } },
+  // Not with indirect tables: DPDK 22.11's batched enqueue does not look at the INDIRECT flag of a
+  // packed ring and writes short frames into the table itself.
+  { name: 'packed, whole buffers', options: { packed: true, ...features('-mrg,-indirect') } },
   { name: 'split, whole buffers in chains', options: features('-mrg,-indirect,-event_idx') },
-  { name: 'packed, neither indirect nor event index', options: { packed: true, ...features('-indirect,-event_idx') } },
+  {
+    name: 'packed, neither indirect nor event index',
+    options: { packed: true, ...features('-indirect,-event_idx') },
+  },
   { name: 'split, header apart', options: { headerApart: true } },
-  { name: 'packed, header apart, no indirect', options: { packed: true, headerApart: true, ...features('-indirect') } },
+  {
+    name: 'packed, header apart, no indirect',
+    options: { packed: true, headerApart: true, ...features('-indirect') },
+  },
 ];
 
 const CLI = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -53,7 +61,8 @@ test('ping through DPDK net_vhost', { timeout: 120_000 }, async (t) => {
   await testpmd.start();
   await waitFor('the socket of net_vhost', 10_000, () => existsSync(socket));
 
-  for (const { name, options } of [...FORMS, { name: 'polled', options: { notify: 'poll' as const } }]) {
+  const polled: Form = { name: 'polled', options: { notify: 'poll' } };
+  for (const { name, options } of [...FORMS, polled]) {
     await t.test(name, async () => {
       const guest = await connectNetGuest({ socket, ...options });
       const stack = new NetStack({ link: guest, ip: parsePrefix('10.0.0.1/24', 4, 'ip') });

@@ -51,6 +51,7 @@ export type GuestOptions = {
   flows: number;
   firstFlow: number;
   rate?: number;
+  window?: number;
   loop: boolean;
   echo: boolean;
   gso: GsoKind;
@@ -212,6 +213,7 @@ export function pps(options: GuestOptions): Promise<number> {
         firstFlow: options.firstFlow,
         vlan: options.vlan ?? null,
         rate: options.rate ?? null,
+        window: options.window ?? null,
         gso: options.gso,
         gsoSize: options.gsoSize,
       };

@@ -16,8 +16,6 @@ import {
   type GuestOptions,
 } from './guest-actions.ts';
 
-const EXIT_USAGE = 2;
-
 const EXAMPLES = `
 Examples:
   Two guests on two ports of a switch, one answers, the other asks:
@@ -67,8 +65,7 @@ export function guestCommand(): Command {
   addStackCommands(net);
   addTrafficCommands(net);
   for (const command of [guest, net, ...net.commands]) {
-    command.showHelpAfterError('(see --help)');
-    command.exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : EXIT_USAGE));
+    command.showHelpAfterError('(add --help for usage and examples)');
   }
   return guest;
 }
@@ -118,8 +115,9 @@ function addTrafficCommands(net: Command): void {
     .option('--to <mac>', 'destination MAC address (default: broadcast)', macText)
     .option('--flows <n>', 'flows: UDP ports and addresses that take turns', integer(1, 1024), 1)
     .option('--first-flow <n>', 'number of the first flow, where several guests send', integer(0, 1023), 0)
-    .option('--rate <frames>', 'frames per second, with K or M (default: as many as go)', byteCount)
-    .option('--loop', 'the port reflects: what was sent must come back, or status 1', false)
+    .option('--rate <frames>', 'frames per second, with k or M (default: as many as go)', frameRate)
+    .option('--window <frames>', 'with --loop: frames under way at most', integer(1, 32768))
+    .option('--loop', 'the port reflects: status 1 when nothing comes back, losses are told', false)
     .option('--echo', 'send nothing of our own: swap the MAC addresses of what comes and return it', false)
     .addOption(
       new Option('--gso <kind>', 'frames that the back-end has to segment, --size may be 65549')
@@ -166,7 +164,14 @@ function decimal(least: number, most: number): (text: string) => number {
   };
 }
 
-/** `64K` is 65536. For rates, K and M are used the same way. */
+/** `1.5M` is 1500000. */
+function frameRate(text: string): number {
+  const match = /^(\d+(?:\.\d+)?)([kM]?)$/.exec(text);
+  if (match === null) throw new InvalidArgumentError('A number like 1000, 50k or 1.5M is expected.');
+  return Math.round(Number(match[1]) * ({ '': 1, k: 1e3, M: 1e6 }[match[2]] ?? 1));
+}
+
+/** `64K` is 65536. */
 function byteCount(text: string): number {
   const match = /^(\d+(?:\.\d+)?)([KMG]?)$/i.exec(text);
   if (match === null) throw new InvalidArgumentError('A number like 4096, 64K, 16M or 1G is expected.');

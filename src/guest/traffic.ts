@@ -58,6 +58,8 @@ const IDLE_WAIT_MS = 100;
 /** After the last frame was sent: how long what is under way may take, and when it is over. */
 const DRAIN_MS = 500;
 const DRAIN_QUIET_MS = 50;
+/** A full window from which nothing came back for so long counts as lost, and opens again. */
+const WINDOW_LOST_MS = 500;
 
 export type GenerateOptions = {
   readonly sizeBytes: number;
@@ -71,6 +73,11 @@ export type GenerateOptions = {
   readonly gsoSize?: number;
   /** End after so many frames. */
   readonly frames?: number;
+  /**
+   * Through a port that reflects: frames under way at most. With a window below the ring's size
+   * nothing is lost for want of buffers, however busy the machine is.
+   */
+  readonly window?: number | null;
 };
 
 export type TrafficOptions = {
@@ -155,6 +162,8 @@ class TrafficRun {
   #sentFrames = 0;
   #sentBytes = 0;
   #echoDropped = 0;
+  #givenUp = 0;
+  #lastSentAt = 0;
   #startedAt = 0;
   #sendingEndedAt = 0;
   #firstReceivedAt = 0;
@@ -301,6 +310,7 @@ class TrafficRun {
       );
       const sent = sendSlots(queue, count, frame.bytes.length, this.#guest.headerApart);
       this.#guest.kickIfWanted(queue);
+      this.#lastSentAt = now;
       this.#sentFrames += sent;
       this.#sentBytes += sent * (frame.bytes.length - NetHeader.size);
       total += sent;
@@ -308,11 +318,20 @@ class TrafficRun {
     return total;
   }
 
-  /** Frames that the rate limit allows now. */
+  /** Frames that the rate limit and the window allow now. */
   #due(now: number): number {
-    const rate = this.#options.generate?.rate ?? null;
-    if (rate === null) return BATCH;
-    return Math.floor(((now - this.#startedAt) / 1000) * rate) - this.#sentFrames;
+    const { rate, window } = this.#options.generate ?? {};
+    let due = BATCH;
+    if (rate != null) {
+      due = Math.min(due, Math.floor(((now - this.#startedAt) / 1000) * rate) - this.#sentFrames);
+    }
+    if (window == null) return due;
+    const underWay = this.#sentFrames - this.#sink[SINK_FRAMES] - this.#givenUp;
+    if (underWay < window) return Math.min(due, window - underWay);
+    if (now - Math.max(this.#lastReceivedAt, this.#lastSentAt) > WINDOW_LOST_MS) {
+      this.#givenUp += underWay;
+    }
+    return 0;
   }
 
   /** Microseconds of the machine's monotonic clock: the same for all processes. */

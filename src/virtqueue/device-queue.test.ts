@@ -476,6 +476,41 @@ describe('constants that hot files repeat', () => {
   });
 });
 
+describe('with IN_ORDER a device writes', () => {
+  const used = (ring: RawRing, slot: number): [number, number] => {
+    const { packed, usedOffset, descOffset } = ring.pair.config;
+    const at = packed ? descOffset + 16 * slot + 12 : usedOffset + 4 + 8 * slot;
+    const id = packed ? ring.view.getUint16(at, true) : ring.view.getUint32(at, true);
+    return [id, ring.view.getUint32(packed ? at - 4 : at + 4, true)];
+  };
+  for (const packed of [false, true]) {
+    const kind = packed ? 'packed' : 'split';
+    const make = (flags: number): RawRing => {
+      const ring = new RawRing({ size: 8, packed, inOrder: true });
+      const extra = packed ? AVAIL : 0;
+      for (let i = 0; i < 4; i++) ring.write(i, { flags: flags | extra, len: 50, id: i });
+      if (!packed) ring.avail(0, 1, 2, 3);
+      assert.equal(ring.take(), 4);
+      ring.batch.written.set(flags === 0 ? [0, 0, 0, 0] : [50, 50, 50, 50]);
+      return ring;
+    };
+
+    test(`one entry for a batch that was only read, ${kind}`, () => {
+      const ring = make(0);
+      putUsed(ring.pair.device, ring.batch, 0, 4);
+      assert.deepEqual(used(ring, 0), [3, 0]);
+      assert.deepEqual(used(ring, 1), packed ? [1, 50] : [0, 0], 'not written');
+      assert.equal(ring.pair.device.nextUsed, 4);
+    });
+
+    test(`an entry for each buffer that was written, ${kind}`, () => {
+      const ring = make(WRITE);
+      putUsed(ring.pair.device, ring.batch, 0, 4);
+      for (let i = 0; i < 4; i++) assert.deepEqual(used(ring, i), [i, 50]);
+    });
+  }
+});
+
 test('the first call of a restarted ring with EVENT_IDX is always wanted', () => {
   const ring = new RawRing({ size: 8, eventIdx: true });
   ring.view.setUint16(ring.pair.config.availOffset + 4 + 16, 1000, true); // used_event, far off

@@ -360,6 +360,9 @@ export function wantsCallPacked(q: DeviceQueue): boolean {
   if (flags === EVENTS_ENABLE) return true;
   if (flags === EVENTS_DISABLE) return false;
   if (flags !== EVENTS_DESC || q.eventIdx === 0) return true; // reserved: rather one too many
+  // Asked less than once per round: one wrap bit cannot tell an event that was passed from one
+  // that is to come.
+  if (q.sinceCall > q.size) return true;
   let position = event & 0x7fff;
   if (((event >> 15) & 1) !== q.usedWrap) position -= q.size; // of the round before
   return ((q.nextUsed - position - 1) & 0xffff) < q.sinceCall;

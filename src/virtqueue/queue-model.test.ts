@@ -156,6 +156,8 @@ class Model {
       const at = kind === 'kick' ? usedOffset : availOffset;
       const flags = view.getUint16(at + 2, true);
       if (flags !== 2) return flags === 0;
+      // More than a round since the last question: one wrap bit is ambiguous, yes is the safe answer.
+      if (positions.length > size) return true;
       const event = view.getUint16(at, true);
       return positions.some((p) => {
         const wrap = Math.floor(p / size) % 2 === 0 ? 1 : 0;

@@ -255,6 +255,7 @@ export function wantsKickPacked(q: DriverQueue): boolean {
   const flags = (event >> 16) & 3;
   if (flags === EVENTS_DISABLE) return false;
   if (flags !== EVENTS_DESC || q.eventIdx === 0) return true;
+  if (q.sinceKick > q.size) return true; // more than a round: the wrap bit cannot tell
   let position = event & 0x7fff;
   if (((event >> 15) & 1) !== q.availWrap) position -= q.size; // of the round before
   return ((q.nextAvail - position - 1) & 0xffff) < q.sinceKick;

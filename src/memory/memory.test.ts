@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { afterEach, beforeEach, test } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import { MAX_MEM_SLOTS } from '../base/limits.ts';
@@ -257,6 +258,41 @@ test('guest memory is what the back-end will map', () => {
   assert.equal(translate(table.uvaMap(), guest.baseUva + 1000, 1), seen);
   assert.notEqual(seen, guest.offset + 1000);
   assert.equal(bytes[seen], 200);
+});
+
+test('mapping and unmapping leaves the address space as it was', () => {
+  const mappings = () => readFileSync('/proc/self/maps', 'utf8').split('\n').length;
+  const churn = (rounds: number) => {
+    for (let i = 0; i < rounds; i++) {
+      using fd = createMemfd('m', 2 * MIB);
+      using one = SharedRegion.map(fd.number, region({}));
+      using two = SharedRegion.map(fd.number, region({ fdOffset: 4096 }));
+      truncate(fd.number, MIB / 2);
+      assert.equal(arena().bytes[one.offset + MIB - 1], 0);
+      assert.equal(two.truncated, false);
+    }
+  };
+  churn(3);
+  const started = mappings();
+  churn(1000);
+  assert.ok(mappings() <= started + 8, `${started} mappings became ${mappings()}`);
+});
+
+test('guest memory of huge pages', (t) => {
+  let guest: GuestMemory;
+  try {
+    guest = GuestMemory.create(3 * MIB, { hugePages: true });
+  } catch (error) {
+    t.skip(`no huge pages (sysctl vm.nr_hugepages=16): ${(error as Error).message}`);
+    return;
+  }
+  assert.equal(guest.sizeBytes, 4 * MIB);
+  // A region may start and end inside a huge page.
+  const inside = { ...guest.backendRegion(), sizeBytes: BigInt(MIB), fdOffset: BigInt(2.5 * MIB) };
+  using part = SharedRegion.map(guest.fd.number, inside);
+  arena().bytes[guest.offset + 2.5 * MIB] = 77;
+  assert.equal(arena().bytes[part.offset], 77);
+  guest.close();
 });
 
 test('regions retained from elsewhere outlive their table', () => {

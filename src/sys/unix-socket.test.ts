@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
@@ -55,6 +55,9 @@ test('listen, connect, accept', () => {
   server.close();
   listener.close();
   assert.throws(() => connectUnix(path), { errnoName: 'ECONNREFUSED', recovery: 'retry' });
+  const nobody = { uid: -5, gid: 0 };
+  assert.throws(() => listenUnix(`${path}2`, { owner: nobody }));
+  assert.equal(existsSync(`${path}2`), false);
   listenUnix(path).close(); // the stale one was removed
   assert.equal(openFdCount(), before);
 });

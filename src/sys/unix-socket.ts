@@ -21,20 +21,24 @@ export type ListenOptions = {
  * Listens at a path. A socket there that nobody accepts on any more is removed first.
  * @throws VringError ERR_VRING_SOCKET_IN_USE when somebody accepts there, ERR_VRING_SOCKET_PATH
  *   when the path is too long or names something else than a socket; SysError EACCES, ENOENT...
+ * The caller unlinks the path when it stops listening.
  * @syscalls socket lstat connect unlink bind chmod chown listen close
  */
 export function listenUnix(path: string, options: ListenOptions = {}): Fd {
   checkPath(path);
   removeStale(path);
   const fd = unixSocket(path);
+  let bound = false;
   try {
     check('bind', native.unixBind(fd.number, path), () => path);
+    bound = true;
     // Until listen() a connect is refused, so nobody slips in before these.
     if (options.mode !== undefined) chmodSync(path, options.mode);
     if (options.owner !== undefined) chownSync(path, options.owner.uid, options.owner.gid);
     check('listen', native.listen(fd.number, BACKLOG), () => path);
   } catch (error) {
     fd.close();
+    if (bound) rmSync(path, { force: true });
     throw error;
   }
   return fd;

@@ -42,7 +42,9 @@ test('every element is closed in order', () => {
 test("libvirt's own schema accepts it", (t) => {
   const xmllint = findProgram('xmllint');
   if (xmllint === null || !existsSync(SCHEMA)) {
-    return t.skip('apt-get install --no-install-recommends libvirt0 libxml2-utils');
+    const reason = 'apt-get install --no-install-recommends libvirt0 libxml2-utils';
+    if (process.env['VRING_REQUIRE_PEERS'] === '1') throw new Error(reason);
+    return t.skip(reason);
   }
   for (const [name, xml] of Object.entries(DOMAINS)) {
     const args = ['--noout', '--relaxng', SCHEMA, '-'];

@@ -25,7 +25,10 @@ test('an archive is headers, names and data, each on four bytes', () => {
 });
 
 test('cpio lists what was written', (t) => {
-  if (findProgram('cpio') === null) return t.skip('apt-get install cpio');
+  if (findProgram('cpio') === null) {
+    if (process.env['VRING_REQUIRE_PEERS'] === '1') throw new Error('apt-get install cpio');
+    return t.skip('apt-get install cpio');
+  }
   const input = writeCpio([
     { kind: 'directory', path: 'dev', mode: 0o755 },
     { kind: 'character', path: 'dev/console', mode: 0o600, major: 5, minor: 1 },

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Brings every peer that the tests talk to (QEMU, DPDK, Open vSwitch, a kernel for guests, ...) and
+# reserves huge pages. For Debian 12 as root: CI, or a machine that may be changed.
+set -euo pipefail
+
+packages=(
+  qemu-system-x86         # guests
+  qemu-utils              # disks
+  linux-image-cloud-amd64 # the guests' kernel; the host keeps its own
+  busybox-static          # the guests' programs
+  cpio                    # checks the initramfs that we write
+  dpdk-dev                # dpdk-testpmd: front-end and back-end
+  dpdk                    # its drivers
+  openvswitch-switch-dpdk # bench
+  tshark                  # reads our captures
+  iproute2                # TAP devices, network namespaces
+  libvirt0                # its schema
+  libxml2-utils           # xmllint
+  procps                  # ps, for people who look
+)
+
+retry() {
+  local attempt
+  for attempt in 1 2 3 4; do
+    "$@" && return 0
+    echo "ci-peers: attempt $attempt of '$1 $2' failed" >&2
+    sleep $((attempt * 5))
+  done
+  return 1
+}
+
+export DEBIAN_FRONTEND=noninteractive
+missing=()
+for package in "${packages[@]}"; do
+  # Not "installed" alone: a package that was removed leaves its name behind.
+  dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")
+done
+if [ "${#missing[@]}" -gt 0 ]; then
+  retry apt-get update -q
+  retry apt-get install -q -y --no-install-recommends "${missing[@]}"
+fi
+# Debian starts the switch as a service; the bench starts its own.
+if command -v systemctl >/dev/null 2>&1; then
+  systemctl disable --now openvswitch-switch >/dev/null 2>&1 || true
+fi
+
+# DPDK wants 2 MiB pages: 256 MiB for each of two processes, and room.
+wanted=384
+have=$(cat /proc/sys/vm/nr_hugepages)
+if [ "$have" -lt "$wanted" ]; then
+  echo "$wanted" >/proc/sys/vm/nr_hugepages || true
+  have=$(cat /proc/sys/vm/nr_hugepages)
+fi
+[ "$have" -ge "$wanted" ] || echo "ci-peers: only $have of $wanted huge pages; tests will say so" >&2

@@ -115,8 +115,10 @@ export const getQueueNum: Handler<null> = ({ target }) =>
 
 /* Memory */
 
-export const setMemTable: Handler<readonly MemoryRegion[]> = ({ memory }, { request, value, fds }) =>
-  memory.replace(request, value, fds);
+export const setMemTable: Handler<readonly MemoryRegion[]> = (
+  { memory },
+  { request, value, fds },
+) => memory.replace(request, value, fds);
 
 export const getMaxMemSlots: Handler<null> = () => u64Reply(MAX_MEM_SLOTS);
 

@@ -7,6 +7,7 @@
  * and it leaves nothing to refuse or to log when somebody connects in a loop.
  */
 import { rmSync } from 'node:fs';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { acceptUnix, type Fd, listenUnix, pollFd } from '../sys/index.ts';
 import { BackendEndpoint, type EndpointOptions } from './endpoint.ts';
 import { ACCEPT_RETRY_MS } from './limits.ts';
@@ -61,8 +62,12 @@ export class BackendListener extends BackendEndpoint {
         await this.#pause(ACCEPT_RETRY_MS);
         continue;
       }
-      if (socket === null) await this.#connectionWaits();
-      else await this.serve(socket);
+      if (socket === null) {
+        await this.#connectionWaits();
+        continue;
+      }
+      await this.serve(socket);
+      await nextTurn(); // or somebody who connects and closes in a loop would keep the event loop
     }
   }
 

@@ -228,7 +228,11 @@ test('repeating what is known disturbs no ring; news restart it with its base', 
     await acked(peer, wire.VHOST_USER_SET_VRING_NUM, state(0, 256));
     await acked(peer, wire.VHOST_USER_SET_VRING_ADDR, wire.VringAddr.encode(ringAddr(0)));
     assert.deepEqual(target.calls, []);
-    await acked(peer, wire.VHOST_USER_SET_VRING_ADDR, wire.VringAddr.encode({ ...ringAddr(2), index: 0 }));
+    await acked(
+      peer,
+      wire.VHOST_USER_SET_VRING_ADDR,
+      wire.VringAddr.encode({ ...ringAddr(2), index: 0 }),
+    );
     assert.deepEqual(target.calls, ['stopVring 0', 'startVring 0']);
     assert.equal(target.running.get(0)!.base, 9);
     await acked(peer, wire.VHOST_USER_SET_FEATURES, u64((1n << 30n) | (1n << 29n)));
@@ -287,7 +291,12 @@ test('509 slots, and not one more', () =>
     const { peer, session, fds } = setup;
     await negotiate(setup);
     const fd = fds.memory[0]!.number;
-    const small = (i: number) => ({ ...region(0), guestPhysAddr: BigInt(i) * 4096n, userAddr: BigInt(i) * 4096n, sizeBytes: 4096n });
+    const small = (i: number) => ({
+      ...region(0),
+      guestPhysAddr: BigInt(i) * 4096n,
+      userAddr: BigInt(i) * 4096n,
+      sizeBytes: 4096n,
+    });
     for (let i = 0; i < 509; i++) {
       await acked(peer, wire.VHOST_USER_ADD_MEM_REG, singleRegion(small(i)), [fd]);
     }
@@ -409,7 +418,9 @@ test('a front-end that floods does not keep the event loop', () =>
       if (!done) setImmediate(count);
     };
     setImmediate(count);
-    const flood = Buffer.concat(Array.from({ length: 2000 }, () => Buffer.from([3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])));
+    const flood = Buffer.concat(
+      Array.from({ length: 2000 }, () => Buffer.from([3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])),
+    );
     await peer.sendRaw(flood);
     await peer.ask(wire.VHOST_USER_GET_FEATURES);
     done = true;

@@ -225,7 +225,8 @@ function fdError(name: string, count: number, due: string): ProtocolError {
 }
 
 function unknownMessage(request: number): ProtocolError {
-  const problem = `${request} is not a request of this protocol, expected 1 to ${FRONT_END_MESSAGES.size}`;
+  const last = FRONT_END_MESSAGES.size;
+  const problem = `${request} is not a request of this protocol, expected 1 to ${last}`;
   const name = requestName(request);
   return new ProtocolError('ERR_VRING_MESSAGE_UNKNOWN', name, 'request', problem);
 }

@@ -21,7 +21,12 @@ import {
   VhostUserHeader,
 } from '../wire/vhost-user.ts';
 import { publishMessage } from './diagnostics.ts';
-import { MAX_MESSAGE_FDS, MAX_PAYLOAD_BYTES, MAX_QUEUED_BYTES, MESSAGES_PER_TURN } from './limits.ts';
+import {
+  MAX_MESSAGE_FDS,
+  MAX_PAYLOAD_BYTES,
+  MAX_QUEUED_BYTES,
+  MESSAGES_PER_TURN,
+} from './limits.ts';
 
 /** One message as it came: the header is sound, the payload not looked at. */
 export type Message = {

@@ -67,6 +67,23 @@ test('listener: one session after the other, the second waits in the backlog', (
     assert.equal(target.reasons.length, 3);
   }));
 
+test('listener: somebody who connects and closes in a loop does not keep the event loop', () =>
+  withPath(async (path) => {
+    const target = new FakeTarget();
+    const listener = new BackendListener({ path, target });
+    const turnsAt: number[] = [];
+    for (let round = 0; round < 10; round++) {
+      for (let i = 0; i < 16; i++) connectUnix(path).close(); // as many as the backlog holds
+      const sessions = listener.sessions;
+      await new Promise((resolve) => setImmediate(resolve));
+      await new Promise((resolve) => setImmediate(resolve));
+      turnsAt.push(listener.sessions - sessions);
+      await until(() => listener.sessions === 16 * (round + 1), 'all were served');
+    }
+    assert.ok(Math.max(...turnsAt) <= 3, `sessions in two turns: ${turnsAt.join(' ')}`);
+    await listener.close();
+  }));
+
 test('listener: a stale socket is removed, a live one is not', () =>
   withPath(async (path) => {
     listenUnix(path).close(); // leaves its file behind
@@ -85,7 +102,10 @@ test('connector: retries, says the cause once, and connects again after a sessio
     const connector = new BackendConnector({ path, target, onEvent: (e) => void events.push(e) });
     assert.equal(connector.state, 'connecting');
     await delay(350); // attempts at 0, 100 and 300 ms
-    assert.deepEqual(events.map((e) => e.kind), ['failed']);
+    assert.deepEqual(
+      events.map((e) => e.kind),
+      ['failed'],
+    );
     assert.match(connector.reason!.message, /ENOENT/);
 
     const server = listenUnix(path);

@@ -5,11 +5,7 @@
  */
 import { ProtocolError, VringError } from '../base/errors.ts';
 import type { Fd } from '../sys/index.ts';
-import {
-  U64Payload,
-  VHOST_USER_NEED_REPLY_MASK,
-  VHOST_USER_VERSION,
-} from '../wire/vhost-user.ts';
+import { U64Payload, VHOST_USER_NEED_REPLY_MASK, VHOST_USER_VERSION } from '../wire/vhost-user.ts';
 import { closeFds, type Message, MessageConnection } from './connection.ts';
 import { requestName } from './message-table.ts';
 
@@ -44,15 +40,13 @@ export class FrontendChannel {
    * Sends a request without a reply; with `ack` it asks for one and waits.
    * @throws ProtocolError ERR_VRING_REFUSED when the ack is not zero; the session goes on.
    */
-  tell(
-    request: number,
-    payload: Uint8Array,
-    fds: readonly number[],
-    ack: boolean,
-  ): Promise<void> {
+  tell(request: number, payload: Uint8Array, fds: readonly number[], ack: boolean): Promise<void> {
     return this.#inTurn(async () => {
       if (!ack) {
-        await this.#timed(request, this.#connection.send(request, VHOST_USER_VERSION, payload, fds));
+        await this.#timed(
+          request,
+          this.#connection.send(request, VHOST_USER_VERSION, payload, fds),
+        );
         return;
       }
       const flags = VHOST_USER_VERSION | VHOST_USER_NEED_REPLY_MASK;
@@ -103,7 +97,10 @@ export class FrontendChannel {
     reply.catch(() => undefined); // the send may fail first
     try {
       const sent = this.#connection.send(request, flags, payload, fds);
-      const message = await this.#timed(request, sent.then(() => reply));
+      const message = await this.#timed(
+        request,
+        sent.then(() => reply),
+      );
       closeFds(message.fds); // no reply that we ask for carries any
       return message.payload;
     } finally {

@@ -4,8 +4,9 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import type { VringError } from '../base/errors.ts';
 import type { BackendMemoryRegion } from '../base/vhost-backend.ts';
-import { openFdCount, socketPair } from '../sys/index.ts';
+import { openFdCount, sendWithFds, socketPair } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
 import { BackendListener } from './backend-listener.ts';
 import { BackendConnector } from './backend-connector.ts';
@@ -16,7 +17,7 @@ import { type FrontendOptions, VhostUserFrontend } from './frontend.ts';
 import { requestName } from './message-table.ts';
 import { ConversationFds, region, ringAddr } from './testing/conversation.ts';
 import { FakeTarget } from './testing/fake-target.ts';
-import { u64 } from './testing/raw-peer.ts';
+import { encodeMessage, u64 } from './testing/raw-peer.ts';
 
 type Setup = {
   frontend: VhostUserFrontend;
@@ -122,7 +123,10 @@ test('without REPLY_ACK a refusal closes the connection, which the next call say
     await frontend.setVringNum(99, 256);
     await session.closed;
     const error = { code: 'ERR_VRING_PEER_CLOSED', recovery: 'reconnect' };
-    await assert.rejects(frontend.getFeatures(), { ...error, message: /^VHOST_USER_GET_FEATURES: / });
+    await assert.rejects(frontend.getFeatures(), {
+      ...error,
+      message: /^VHOST_USER_GET_FEATURES: /,
+    });
     assert.equal(((await frontend.closed) as { code?: string }).code, 'ERR_VRING_PEER_CLOSED');
   }));
 
@@ -141,7 +145,9 @@ test('close() is idempotent, and calls after it say so', () =>
 
 /** A back-end that answers as `answer` says; null closes, undefined stays silent. */
 async function withFake(
-  answer: (message: Message) => [request: number, payload: Uint8Array, flags?: number] | null | undefined,
+  answer: (
+    message: Message,
+  ) => [request: number, payload: Uint8Array, flags?: number] | null | undefined,
   body: (socket: ReturnType<typeof socketPair>[1]) => Promise<void>,
 ): Promise<void> {
   const before = openFdCount();
@@ -171,7 +177,11 @@ test('a back-end that never answers: ERR_VRING_TIMEOUT', () =>
   withFake(
     () => undefined,
     async (socket) => {
-      const error = { code: 'ERR_VRING_TIMEOUT', recovery: 'reconnect', message: /no answer from the back-end for 50 ms/ };
+      const error = {
+        code: 'ERR_VRING_TIMEOUT',
+        recovery: 'reconnect',
+        message: /no answer from the back-end for 50 ms/,
+      };
       await assert.rejects(attach(socket, { timeoutMs: 50 }), error);
     },
   ));
@@ -217,6 +227,35 @@ for (const [what, reply, code, field] of wrong) {
     ));
 }
 
+test('a back-end that closes at every byte of its reply', async () => {
+  const before = openFdCount();
+  const whole = encodeMessage(wire.VHOST_USER_GET_FEATURES, u64(0), 5);
+  for (let cut = 0; cut < whole.length; cut++) {
+    const [ours, theirs] = socketPair();
+    const attached = attach(theirs);
+    sendWithFds(ours.number, whole.subarray(0, cut), []);
+    setImmediate(() => ours.close());
+    const code = cut === 0 ? /PEER_CLOSED|SYS/ : /MESSAGE_TRUNCATED|SYS/; // or a reset
+    await assert.rejects(attached, (error: VringError) => code.test(error.code));
+  }
+  assert.equal(openFdCount(), before);
+});
+
+test('fds that come with a reply are closed', async () => {
+  const before = openFdCount();
+  {
+    using fds = new ConversationFds(1, 1);
+    const [ours, theirs] = socketPair();
+    const attached = attach(theirs);
+    const reply = encodeMessage(wire.VHOST_USER_GET_FEATURES, u64(0), 5);
+    sendWithFds(ours.number, reply, [fds.events[0]!.number, fds.memory[0]!.number]);
+    const frontend = await attached;
+    await frontend.close();
+    ours.close();
+  }
+  assert.equal(openFdCount(), before);
+});
+
 test('a reply that nobody asked for ends the session', () =>
   withFake(
     ({ request }) => (request === 1 ? [1, u64(0)] : [request, u64(0)]),
@@ -231,7 +270,8 @@ test('a reply that nobody asked for ends the session', () =>
 
 test('GET_VRING_BASE of another ring', () =>
   withFake(
-    ({ request }) => (request === 1 ? [1, u64(0)] : [11, wire.VringState.encode({ index: 9, num: 0 })]),
+    ({ request }) =>
+      request === 1 ? [1, u64(0)] : [11, wire.VringState.encode({ index: 9, num: 0 })],
     async (socket) => {
       const frontend = await attach(socket);
       await assert.rejects(frontend.getVringBase(1), { code: 'ERR_VRING_REPLY', field: 'index' });
@@ -261,7 +301,11 @@ test('over a path: both ways to connect', async () => {
   const waiting = VhostUserFrontend.listen(path, { signal: abort.signal });
   setTimeout(() => abort.abort(), 10);
   await assert.rejects(waiting, { code: 'ERR_VRING_CLOSED' });
-  await assert.rejects(VhostUserFrontend.connect(path), { code: 'ERR_VRING_SYS', errnoName: 'ENOENT', recovery: 'retry' });
+  await assert.rejects(VhostUserFrontend.connect(path), {
+    code: 'ERR_VRING_SYS',
+    errnoName: 'ENOENT',
+    recovery: 'retry',
+  });
   rmSync(folder, { recursive: true });
   assert.equal(openFdCount(), before);
 });

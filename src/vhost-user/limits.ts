@@ -3,7 +3,10 @@
  * in `wire/vhost-user.ts`, those shared with other folders in `base/limits.ts`.
  */
 import { assert } from '../base/assert.ts';
-import { VHOST_MEMORY_BASELINE_NREGIONS, VHOST_USER_MAX_SHMEM_REGIONS } from '../wire/vhost-user.ts';
+import {
+  VHOST_MEMORY_BASELINE_NREGIONS,
+  VHOST_USER_MAX_SHMEM_REGIONS,
+} from '../wire/vhost-user.ts';
 
 /** Longest payload accepted or sent. The largest of today is GET_SHMEM_CONFIG's reply. */
 export const MAX_PAYLOAD_BYTES = 4096;

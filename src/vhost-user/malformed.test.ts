@@ -77,30 +77,77 @@ async function endsWith(expected: Expected, send: (p: Peer) => Promise<unknown>)
 }
 
 const header: [string, Uint8Array, Expected][] = [
-  ['version 0', encodeMessage(1, undefined, 0), { code: 'ERR_VRING_MESSAGE_FLAGS', field: 'flags', text: /version 0, expected 1/ }],
-  ['version 2', encodeMessage(1, undefined, 2), { code: 'ERR_VRING_MESSAGE_FLAGS', field: 'flags' }],
-  ['the reply flag', encodeMessage(1, undefined, 5), { code: 'ERR_VRING_MESSAGE_FLAGS', field: 'flags', text: /is a reply/ }],
-  ['a reserved flag', encodeMessage(1, undefined, 0x11), { code: 'ERR_VRING_MESSAGE_FLAGS', field: 'flags', text: /reserved/ }],
-  ['flag bit 31', encodeMessage(1, undefined, 0x80000001), { code: 'ERR_VRING_MESSAGE_FLAGS', field: 'flags', text: /0x80000001/ }],
-  ['a huge size', encodeMessage(5, undefined, 1, 0xffffffff), { code: 'ERR_VRING_MESSAGE_SIZE', field: 'size', text: /4294967295 bytes/ }],
-  ['a size above the limit', encodeMessage(5, undefined, 1, MAX_PAYLOAD_BYTES + 1), { code: 'ERR_VRING_MESSAGE_SIZE', field: 'size' }],
-  ['request 0', encodeMessage(0), { code: 'ERR_VRING_MESSAGE_UNKNOWN', field: 'request', request: 'VHOST_USER_0' }],
-  ['request 45', encodeMessage(45), { code: 'ERR_VRING_MESSAGE_UNKNOWN', field: 'request', text: /1 to 44/ }],
-  ['request 2^32-1', encodeMessage(0xffffffff), { code: 'ERR_VRING_MESSAGE_UNKNOWN', field: 'request' }],
+  [
+    'version 0',
+    encodeMessage(1, undefined, 0),
+    { code: 'ERR_VRING_MESSAGE_FLAGS', field: 'flags', text: /version 0, expected 1/ },
+  ],
+  [
+    'version 2',
+    encodeMessage(1, undefined, 2),
+    { code: 'ERR_VRING_MESSAGE_FLAGS', field: 'flags' },
+  ],
+  [
+    'the reply flag',
+    encodeMessage(1, undefined, 5),
+    { code: 'ERR_VRING_MESSAGE_FLAGS', field: 'flags', text: /is a reply/ },
+  ],
+  [
+    'a reserved flag',
+    encodeMessage(1, undefined, 0x11),
+    { code: 'ERR_VRING_MESSAGE_FLAGS', field: 'flags', text: /reserved/ },
+  ],
+  [
+    'flag bit 31',
+    encodeMessage(1, undefined, 0x80000001),
+    { code: 'ERR_VRING_MESSAGE_FLAGS', field: 'flags', text: /0x80000001/ },
+  ],
+  [
+    'a huge size',
+    encodeMessage(5, undefined, 1, 0xffffffff),
+    { code: 'ERR_VRING_MESSAGE_SIZE', field: 'size', text: /4294967295 bytes/ },
+  ],
+  [
+    'a size above the limit',
+    encodeMessage(5, undefined, 1, MAX_PAYLOAD_BYTES + 1),
+    { code: 'ERR_VRING_MESSAGE_SIZE', field: 'size' },
+  ],
+  [
+    'request 0',
+    encodeMessage(0),
+    { code: 'ERR_VRING_MESSAGE_UNKNOWN', field: 'request', request: 'VHOST_USER_0' },
+  ],
+  [
+    'request 45',
+    encodeMessage(45),
+    { code: 'ERR_VRING_MESSAGE_UNKNOWN', field: 'request', text: /1 to 44/ },
+  ],
+  [
+    'request 2^32-1',
+    encodeMessage(0xffffffff),
+    { code: 'ERR_VRING_MESSAGE_UNKNOWN', field: 'request' },
+  ],
 ];
 for (const [what, bytes, expected] of header) {
   test(`header: ${what}`, () => endsWith(expected, ({ peer }) => peer.sendRaw(bytes)));
 }
 
 test('the tables have every message of the specification, with a name', () => {
-  assert.deepEqual([...FRONT_END_MESSAGES.keys()], Array.from({ length: 44 }, (_, i) => i + 1));
-  assert.deepEqual([...BACK_END_MESSAGES.keys()], Array.from({ length: 10 }, (_, i) => i + 1));
+  assert.deepEqual(
+    [...FRONT_END_MESSAGES.keys()],
+    Array.from({ length: 44 }, (_, i) => i + 1),
+  );
+  assert.deepEqual(
+    [...BACK_END_MESSAGES.keys()],
+    Array.from({ length: 10 }, (_, i) => i + 1),
+  );
   for (const entry of [...FRONT_END_MESSAGES.values(), ...BACK_END_MESSAGES.values()]) {
     assert.equal((wire as unknown as Record<string, number>)[entry.name], entry.id, entry.name);
   }
 });
 
-const FEATURE_BITS = (entry: MessageEntry): bigint => (entry.needs === null ? 0n : 1n << BigInt(entry.needs));
+const FEATURE_BITS = (entry: MessageEntry): bigint =>
+  entry.needs === null ? 0n : 1n << BigInt(entry.needs);
 
 test('messages that are not implemented are gated by features that are not offered', () => {
   const names: string[] = [];
@@ -113,18 +160,39 @@ test('messages that are not implemented are gated by features that are not offer
 });
 
 for (const entry of FRONT_END_MESSAGES.values()) {
-  const { id, name, payload, handler, needs, fds: [minFds, maxFds] } = entry;
+  const {
+    id,
+    name,
+    payload,
+    handler,
+    needs,
+    fds: [minFds, maxFds],
+  } = entry;
   const right = new Uint8Array(payload.minBytes);
   if (handler === null) {
     test(`${name}: not implemented`, () =>
-      endsWith({ code: 'ERR_VRING_MESSAGE_UNSUPPORTED', field: 'request', request: name, text: /not implemented/ },
-        ({ peer, fds }) => peer.send(id, right, Array(minFds).fill(fds.events[0]!.number))));
+      endsWith(
+        {
+          code: 'ERR_VRING_MESSAGE_UNSUPPORTED',
+          field: 'request',
+          request: name,
+          text: /not implemented/,
+        },
+        ({ peer, fds }) => peer.send(id, right, Array(minFds).fill(fds.events[0]!.number)),
+      ));
     continue;
   }
   if (needs !== null) {
     test(`${name}: not negotiated`, () =>
-      endsWith({ code: 'ERR_VRING_NOT_NEGOTIATED', field: 'request', request: name, text: new RegExp(`bit ${needs} `) },
-        ({ peer, fds }) => peer.send(id, right, Array(minFds).fill(fds.events[0]!.number))));
+      endsWith(
+        {
+          code: 'ERR_VRING_NOT_NEGOTIATED',
+          field: 'request',
+          request: name,
+          text: new RegExp(`bit ${needs} `),
+        },
+        ({ peer, fds }) => peer.send(id, right, Array(minFds).fill(fds.events[0]!.number)),
+      ));
   }
   test(`${name}: one byte too many`, () =>
     endsWith({ code: 'ERR_VRING_MESSAGE_SIZE', field: 'size', request: name }, async (p) => {
@@ -149,47 +217,84 @@ for (const entry of FRONT_END_MESSAGES.values()) {
   }
   if (minFds > 0) {
     test(`${name}: an fd is missing`, () =>
-      endsWith({ code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', request: name, text: /0 came, expected 1/ }, async (p) => {
-        await prepare(p);
-        await p.peer.send(id, right);
-      }));
+      endsWith(
+        { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', request: name, text: /0 came, expected 1/ },
+        async (p) => {
+          await prepare(p);
+          await p.peer.send(id, right);
+        },
+      ));
   }
 }
 
 const KICK = 'VHOST_USER_SET_VRING_KICK';
 const fdCases: [string, Expected, (p: Peer) => Promise<unknown>][] = [
-  ['kick without fd and without the no-fd bit', { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', request: KICK, text: /0 came, expected 1/ },
-    ({ peer }) => peer.send(12, u64(0))],
-  ['kick with fd and the no-fd bit', { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /1 came, expected 0/ },
-    ({ peer, fds }) => peer.send(12, u64(0x100), [fds.events[0]!.number])],
-  ['a file as kick', { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /is a file/ },
-    ({ peer, fds }) => peer.send(12, u64(0), [fds.memory[0]!.number])],
-  ['a file as call', { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', request: 'VHOST_USER_SET_VRING_CALL' },
-    ({ peer, fds }) => peer.send(13, u64(0), [fds.memory[0]!.number])],
-  ['reserved bits of kick', { code: 'ERR_VRING_MESSAGE_VALUE', field: 'u64', text: /reserved/ },
-    ({ peer, fds }) => peer.send(12, u64(0x200), [fds.events[0]!.number])],
-  ['nine fds', { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /more than 8/ },
-    ({ peer, fds }) => peer.send(5, memTable([region(0)]), Array(9).fill(fds.memory[0]!.number))],
-  ['253 fds', { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /more than 8/ },
-    ({ peer, fds }) => peer.send(1, undefined, Array(253).fill(fds.memory[0]!.number))],
-  ['fewer fds than regions', { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /1 came, expected 2/ },
-    ({ peer, fds }) => peer.send(5, memTable([region(0), region(1)]), [fds.memory[0]!.number])],
-  ['more fds than regions', { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /2 came, expected 1/ },
-    ({ peer, fds }) => peer.send(5, memTable([region(0)]), [fds.memory[0]!.number, fds.memory[1]!.number])],
-  ['fds behind the first byte of the header', { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /behind the first byte/ },
+  [
+    'kick without fd and without the no-fd bit',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', request: KICK, text: /0 came, expected 1/ },
+    ({ peer }) => peer.send(12, u64(0)),
+  ],
+  [
+    'kick with fd and the no-fd bit',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /1 came, expected 0/ },
+    ({ peer, fds }) => peer.send(12, u64(0x100), [fds.events[0]!.number]),
+  ],
+  [
+    'a file as kick',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /is a file/ },
+    ({ peer, fds }) => peer.send(12, u64(0), [fds.memory[0]!.number]),
+  ],
+  [
+    'a file as call',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', request: 'VHOST_USER_SET_VRING_CALL' },
+    ({ peer, fds }) => peer.send(13, u64(0), [fds.memory[0]!.number]),
+  ],
+  [
+    'reserved bits of kick',
+    { code: 'ERR_VRING_MESSAGE_VALUE', field: 'u64', text: /reserved/ },
+    ({ peer, fds }) => peer.send(12, u64(0x200), [fds.events[0]!.number]),
+  ],
+  [
+    'nine fds',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /more than 8/ },
+    ({ peer, fds }) => peer.send(5, memTable([region(0)]), Array(9).fill(fds.memory[0]!.number)),
+  ],
+  [
+    '253 fds',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /more than 8/ },
+    ({ peer, fds }) => peer.send(1, undefined, Array(253).fill(fds.memory[0]!.number)),
+  ],
+  [
+    'fewer fds than regions',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /1 came, expected 2/ },
+    ({ peer, fds }) => peer.send(5, memTable([region(0), region(1)]), [fds.memory[0]!.number]),
+  ],
+  [
+    'more fds than regions',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /2 came, expected 1/ },
+    ({ peer, fds }) =>
+      peer.send(5, memTable([region(0)]), [fds.memory[0]!.number, fds.memory[1]!.number]),
+  ],
+  [
+    'fds behind the first byte of the header',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /behind the first byte/ },
     async ({ peer, fds }) => {
       const bytes = encodeMessage(12, u64(0));
       await peer.sendRaw(bytes.subarray(0, 4));
       await delay(20); // or the kernel hands both parts out as one
       await peer.sendRaw(bytes.subarray(4), [fds.events[0]!.number]);
-    }],
-  ['fds with the payload', { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', request: KICK },
+    },
+  ],
+  [
+    'fds with the payload',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', request: KICK },
     async ({ peer, fds }) => {
       const bytes = encodeMessage(12, u64(0));
       await peer.sendRaw(bytes.subarray(0, 12));
       await delay(20);
       await peer.sendRaw(bytes.subarray(12), [fds.events[0]!.number]);
-    }],
+    },
+  ],
 ];
 for (const [what, expected, send] of fdCases) test(`fds: ${what}`, () => endsWith(expected, send));
 
@@ -197,35 +302,96 @@ const MEM = 'VHOST_USER_SET_MEM_TABLE';
 type Regions = Partial<wire.MemoryRegion>[];
 const memoryCases: [string, string, string, Regions][] = [
   ['zero size', 'ERR_VRING_MESSAGE_VALUE', 'regions[0].memory_size', [{ sizeBytes: 0n }]],
-  ['size 2^64-1', 'ERR_VRING_MESSAGE_VALUE', 'regions[0].guest_phys_addr', [{ sizeBytes: 2n ** 64n - 1n }]],
-  ['guest address overflows', 'ERR_VRING_MESSAGE_VALUE', 'regions[1].guest_phys_addr', [{}, { guestPhysAddr: 2n ** 64n - 4096n }]],
-  ['user address overflows', 'ERR_VRING_MESSAGE_VALUE', 'regions[0].userspace_addr', [{ userAddr: 2n ** 64n - 4096n }]],
-  ['offset overflows', 'ERR_VRING_MESSAGE_VALUE', 'regions[0].mmap_offset', [{ fdOffset: 2n ** 64n - 4096n }]],
+  [
+    'size 2^64-1',
+    'ERR_VRING_MESSAGE_VALUE',
+    'regions[0].guest_phys_addr',
+    [{ sizeBytes: 2n ** 64n - 1n }],
+  ],
+  [
+    'guest address overflows',
+    'ERR_VRING_MESSAGE_VALUE',
+    'regions[1].guest_phys_addr',
+    [{}, { guestPhysAddr: 2n ** 64n - 4096n }],
+  ],
+  [
+    'user address overflows',
+    'ERR_VRING_MESSAGE_VALUE',
+    'regions[0].userspace_addr',
+    [{ userAddr: 2n ** 64n - 4096n }],
+  ],
+  [
+    'offset overflows',
+    'ERR_VRING_MESSAGE_VALUE',
+    'regions[0].mmap_offset',
+    [{ fdOffset: 2n ** 64n - 4096n }],
+  ],
   ['huge', 'ERR_VRING_MEMORY_LIMIT', 'regions[0].memory_size', [{ sizeBytes: 2n ** 50n }]],
-  ['longer than its fd', 'ERR_VRING_MEMORY_FD', 'regions[0].mmap_offset', [{ sizeBytes: BigInt(REGION_BYTES) + 1n }]],
-  ['offset behind its fd', 'ERR_VRING_MEMORY_FD', 'regions[0].mmap_offset', [{ fdOffset: BigInt(REGION_BYTES) }]],
-  ['one byte over the end of its fd', 'ERR_VRING_MEMORY_FD', 'regions[1].mmap_offset', [{}, { fdOffset: 1n }]],
-  ['guest addresses overlap', 'ERR_VRING_MEMORY_OVERLAP', 'regions[1].guest_phys_addr', [{}, { guestPhysAddr: 4096n }]],
-  ['user addresses overlap', 'ERR_VRING_MEMORY_OVERLAP', 'regions[1].userspace_addr', [{}, { userAddr: region(0).userAddr }]],
+  [
+    'longer than its fd',
+    'ERR_VRING_MEMORY_FD',
+    'regions[0].mmap_offset',
+    [{ sizeBytes: BigInt(REGION_BYTES) + 1n }],
+  ],
+  [
+    'offset behind its fd',
+    'ERR_VRING_MEMORY_FD',
+    'regions[0].mmap_offset',
+    [{ fdOffset: BigInt(REGION_BYTES) }],
+  ],
+  [
+    'one byte over the end of its fd',
+    'ERR_VRING_MEMORY_FD',
+    'regions[1].mmap_offset',
+    [{}, { fdOffset: 1n }],
+  ],
+  [
+    'guest addresses overlap',
+    'ERR_VRING_MEMORY_OVERLAP',
+    'regions[1].guest_phys_addr',
+    [{}, { guestPhysAddr: 4096n }],
+  ],
+  [
+    'user addresses overlap',
+    'ERR_VRING_MEMORY_OVERLAP',
+    'regions[1].userspace_addr',
+    [{}, { userAddr: region(0).userAddr }],
+  ],
   ['the same twice', 'ERR_VRING_MEMORY_OVERLAP', 'regions[1].guest_phys_addr', [{}, region(0)]],
 ];
 for (const [what, code, field, changes] of memoryCases) {
   const regions = changes.map((change, i) => ({ ...region(i), ...change }));
   test(`memory: ${what}`, () =>
     endsWith({ code, field, request: MEM }, ({ peer, fds }) =>
-      peer.send(5, memTable(regions), regions.map((_, i) => fds.memory[i]!.number))));
+      peer.send(
+        5,
+        memTable(regions),
+        regions.map((_, i) => fds.memory[i]!.number),
+      ),
+    ));
 }
 
 test('memory: no region', () =>
-  endsWith({ code: 'ERR_VRING_MESSAGE_VALUE', field: 'count', request: MEM }, ({ peer }) => peer.send(5, memTable([]))));
+  endsWith({ code: 'ERR_VRING_MESSAGE_VALUE', field: 'count', request: MEM }, ({ peer }) =>
+    peer.send(5, memTable([])),
+  ));
 test('memory: 2^32-1 regions', () =>
-  endsWith({ code: 'ERR_VRING_MESSAGE_VALUE', field: 'count', text: /4294967295 regions, expected 1 to 8/ }, ({ peer }) =>
-    peer.send(5, memTable([], 0xffffffff))));
+  endsWith(
+    {
+      code: 'ERR_VRING_MESSAGE_VALUE',
+      field: 'count',
+      text: /4294967295 regions, expected 1 to 8/,
+    },
+    ({ peer }) => peer.send(5, memTable([], 0xffffffff)),
+  ));
 test('memory: the size does not fit the count', () =>
-  endsWith({ code: 'ERR_VRING_MESSAGE_SIZE', field: 'size', request: MEM }, ({ peer }) => peer.send(5, memTable([region(0)], 2))));
+  endsWith({ code: 'ERR_VRING_MESSAGE_SIZE', field: 'size', request: MEM }, ({ peer }) =>
+    peer.send(5, memTable([region(0)], 2)),
+  ));
 test('memory: an eventfd', () =>
   endsWith({ code: 'ERR_VRING_MEMORY_FD', field: 'regions[0].fd', request: MEM }, ({ peer, fds }) =>
-    peer.send(5, memTable([region(0)]), [fds.events[0]!.number])));
+    peer.send(5, memTable([region(0)]), [fds.events[0]!.number]),
+  ));
 test('memory: a socket', () =>
   endsWith({ code: 'ERR_VRING_MEMORY_FD', field: 'regions[0].fd' }, async ({ peer }) => {
     const [a, b] = socketPair();
@@ -241,40 +407,130 @@ test('memory: an empty memfd', () =>
     empty.close();
   }));
 test('memory: ADD_MEM_REG overlaps', () =>
-  endsWith({ code: 'ERR_VRING_MEMORY_OVERLAP', field: 'region.guest_phys_addr', request: 'VHOST_USER_ADD_MEM_REG' }, async (p) => {
-    await prepare(p);
-    await p.peer.send(37, singleRegion(region(0)), [p.fds.memory[1]!.number]);
-  }));
+  endsWith(
+    {
+      code: 'ERR_VRING_MEMORY_OVERLAP',
+      field: 'region.guest_phys_addr',
+      request: 'VHOST_USER_ADD_MEM_REG',
+    },
+    async (p) => {
+      await prepare(p);
+      await p.peer.send(37, singleRegion(region(0)), [p.fds.memory[1]!.number]);
+    },
+  ));
 test('memory: REM_MEM_REG of what is not there', () =>
-  endsWith({ code: 'ERR_VRING_MEMORY_UNKNOWN', field: 'region', request: 'VHOST_USER_REM_MEM_REG' }, async (p) => {
-    await prepare(p);
-    await p.peer.send(38, singleRegion(region(1)));
-  }));
+  endsWith(
+    { code: 'ERR_VRING_MEMORY_UNKNOWN', field: 'region', request: 'VHOST_USER_REM_MEM_REG' },
+    async (p) => {
+      await prepare(p);
+      await p.peer.send(38, singleRegion(region(1)));
+    },
+  ));
 
 const UVA = ringAddr(0).descUva;
 const END = UVA + BigInt(REGION_BYTES);
 const ADDR = 'VHOST_USER_SET_VRING_ADDR';
 const ringCases: [string, Expected, Partial<wire.VringAddr>, number?, number?, bigint?][] = [
-  ['desc not aligned', { code: 'ERR_VRING_RING_ALIGNMENT', field: 'vrings[0].desc_user_addr', request: ADDR }, { descUva: UVA + 8n }],
-  ['avail not aligned', { code: 'ERR_VRING_RING_ALIGNMENT', field: 'vrings[0].avail_user_addr' }, { availUva: UVA + 1n }],
-  ['used not aligned', { code: 'ERR_VRING_RING_ALIGNMENT', field: 'vrings[0].used_user_addr' }, { usedUva: UVA + 2n }],
-  ['desc below memory', { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].desc_user_addr' }, { descUva: UVA - 16n }],
-  ['address 0', { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].desc_user_addr' }, { descUva: 0n }],
-  ['desc ends 16 bytes behind memory', { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].desc_user_addr' }, { descUva: END - 4080n }],
-  ['avail ends behind memory', { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].avail_user_addr' }, { availUva: END - 514n }],
-  ['used ends behind memory', { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].used_user_addr' }, { usedUva: END - 2048n }],
-  ['used_event ends behind memory', { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].avail_user_addr' }, { availUva: END - 516n }, 256, 0, F30 | (1n << 29n)],
-  ['address 2^64-16', { code: 'ERR_VRING_MESSAGE_VALUE', field: 'desc_user_addr' }, { descUva: 2n ** 64n - 16n }],
+  [
+    'desc not aligned',
+    { code: 'ERR_VRING_RING_ALIGNMENT', field: 'vrings[0].desc_user_addr', request: ADDR },
+    { descUva: UVA + 8n },
+  ],
+  [
+    'avail not aligned',
+    { code: 'ERR_VRING_RING_ALIGNMENT', field: 'vrings[0].avail_user_addr' },
+    { availUva: UVA + 1n },
+  ],
+  [
+    'used not aligned',
+    { code: 'ERR_VRING_RING_ALIGNMENT', field: 'vrings[0].used_user_addr' },
+    { usedUva: UVA + 2n },
+  ],
+  [
+    'desc below memory',
+    { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].desc_user_addr' },
+    { descUva: UVA - 16n },
+  ],
+  [
+    'address 0',
+    { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].desc_user_addr' },
+    { descUva: 0n },
+  ],
+  [
+    'desc ends 16 bytes behind memory',
+    { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].desc_user_addr' },
+    { descUva: END - 4080n },
+  ],
+  [
+    'avail ends behind memory',
+    { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].avail_user_addr' },
+    { availUva: END - 514n },
+  ],
+  [
+    'used ends behind memory',
+    { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].used_user_addr' },
+    { usedUva: END - 2048n },
+  ],
+  [
+    'used_event ends behind memory',
+    { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].avail_user_addr' },
+    { availUva: END - 516n },
+    256,
+    0,
+    F30 | (1n << 29n),
+  ],
+  [
+    'address 2^64-16',
+    { code: 'ERR_VRING_MESSAGE_VALUE', field: 'desc_user_addr' },
+    { descUva: 2n ** 64n - 16n },
+  ],
   ['flags', { code: 'ERR_VRING_MESSAGE_VALUE', field: 'flags' }, { flags: 2 }],
   ['log flag without LOG_ALL', { code: 'ERR_VRING_NOT_NEGOTIATED', field: 'flags' }, { flags: 1 }],
-  ['a split size of 100', { code: 'ERR_VRING_RING_SIZE', field: 'vrings[0].num', request: 'VHOST_USER_SET_VRING_NUM' }, {}, 100],
+  [
+    'a split size of 100',
+    { code: 'ERR_VRING_RING_SIZE', field: 'vrings[0].num', request: 'VHOST_USER_SET_VRING_NUM' },
+    {},
+    100,
+  ],
   ['size 0', { code: 'ERR_VRING_MESSAGE_VALUE', field: 'num' }, {}, 0],
   ['size 65536', { code: 'ERR_VRING_MESSAGE_VALUE', field: 'num' }, {}, 65536],
-  ['a ring larger than memory', { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].used_user_addr' }, { usedUva: END - 0x8000n }, 32768],
-  ['a split base of 65536', { code: 'ERR_VRING_RING_BASE', field: 'vrings[0].num', request: 'VHOST_USER_SET_VRING_BASE' }, {}, 256, 65536],
-  ['packed: base behind the ring', { code: 'ERR_VRING_RING_BASE', field: 'vrings[0].num' }, {}, 256, 256, F30 | PACKED],
-  ['packed: used half behind the ring', { code: 'ERR_VRING_RING_BASE', field: 'vrings[0].num' }, {}, 256, 256 << 16, F30 | PACKED],
-  ['packed: event area not aligned', { code: 'ERR_VRING_RING_ALIGNMENT', field: 'vrings[0].avail_user_addr' }, { availUva: UVA + 2n }, 256, 0, F30 | PACKED],
+  [
+    'a ring larger than memory',
+    { code: 'ERR_VRING_RING_ADDRESS', field: 'vrings[0].used_user_addr' },
+    { usedUva: END - 0x8000n },
+    32768,
+  ],
+  [
+    'a split base of 65536',
+    { code: 'ERR_VRING_RING_BASE', field: 'vrings[0].num', request: 'VHOST_USER_SET_VRING_BASE' },
+    {},
+    256,
+    65536,
+  ],
+  [
+    'packed: base behind the ring',
+    { code: 'ERR_VRING_RING_BASE', field: 'vrings[0].num' },
+    {},
+    256,
+    256,
+    F30 | PACKED,
+  ],
+  [
+    'packed: used half behind the ring',
+    { code: 'ERR_VRING_RING_BASE', field: 'vrings[0].num' },
+    {},
+    256,
+    256 << 16,
+    F30 | PACKED,
+  ],
+  [
+    'packed: event area not aligned',
+    { code: 'ERR_VRING_RING_ALIGNMENT', field: 'vrings[0].avail_user_addr' },
+    { availUva: UVA + 2n },
+    256,
+    0,
+    F30 | PACKED,
+  ],
 ];
 for (const [what, expected, addr, size, base, features] of ringCases) {
   test(`ring: ${what}`, () =>
@@ -285,35 +541,90 @@ for (const [what, expected, addr, size, base, features] of ringCases) {
 }
 
 test('ring: a region that begins at an odd user address', () =>
-  endsWith({ code: 'ERR_VRING_RING_ALIGNMENT', field: 'vrings[0].desc_user_addr', text: /in its region/ }, async (p) => {
-    await p.peer.send(2, u64(F30));
-    const odd = { ...region(0), userAddr: UVA - 1n };
-    await p.peer.send(5, memTable([odd]), [p.fds.memory[0]!.number]);
-    await ring(p, {});
-  }));
+  endsWith(
+    { code: 'ERR_VRING_RING_ALIGNMENT', field: 'vrings[0].desc_user_addr', text: /in its region/ },
+    async (p) => {
+      await p.peer.send(2, u64(F30));
+      const odd = { ...region(0), userAddr: UVA - 1n };
+      await p.peer.send(5, memTable([odd]), [p.fds.memory[0]!.number]);
+      await ring(p, {});
+    },
+  ));
 
-for (const [id, payload] of [[8, state(4, 256)], [9, wire.VringAddr.encode({ ...ringAddr(0), index: 4 })], [10, state(0xffffffff, 0)], [11, state(4, 0)], [12, u64(0x1ff)], [13, u64(0x104)], [14, u64(0x104)], [18, state(4, 1)]] as [number, Uint8Array][]) {
+for (const [id, payload] of [
+  [8, state(4, 256)],
+  [9, wire.VringAddr.encode({ ...ringAddr(0), index: 4 })],
+  [10, state(0xffffffff, 0)],
+  [11, state(4, 0)],
+  [12, u64(0x1ff)],
+  [13, u64(0x104)],
+  [14, u64(0x104)],
+  [18, state(4, 1)],
+] as [number, Uint8Array][]) {
   const request = FRONT_END_MESSAGES.get(id)!.name;
   test(`${request}: a ring that does not exist`, () =>
-    endsWith({ code: 'ERR_VRING_RING_INDEX', field: 'index', request, text: /has 4 vrings/ }, ({ peer }) => peer.send(id, payload)));
+    endsWith(
+      { code: 'ERR_VRING_RING_INDEX', field: 'index', request, text: /has 4 vrings/ },
+      ({ peer }) => peer.send(id, payload),
+    ));
 }
 
 const configHeader = (offset: number, sizeBytes: number, flags = 0): Uint8Array =>
   Buffer.concat([wire.ConfigHeader.encode({ offset, sizeBytes, flags }), new Uint8Array(8)]);
 const valueCases: [string, number, Uint8Array, Expected][] = [
-  ['a feature that was not offered', 2, u64(1n << 63n), { code: 'ERR_VRING_FEATURES', field: 'u64', text: /0x8000000000000000/ }],
+  [
+    'a feature that was not offered',
+    2,
+    u64(1n << 63n),
+    { code: 'ERR_VRING_FEATURES', field: 'u64', text: /0x8000000000000000/ },
+  ],
   ['VHOST_F_LOG_ALL', 2, u64(1n << 26n), { code: 'ERR_VRING_FEATURES', field: 'u64' }],
-  ['a protocol feature that was not offered', 16, u64(1n << 14n), { code: 'ERR_VRING_FEATURES', field: 'u64', text: /INBAND_NOTIFICATIONS/ }],
+  [
+    'a protocol feature that was not offered',
+    16,
+    u64(1n << 14n),
+    { code: 'ERR_VRING_FEATURES', field: 'u64', text: /INBAND_NOTIFICATIONS/ },
+  ],
   ['enable 2', 18, state(0, 2), { code: 'ERR_VRING_MESSAGE_VALUE', field: 'num' }],
   ['MTU 67', 20, u64(67), { code: 'ERR_VRING_MESSAGE_VALUE', field: 'mtu' }],
   ['MTU 2^64-1', 20, u64(2n ** 64n - 1n), { code: 'ERR_VRING_MESSAGE_VALUE', field: 'mtu' }],
   ['status 256', 39, u64(256), { code: 'ERR_VRING_MESSAGE_VALUE', field: 'status' }],
-  ['config size 9 with 8 bytes', 24, configHeader(0, 9), { code: 'ERR_VRING_MESSAGE_SIZE', field: 'size' }],
-  ['config size 2^32-1', 25, configHeader(0, 0xffffffff), { code: 'ERR_VRING_MESSAGE_SIZE', field: 'size' }],
-  ['config offset behind the space', 24, configHeader(249, 8), { code: 'ERR_VRING_MESSAGE_VALUE', field: 'config.offset' }],
-  ['config offset 2^32-1', 24, configHeader(0xffffffff, 8), { code: 'ERR_VRING_MESSAGE_VALUE', field: 'config.offset' }],
-  ['config flags 2', 25, configHeader(0, 8, 2), { code: 'ERR_VRING_MESSAGE_VALUE', field: 'config.flags' }],
-  ['config of no bytes', 24, wire.ConfigHeader.encode({ offset: 0, sizeBytes: 0, flags: 0 }), { code: 'ERR_VRING_MESSAGE_VALUE', field: 'config.size' }],
+  [
+    'config size 9 with 8 bytes',
+    24,
+    configHeader(0, 9),
+    { code: 'ERR_VRING_MESSAGE_SIZE', field: 'size' },
+  ],
+  [
+    'config size 2^32-1',
+    25,
+    configHeader(0, 0xffffffff),
+    { code: 'ERR_VRING_MESSAGE_SIZE', field: 'size' },
+  ],
+  [
+    'config offset behind the space',
+    24,
+    configHeader(249, 8),
+    { code: 'ERR_VRING_MESSAGE_VALUE', field: 'config.offset' },
+  ],
+  [
+    'config offset 2^32-1',
+    24,
+    configHeader(0xffffffff, 8),
+    { code: 'ERR_VRING_MESSAGE_VALUE', field: 'config.offset' },
+  ],
+  [
+    'config flags 2',
+    25,
+    configHeader(0, 8, 2),
+    { code: 'ERR_VRING_MESSAGE_VALUE', field: 'config.flags' },
+  ],
+  [
+    'config of no bytes',
+    24,
+    wire.ConfigHeader.encode({ offset: 0, sizeBytes: 0, flags: 0 }),
+    { code: 'ERR_VRING_MESSAGE_VALUE', field: 'config.size' },
+  ],
 ];
 for (const [what, id, payload, expected] of valueCases) {
   test(`value: ${what}`, () =>
@@ -330,7 +641,9 @@ test('with need_reply a refused message is answered by 1 and changes nothing', a
     const target = new FakeTarget();
     const [ours, theirs] = socketPair();
     const refused: string[] = [];
-    const session = new BackendSession(ours, target, { onRefused: (error) => refused.push(error.code) });
+    const session = new BackendSession(ours, target, {
+      onRefused: (error) => refused.push(error.code),
+    });
     const peer = new RawPeer(theirs);
     await prepare({ peer, fds });
     await ring({ peer, fds }, {});
@@ -367,7 +680,10 @@ test('with need_reply a refused message is answered by 1 and changes nothing', a
 });
 
 /** Runs `send` against a session of a shared target; returns the reason of its end. */
-async function session(target: FakeTarget, send: (peer: RawPeer) => Promise<unknown>): Promise<Error | null> {
+async function session(
+  target: FakeTarget,
+  send: (peer: RawPeer) => Promise<unknown>,
+): Promise<Error | null> {
   const [ours, theirs] = socketPair();
   const back = new BackendSession(ours, target);
   const peer = new RawPeer(theirs);
@@ -395,7 +711,8 @@ test('a conversation that is cut at every byte', async () => {
         cuts++;
         if (at === 0) assert.equal(reason, null);
         else assert.equal(reason?.code, 'ERR_VRING_MESSAGE_TRUNCATED', `step ${last}, byte ${at}`);
-        if (reason instanceof ProtocolError) assert.equal(reason.field, at < 12 ? 'header' : 'payload');
+        if (reason instanceof ProtocolError)
+          assert.equal(reason.field, at < 12 ? 'header' : 'payload');
       }
     }
     assert.ok(cuts > 600, `${cuts} cuts`);

@@ -34,11 +34,7 @@ export function isPacked(features: bigint): boolean {
 /** What each area of a ring occupies and how it is aligned. */
 export function ringAreas(size: number, features: bigint): readonly Area[] {
   if (isPacked(features)) {
-    return [
-      area('descUva', 16, 16 * size),
-      area('availUva', 4, 4),
-      area('usedUva', 4, 4),
-    ];
+    return [area('descUva', 16, 16 * size), area('availUva', 4, 4), area('usedUva', 4, 4)];
   }
   const event = (features & VIRTIO_RING_F_EVENT_IDX) !== 0n ? 2 : 0;
   return [
@@ -99,7 +95,8 @@ export function checkSizeAndBase(
     const avail = base & 0x7fff;
     const used = (base >>> 16) & 0x7fff;
     if (avail < size && used < size) return;
-    const problem = `0x${base.toString(16)} has positions ${avail} and ${used}, ring size is ${size}`;
+    const text = `0x${base.toString(16)}`;
+    const problem = `${text} has positions ${avail} and ${used}, the ring's size is ${size}`;
     throw new ProtocolError(
       'ERR_VRING_RING_BASE',
       'VHOST_USER_SET_VRING_BASE',

@@ -1,17 +1,24 @@
 /**
  * Fuzzes the back-end session: normal conversations with mutations, and plain noise with fds.
- * Whatever comes, the process survives, the session ends, no fd is left open, and the next
- * session works.
+ * Whatever comes, the process survives, the session ends, no fd and no mapping is left, and
+ * the next session works.
  *
  *   node src/vhost-user/session.fuzz.ts --seconds 60 --seed 7
  */
 import { parseArgs } from 'node:util';
 import { VringError } from '../base/errors.ts';
+import { reservedRanges } from '../memory/index.ts';
 import { createMemfd, type Fd, openFdCount, socketPair, truncate } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
 import { BACKEND_PROTOCOL_FEATURES, BackendSession } from './backend-session.ts';
 import { FRONT_END_MESSAGES } from './message-table.ts';
-import { conversation, ConversationFds, region, singleRegion, type Step } from './testing/conversation.ts';
+import {
+  conversation,
+  ConversationFds,
+  region,
+  singleRegion,
+  type Step,
+} from './testing/conversation.ts';
 import { FakeTarget } from './testing/fake-target.ts';
 import { encodeMessage, RawPeer } from './testing/raw-peer.ts';
 
@@ -50,7 +57,17 @@ class Random {
   }
 }
 
-const INTERESTING = [0n, 1n, 0xffn, 0x100n, 0x1000n, 0x7fffffffn, 0xffffffffn, 2n ** 53n, 2n ** 64n - 1n];
+const INTERESTING = [
+  0n,
+  1n,
+  0xffn,
+  0x100n,
+  0x1000n,
+  0x7fffffffn,
+  0xffffffffn,
+  2n ** 53n,
+  2n ** 64n - 1n,
+];
 
 /** fds of every kind that a front-end might send. */
 class FdZoo {
@@ -124,7 +141,10 @@ function mutate(random: Random, step: Step, zoo: FdZoo): Step {
 }
 
 function makeInput(random: Random, zoo: FdZoo): Step[] {
-  const steps = conversation(zoo.normal, BACKEND_PROTOCOL_FEATURES).map((s) => ({ ...s, replies: false }));
+  const steps = conversation(zoo.normal, BACKEND_PROTOCOL_FEATURES).map((s) => ({
+    ...s,
+    replies: false,
+  }));
   const edits = random.next(6);
   for (let i = 0; i < edits; i++) {
     const at = random.next(steps.length);
@@ -156,9 +176,11 @@ function makeInput(random: Random, zoo: FdZoo): Step[] {
 
 /** Waits until the session has handled what was sent: it ended, or nothing moves any more. */
 async function settle(session: BackendSession): Promise<void> {
-  let ended = false;
-  void session.closed.then(() => (ended = true));
-  for (let quiet = 0, last = -1; quiet < 4 && !ended; ) {
+  const ended = { yet: false };
+  void session.closed.then(() => (ended.yet = true));
+  let quiet = 0;
+  let last = -1;
+  while (quiet < 4 && !ended.yet) {
     await new Promise((resolve) => setImmediate(resolve));
     const { messages } = session.state;
     quiet = messages === last ? quiet + 1 : 0;
@@ -202,7 +224,8 @@ async function probe(zoo: FdZoo, target: FakeTarget): Promise<void> {
   const peer = new RawPeer(theirs);
   for (const { bytes, fds } of conversation(zoo.normal, BACKEND_PROTOCOL_FEATURES)) {
     await peer.sendRaw(bytes, fds);
-    if ((await peer.reply()) === null) throw new Error(`the next session ended: ${await session.closed}`);
+    if ((await peer.reply()) === null)
+      throw new Error(`the next session ended: ${await session.closed}`);
   }
   if (session.state.refusals > 0) throw session.state.lastRefusal!;
   peer.close();
@@ -220,6 +243,7 @@ export async function fuzz({ seconds, seed }: FuzzOptions): Promise<FuzzResult> 
   const target = new FakeTarget();
   await probe(zoo, target); // opens what the process keeps, such as the event loop's own fds
   const before = openFdCount();
+  const ranges = reservedRanges();
   const reasons: Record<string, number> = {};
   const refusals: Record<string, number> = {};
   let iterations = 0;
@@ -232,6 +256,7 @@ export async function fuzz({ seconds, seed }: FuzzOptions): Promise<FuzzResult> 
       if (iterations % 16 === 0) await probe(zoo, target);
       const now = openFdCount();
       if (now !== before) throw new Error(`${now} fds are open, ${before} were before`);
+      if (reservedRanges() !== ranges) throw new Error('memory of a session is still mapped');
       if (target.running.size > 0) throw new Error('rings run without a session');
     } catch (cause) {
       throw new Error(`seed ${seed}, iteration ${iterations}: ${String(cause)}`, { cause });

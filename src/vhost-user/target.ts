@@ -64,6 +64,10 @@ export interface BackendTarget {
   getConfig(offset: number, sizeBytes: number): Uint8Array | null;
   /** `flags`: 0 the driver wrote, 1 migration. False refuses. */
   setConfig(offset: number, bytes: Uint8Array, flags: number): boolean;
+  /**
+   * The driver's status byte, for devices that care. Rings are stopped by GET_VRING_BASE alone:
+   * QEMU 7.2 sends 0 *before* it asks for the bases, so a 0 must not lose ring positions.
+   */
   setStatus(status: number): Promise<void>;
   getStatus(): number;
   /** False refuses. */

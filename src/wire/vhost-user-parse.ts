@@ -50,9 +50,7 @@ export function parsePayload<T>(rule: PayloadRule<T>, request: string, payload: 
   const { length } = payload;
   if (length < rule.minBytes || length > rule.maxBytes) {
     const due =
-      rule.minBytes === rule.maxBytes
-        ? `${rule.minBytes}`
-        : `${rule.minBytes} to ${rule.maxBytes}`;
+      rule.minBytes === rule.maxBytes ? `${rule.minBytes}` : `${rule.minBytes} to ${rule.maxBytes}`;
     const problem = `${length} bytes of payload, expected ${due} (${rule.shape})`;
     throw new ProtocolError('ERR_VRING_MESSAGE_SIZE', request, 'size', problem);
   }
@@ -124,7 +122,11 @@ export const vringEnablePayload = exactly('u32 index, u32 num', VringState.size,
 export const vringAddrPayload = exactly('struct vhost_vring_addr', VringAddr.size, (request, p) => {
   const addr = VringAddr.decode(p);
   if (addr.flags & ~VHOST_VRING_F_LOG) {
-    bad(request, 'flags', `0x${addr.flags.toString(16)}, only bit 0 (VHOST_VRING_F_LOG) is defined`);
+    bad(
+      request,
+      'flags',
+      `0x${addr.flags.toString(16)}, only bit 0 (VHOST_VRING_F_LOG) is defined`,
+    );
   }
   for (const [name, uva] of [
     ['desc_user_addr', addr.descUva],

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { ProtocolError } from '../base/errors.ts';
 import { bytes, type Field, struct, type Struct, u16, u32, u64, u8 } from './struct.ts';
 import * as parse from './vhost-user-parse.ts';
@@ -15,7 +15,10 @@ test('struct: a hole, an overlap and a wrong size fail when the module loads', (
 test('struct: little-endian, at any offset of any view', () => {
   const pair = struct('Pair', 15, { a: u8(0), b: u16(1), c: u32(3), d: u64(7) });
   const value = { a: 1, b: 0x0302, c: 0x07060504, d: 0x0f0e0d0c0b0a0908n };
-  assert.deepEqual([...pair.encode(value)], Array.from({ length: 15 }, (_, i) => i + 1));
+  assert.deepEqual(
+    [...pair.encode(value)],
+    Array.from({ length: 15 }, (_, i) => i + 1),
+  );
   const inside = new Uint8Array(32).subarray(3);
   inside.set(pair.encode(value), 5);
   assert.deepEqual(pair.decode(inside, 5), value);
@@ -97,7 +100,12 @@ test('rules: a memory table that is accepted stays in numbers', () => {
     fc.bigInt({ min: 2n ** 53n - 4096n, max: 2n ** 53n + 4096n }),
     fc.bigInt({ min: 0n, max: 8192n }),
   );
-  const region = fc.record({ guestPhysAddr: near, sizeBytes: near, userAddr: near, fdOffset: near });
+  const region = fc.record({
+    guestPhysAddr: near,
+    sizeBytes: near,
+    userAddr: near,
+    fdOffset: near,
+  });
   fc.assert(
     fc.property(fc.array(region, { minLength: 1, maxLength: 8 }), (regions) => {
       const header = wire.MemoryTableHeader.encode({ count: regions.length, padding: 0 });

@@ -34,7 +34,10 @@ export function region(n: number): wire.MemoryRegion {
   };
 }
 
-export function memTable(regions: readonly wire.MemoryRegion[], count = regions.length): Uint8Array {
+export function memTable(
+  regions: readonly wire.MemoryRegion[],
+  count = regions.length,
+): Uint8Array {
   const header = wire.MemoryTableHeader.encode({ count, padding: 0 });
   return Buffer.concat([header, ...regions.map((each) => wire.MemoryRegion.encode(each))]);
 }
@@ -53,7 +56,9 @@ export class ConversationFds {
   readonly events: readonly Fd[];
 
   constructor(memory = 2, events = 4) {
-    this.memory = Array.from({ length: memory }, (_, i) => createMemfd(`region ${i}`, REGION_BYTES));
+    this.memory = Array.from({ length: memory }, (_, i) =>
+      createMemfd(`region ${i}`, REGION_BYTES),
+    );
     this.events = Array.from({ length: events }, (_, i) => createEventfd(`event ${i}`));
   }
 

@@ -45,7 +45,12 @@ export class RawPeer {
     return true;
   }
 
-  send(request: number, payload?: Uint8Array, fds: readonly number[] = [], flags = 1): Promise<boolean> {
+  send(
+    request: number,
+    payload?: Uint8Array,
+    fds: readonly number[] = [],
+    flags = 1,
+  ): Promise<boolean> {
     return this.sendRaw(encodeMessage(request, payload, flags), fds);
   }
 

@@ -5,7 +5,7 @@
  * A handler returns the payload of its reply, nothing, or a ProtocolError: "refused, but no harm
  * done". A ProtocolError that is thrown ends the session unless the front-end asked for a reply.
  */
-import { MAX_MEM_SLOTS } from '../base/limits.ts';
+import { MAX_MEM_SLOTS, MAX_RING_SIZE } from '../base/limits.ts';
 import { ProtocolError } from '../base/errors.ts';
 import { type Fd, fdStat } from '../sys/index.ts';
 import type { ConfigAccess, VringFd } from '../wire/vhost-user-parse.ts';
@@ -130,8 +130,14 @@ export const remMemReg: Handler<MemoryRegion> = ({ memory }, { request, value })
 
 /* Vrings */
 
-export const setVringNum: Handler<VringState> = async ({ vrings }, { request, value }) => {
+export const setVringNum: Handler<VringState> = async (session, { request, value }) => {
+  const { target, vrings } = session;
   const vring = vrings.at(request, value.index);
+  const max = target.queueSizeMax ?? MAX_RING_SIZE;
+  if (value.num > max) {
+    const problem = `ring size ${value.num}, this device takes at most ${max}`;
+    throw new ProtocolError('ERR_VRING_RING_SIZE', request, 'num', problem);
+  }
   if (vring.size === value.num) return;
   await vrings.change(vring, (v) => (v.size = value.num));
 };

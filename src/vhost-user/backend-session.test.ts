@@ -351,6 +351,18 @@ test('config, MTU and status reach the device; its refusals end no session', () 
     assert.equal(wire.U64Payload.decode(queues).value, 2n); // pairs
   }));
 
+test('a device that takes smaller rings only', () =>
+  withSession(async (setup) => {
+    const { peer, session, target } = setup;
+    await negotiate(setup);
+    Object.defineProperty(target, 'queueSizeMax', { value: 1024 });
+    await acked(peer, wire.VHOST_USER_SET_VRING_NUM, state(0, 1024));
+    const reply = await peer.ask(wire.VHOST_USER_SET_VRING_NUM, state(0, 2048), [], NEED_REPLY);
+    assert.equal(wire.U64Payload.decode(reply).value, 1n);
+    assert.equal(session.state.lastRefusal!.code, 'ERR_VRING_RING_SIZE');
+    assert.equal(session.state.vrings[0]!.size, 1024);
+  }));
+
 test('need_reply means nothing before REPLY_ACK, and to messages with a reply', () =>
   withSession(async (setup) => {
     const { peer } = setup;

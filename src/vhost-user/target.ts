@@ -43,6 +43,8 @@ export interface BackendTarget {
   readonly queueCount: number;
   /** What GET_QUEUE_NUM answers: for net that is queue *pairs*. Without it: `queueCount`. */
   readonly queueNum?: number;
+  /** Largest size of a ring. Without it: MAX_RING_SIZE. */
+  readonly queueSizeMax?: number;
 
   setFeatures(acked: bigint): void | Promise<void>;
   setProtocolFeatures(acked: bigint): void | Promise<void>;

@@ -65,6 +65,8 @@ export class DeviceQueue {
   /** Packed: wrap counters, 0 or 1. */
   availWrap = 1;
   usedWrap = 1;
+  /** Descriptors that `takeChain` has visited for the batch that is being taken. */
+  visited = 0;
   /** Packed: slots per chain in the last batch, rounded up. */
   slotsPerChain = 1;
   /** Packed, 1: this processor may perform loads out of order; see packed-device.hot.ts. */

@@ -60,7 +60,8 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
   const limit = max < batch.capacity ? max : batch.capacity;
   let n = 0;
   let stop = 0;
-  while (n < limit) {
+  q.visited = 0;
+  while (n < limit && q.visited <= batch.segCapacity) {
     // As many slots as the last batch would have needed for so many chains.
     const wanted = (limit - n) * q.slotsPerChain;
     const visible = visibleSlots(q, wanted);
@@ -128,7 +129,8 @@ function takeVisible(
   let left = visible;
   let n = row;
   let stop = 0;
-  while (n < limit && left > 0) {
+  // Descriptors of length zero take no segment but time: they end a batch like segments do.
+  while (n < limit && left > 0 && q.visited <= segCapacity) {
     // The inner loop calls nothing, so that what it needs of each array is loaded once.
     let word = 0;
     for (; n < limit && left > 0; n++) {
@@ -273,6 +275,7 @@ function takeChain(
   const id = (inTable !== 0 ? headWord : word) & 0xffff;
   if (id >= size) return FAULT_BUFFER_ID;
   batch.segments = segs;
+  q.visited += visited;
   if (writeSeen === 0) {
     writeSeg = segs;
     readBytes = bytes;

@@ -79,7 +79,9 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
   let segs = 0;
   let n = 0;
   let stop = 0;
-  while (n < limit) {
+  q.visited = 0;
+  // Descriptors of length zero take no segment but time: they end a batch like segments do.
+  while (n < limit && q.visited <= segCapacity) {
     // The inner loop calls nothing, so that what it needs of each array is loaded once.
     let head = 0;
     let tail = 0;
@@ -150,7 +152,7 @@ function takeChain(
   let entries = q.size;
   let inTable = 0;
   let visited = 0; //         descriptors seen in this table
-  let total = 0; //           buffers of this chain
+  let total = 0; //           buffers seen before this one
   let index = head;
   let tail = headTail;
   let segs = firstSeg;
@@ -210,6 +212,7 @@ function takeChain(
     tail = arena.getInt32(table + 16 * index + 12, true);
   }
   batch.segments = segs;
+  q.visited += total + 1;
   if (writeSeen === 0) {
     writeSeg = segs;
     readBytes = bytes;

@@ -92,8 +92,11 @@ export async function ping(options: GuestOptions, target: string): Promise<numbe
     let damaged = 0;
     let sent = 0;
     let unreachable: string | null = null;
-    say(options, `PING ${to.text} from ${stack.ownAddress(to.family).text}: ${options.payload} bytes`);
-    for (; sent < options.count && !signal.aborted && guest.failure === null; ) {
+    say(
+      options,
+      `PING ${to.text} from ${stack.ownAddress(to.family).text}: ${options.payload} bytes`,
+    );
+    for (; sent < options.count && !signal.aborted && guest.failure === null;) {
       if (sent > 0) await sleep(options.interval * 1000, signal);
       if (signal.aborted) break;
       const sequence = ++sent & 0xffff;
@@ -111,7 +114,8 @@ export async function ping(options: GuestOptions, target: string): Promise<numbe
           say(options, `${bytes} bytes from ${to.text}: seq=${sequence} time=${ms} ms${mark}`);
         }
       } catch (error) {
-        if (!(error instanceof VringError) || error.code !== 'ERR_VRING_GUEST_UNREACHABLE') throw error;
+        if (!(error instanceof VringError) || error.code !== 'ERR_VRING_GUEST_UNREACHABLE')
+          throw error;
         unreachable = error.message;
         process.stderr.write(`vring guest: ${error.message}\n`);
       }
@@ -119,15 +123,14 @@ export async function ping(options: GuestOptions, target: string): Promise<numbe
     const milliseconds = summary(times);
     const lossPercent = sent === 0 ? 0 : (100 * (sent - times.length)) / sent;
     const received = times.length;
-    print(options, { address: to.text, sent, received, lossPercent, damaged, milliseconds, unreachable }, [
-      `${sent} sent, ${received} received, ${lossPercent.toFixed(0)} % lost`,
-      ...(milliseconds === null
-        ? []
-        : [
-            `round trip min/avg/max ${milliseconds.min.toFixed(3)}/${milliseconds.avg.toFixed(3)}/` +
-              `${milliseconds.max.toFixed(3)} ms`,
-          ]),
-    ]);
+    print(
+      options,
+      { address: to.text, sent, received, lossPercent, damaged, milliseconds, unreachable },
+      [
+        `${sent} sent, ${received} received, ${lossPercent.toFixed(0)} % lost`,
+        ...(milliseconds === null ? [] : [roundTrips(milliseconds)]),
+      ],
+    );
     return received > 0 && damaged === 0 ? 0 : EXIT_FAILURE;
   });
 }
@@ -379,6 +382,10 @@ function summary(times: readonly number[]): { min: number; avg: number; max: num
   if (times.length === 0) return null;
   const avg = times.reduce((sum, time) => sum + time, 0) / times.length;
   return { min: Math.min(...times), avg, max: Math.max(...times) };
+}
+
+function roundTrips({ min, avg, max }: { min: number; avg: number; max: number }): string {
+  return `round trip min/avg/max ${[min, avg, max].map((ms) => ms.toFixed(3)).join('/')} ms`;
 }
 
 function addressOf(text: string): IpAddress {

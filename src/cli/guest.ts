@@ -21,8 +21,8 @@ Examples:
   Two guests on two ports of a switch, one answers, the other asks:
     vring guest net --socket /run/vring/vm1.sock --ip 10.0.0.2/24 echo
     vring guest net --socket /run/vring/vm0.sock --ip 10.0.0.1/24 ping 10.0.0.2 -c 3
-  IPv6, a VLAN tag, a packed ring, two queue pairs:
-    vring guest net --socket vm0.sock --ip6 fd00::1/64 --vlan 10 --ring packed --queues 2 ping fd00::2
+  IPv6, a VLAN tag, a packed ring:
+    vring guest net --socket vm0.sock --ip6 fd00::1/64 --vlan 10 --ring packed ping fd00::2
   How many frames per second: one guest sends, the other one counts:
     vring guest net --socket vm1.sock --mac 02:00:00:00:00:02 sink
     vring guest net --socket vm0.sock pps --size 64 --seconds 5 --to 02:00:00:00:00:02
@@ -57,7 +57,11 @@ export function guestCommand(): Command {
     .option('--ring-size <n>', 'descriptors of each ring', integer(2, 32768), 256)
     .option('--queues <n>', 'queue pairs', integer(1, 64), 1)
     .option('--features <list>', 'force features on or off: +in_order,-csum,-tso')
-    .option('--mtu <bytes>', 'bytes of IP in a frame (default: what the device says)', integer(68, 65535))
+    .option(
+      '--mtu <bytes>',
+      'bytes of IP in a frame (default: what the device says)',
+      integer(68, 65535),
+    )
     .option('--huge-pages', 'guest memory from 2 MiB pages (vm.nr_hugepages)', false)
     .option('--poll', 'poll for received frames and ask for no call', false)
     .option('--json', 'print results as JSON, one object per line', false)
@@ -110,28 +114,52 @@ function addTrafficCommands(net: Command): void {
   net
     .command('pps')
     .description('send numbered test frames as fast as possible, count and check what comes')
-    .option('--size <bytes>', 'bytes of a frame, Ethernet header included, FCS not', integer(62, 65549), 64)
+    .option(
+      '--size <bytes>',
+      'bytes of a frame, Ethernet header included, FCS not',
+      integer(62, 65549),
+      64,
+    )
     .option('--seconds <n>', 'how long', decimal(0.1, 1e6), 5)
     .option('--to <mac>', 'destination MAC address (default: broadcast)', macText)
     .option('--flows <n>', 'flows: UDP ports and addresses that take turns', integer(1, 1024), 1)
-    .option('--first-flow <n>', 'number of the first flow, where several guests send', integer(0, 1023), 0)
+    .option(
+      '--first-flow <n>',
+      'number of the first flow, where several guests send',
+      integer(0, 1023),
+      0,
+    )
     .option('--rate <frames>', 'frames per second, with k or M (default: as many as go)', frameRate)
     .option('--window <frames>', 'with --loop: frames under way at most', integer(1, 32768))
     .option('--loop', 'the port reflects: status 1 when nothing comes back, losses are told', false)
-    .option('--echo', 'send nothing of our own: swap the MAC addresses of what comes and return it', false)
+    .option(
+      '--echo',
+      'send nothing of our own: swap the MAC addresses of what comes and return it',
+      false,
+    )
     .addOption(
       new Option('--gso <kind>', 'frames that the back-end has to segment, --size may be 65549')
         .choices(['none', 'tcp4', 'tcp6', 'udp4', 'udp6'])
         .default('none'),
     )
     .option('--gso-size <bytes>', 'payload of each segment', integer(20, 65535), 1400)
-    .option('--verify-every <n>', 'compare all bytes of every n-th frame, 0: none', integer(0, 1e9), 16)
+    .option(
+      '--verify-every <n>',
+      'compare all bytes of every n-th frame, 0: none',
+      integer(0, 1e9),
+      16,
+    )
     .action(action(pps));
   net
     .command('sink')
-    .description('count and check the frames of another guest\'s pps until SIGTERM')
+    .description("count and check the frames of another guest's pps until SIGTERM")
     .option('--seconds <n>', 'end after so long', decimal(0.1, 1e6))
-    .option('--verify-every <n>', 'compare all bytes of every n-th frame, 0: none', integer(0, 1e9), 16)
+    .option(
+      '--verify-every <n>',
+      'compare all bytes of every n-th frame, 0: none',
+      integer(0, 1e9),
+      16,
+    )
     .option('--min-frames <n>', 'status 1 when fewer came', integer(0, 1e15), 0)
     .action(action(sink));
 }
@@ -167,14 +195,16 @@ function decimal(least: number, most: number): (text: string) => number {
 /** `1.5M` is 1500000. */
 function frameRate(text: string): number {
   const match = /^(\d+(?:\.\d+)?)([kM]?)$/.exec(text);
-  if (match === null) throw new InvalidArgumentError('A number like 1000, 50k or 1.5M is expected.');
+  if (match === null)
+    throw new InvalidArgumentError('A number like 1000, 50k or 1.5M is expected.');
   return Math.round(Number(match[1]) * ({ '': 1, k: 1e3, M: 1e6 }[match[2]] ?? 1));
 }
 
 /** `64K` is 65536. */
 function byteCount(text: string): number {
   const match = /^(\d+(?:\.\d+)?)([KMG]?)$/i.exec(text);
-  if (match === null) throw new InvalidArgumentError('A number like 4096, 64K, 16M or 1G is expected.');
+  if (match === null)
+    throw new InvalidArgumentError('A number like 4096, 64K, 16M or 1G is expected.');
   const unit = { '': 1, K: 1024, M: 1024 ** 2, G: 1024 ** 3 }[match[2].toUpperCase()] ?? 1;
   return Math.round(Number(match[1]) * unit);
 }

@@ -65,7 +65,9 @@ test('nobody receives: a named error', async () => {
   await assert.rejects(sendBulk(pair.a, { to, source: patternSource(10), stallMs: 100 }), {
     code: 'ERR_VRING_GUEST_BULK_REFUSED',
   });
-  await assert.rejects(receiveBulk(pair.b, { waitMs: 50 }), { code: 'ERR_VRING_GUEST_BULK_NOBODY' });
+  await assert.rejects(receiveBulk(pair.b, { waitMs: 50 }), {
+    code: 'ERR_VRING_GUEST_BULK_NOBODY',
+  });
 });
 
 test('a wire that is cut in the middle stalls the transfer on both sides', async () => {
@@ -76,6 +78,9 @@ test('a wire that is cut in the middle stalls the transfer on both sides', async
     receiveBulk(pair.b, { stallMs: 100 }),
   ]);
   for (const result of results) {
-    assert.equal(result.status === 'rejected' && result.reason.code, 'ERR_VRING_GUEST_BULK_STALLED');
+    assert.equal(
+      result.status === 'rejected' && result.reason.code,
+      'ERR_VRING_GUEST_BULK_STALLED',
+    );
   }
 });

@@ -135,7 +135,8 @@ export function chooseFeatures(offered: bigint, wishes: FeatureWishes): bigint {
   if (missing.length > 0) {
     throw new VringError(
       'ERR_VRING_GUEST_FEATURE',
-      `the back-end does not offer ${names(missing)}; it offers ${featureNames(offered, 1).join(' ')}`,
+      `the back-end does not offer ${names(missing)}; it offers ` +
+        featureNames(offered, 1).join(' '),
     );
   }
   const wanted = [...DEFAULT_FEATURES, ...demanded];

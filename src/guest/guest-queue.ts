@@ -107,7 +107,10 @@ export class GuestQueue {
     this.slotBytes = plan.slotBytes;
     const stride = slotStride(plan.slotBytes);
     const first = ringBytes + tablesBytes;
-    this.slotOffset = Float64Array.from({ length: plan.slots }, (_, i) => offset + first + i * stride);
+    this.slotOffset = Float64Array.from(
+      { length: plan.slots },
+      (_, i) => offset + first + i * stride,
+    );
     this.slotGpa = Float64Array.from({ length: plan.slots }, (_, i) => gpa + first + i * stride);
     this.freeSlots = Int32Array.from({ length: plan.slots }, (_, i) => plan.slots - 1 - i);
     this.freeCount = plan.slots;

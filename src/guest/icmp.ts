@@ -81,7 +81,7 @@ export class Icmp {
     if (options.payloadBytes > room) {
       throw new VringError(
         'ERR_VRING_GUEST_TOO_LONG',
-        `an echo of ${options.payloadBytes} bytes; an MTU of ${stack.link.mtu} has room for ${room}`,
+        `an echo of ${options.payloadBytes} bytes; MTU ${stack.link.mtu} has room for ${room}`,
       );
     }
     const mac = await stack.resolve(to);

@@ -107,13 +107,19 @@ test('the control queue: commands are answered, refusals are errors', async () =
   for (const packed of [false, true]) {
     seen.length = 0;
     const choice = features('+ctrl_vq');
-    const { guest, close } = await startTestGuest(backend, { queuePairs: 2, packed, features: choice });
+    const { guest, close } = await startTestGuest(backend, {
+      queuePairs: 2,
+      packed,
+      features: choice,
+    });
     assert.ok(guest.control !== null);
     await guest.control.setMac('02:00:00:00:00:99');
     await guest.control.setRxMode(0, true);
     await guest.control.setMacTable(['02:00:00:00:00:99'], []);
     await guest.control.acknowledgeAnnounce();
-    await assert.rejects(guest.control.setVlan(5, true), { code: 'ERR_VRING_GUEST_CONTROL_REFUSED' });
+    await assert.rejects(guest.control.setVlan(5, true), {
+      code: 'ERR_VRING_GUEST_CONTROL_REFUSED',
+    });
     assert.deepEqual(seen, [
       '4.0:0200',
       '1.1:020000000099',
@@ -128,7 +134,10 @@ test('the control queue: commands are answered, refusals are errors', async () =
 
 test('features: forced, missing, contradicting', async () => {
   const start = (offered: bigint, text: string, options: NetGuestOptions = {}) =>
-    startTestGuest(new TestBackend({ features: offered }), { ...options, features: features(text) });
+    startTestGuest(new TestBackend({ features: offered }), {
+      ...options,
+      features: features(text),
+    });
   const few = (1n << 32n) | 1n;
   await assert.rejects(start(few, '+mrg'), /does not offer MRG_RXBUF/);
   await assert.rejects(start(1n, '-csum'), /does not offer VERSION_1/);
@@ -180,7 +189,10 @@ test('a mergeable frame that never ends is refused', async () => {
   const original = backend.deliver.bind(backend);
   assert.ok(original(lying));
   for (const at of slot) guest.rx[0].arena.setUint16(at + 10, 999, true);
-  assert.equal(((await guest.closed) as { code?: string } | null)?.code, 'ERR_VRING_GUEST_DEVICE_HEADER');
+  assert.equal(
+    ((await guest.closed) as { code?: string } | null)?.code,
+    'ERR_VRING_GUEST_DEVICE_HEADER',
+  );
   await close();
 });
 

@@ -190,7 +190,8 @@ export class NetGuest implements FrameLink {
     for (const plan of all) {
       const queue = new GuestQueue(plan, this.#memory, at);
       at += queueBytes(plan);
-      if (plan === plans.control) this.control = new ControlQueue(queue, (error) => this.#fail(error));
+      if (plan === plans.control)
+        this.control = new ControlQueue(queue, (error) => this.#fail(error));
       else (plan.index % 2 === 0 ? this.rx : this.tx).push(queue);
     }
     for (const queue of this.rx) {
@@ -443,8 +444,7 @@ export class NetGuest implements FrameLink {
 
 /** 3.1.1, step 6: the device may refuse the set of features. */
 async function confirmFeatures(backend: VhostBackend): Promise<void> {
-  const wanted =
-    VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
+  const wanted = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
   await backend.setStatus(wanted);
   const status = await backend.getStatus();
   if ((status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) return;

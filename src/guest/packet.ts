@@ -205,10 +205,9 @@ export function multicastMac6(group: Uint8Array): Uint8Array {
 }
 
 /** ff02::1 */
-export const ALL_NODES: Uint8Array = Uint8Array.of(
-  ...[0xff, 2, 0, 0, 0, 0, 0, 0],
-  ...[0, 0, 0, 0, 0, 0, 0, 1],
-);
+export const ALL_NODES: Uint8Array = new Uint8Array(16);
+ALL_NODES.set([0xff, 2]);
+ALL_NODES[15] = 1;
 
 export function sameBytes(
   a: Uint8Array,

@@ -77,7 +77,11 @@ export function checkFrames(
       check ^= Math.imul(stamp ^ flowAndRun, 0x42b2ae35);
       check ^= recordBytes ^ (check >>> 15);
       const flow = flowAndRun & 0xffff;
-      if (check !== arena.getInt32(at + AT_CHECK, true) || at + recordBytes > end || flow >= FLOWS) {
+      if (
+        check !== arena.getInt32(at + AT_CHECK, true) ||
+        at + recordBytes > end ||
+        flow >= FLOWS
+      ) {
         counters[SINK_CORRUPT]++;
         break;
       }

@@ -6,7 +6,10 @@ import { NetStack } from './stack.ts';
 
 const address = (text: string): IpAddress => parseIp(text)!;
 
-function stackPair(options: LinkPairOptions = {}, vlans: [number | null, number | null] = [null, null]) {
+function stackPair(
+  options: LinkPairOptions = {},
+  vlans: [number | null, number | null] = [null, null],
+) {
   const links = linkPair(options);
   const make = (link: FrameLink, n: 1 | 2): NetStack =>
     new NetStack({
@@ -72,7 +75,11 @@ test('who is not there is unreachable, who is off-link has no route', async () =
 test('VLAN: the same id speaks, others and untagged frames are dropped', async () => {
   using same = stackPair({}, [10, 10]);
   assert.ok(await same.a.ping(address('10.0.0.2'), echo));
-  for (const vlans of [[10, 11], [10, null], [null, 10]] as [number | null, number | null][]) {
+  for (const vlans of [
+    [10, 11],
+    [10, null],
+    [null, 10],
+  ] as [number | null, number | null][]) {
     using other = stackPair({}, vlans);
     await assert.rejects(other.a.ping(address('10.0.0.2'), echo), {
       code: 'ERR_VRING_GUEST_UNREACHABLE',
@@ -95,8 +102,11 @@ test('a changed byte is caught: by the checksum, or by the compare of the payloa
   assert.equal(pair.a.counters.rxBadIpChecksum, 1);
 });
 
-for (const offloads of [{ csum: false, uso: false }, { csum: true, uso: true }]) {
-  test(`UDP both ways, checksum ${offloads.csum ? 'left to the link' : 'in software'}`, async () => {
+for (const offloads of [
+  { csum: false, uso: false },
+  { csum: true, uso: true },
+]) {
+  test(`UDP both ways, checksum by ${offloads.csum ? 'the link' : 'software'}`, async () => {
     using pair = stackPair({ offloads });
     const texts: string[] = [];
     pair.b.udp.bindOther((payload, from, fromPort, toPort) => {
@@ -159,7 +169,15 @@ test('garbage never throws', () => {
     const frame = new Uint8Array(random() % 120).map(() => random());
     frame.set(pair.a.mac.subarray(0, Math.min(6, frame.length)));
     if (frame.length > 15) {
-      frame.set([[0x08, 0x00], [0x08, 0x06], [0x86, 0xdd], [0x81, 0x00]][random() & 3], 12);
+      frame.set(
+        [
+          [0x08, 0x00],
+          [0x08, 0x06],
+          [0x86, 0xdd],
+          [0x81, 0x00],
+        ][random() & 3],
+        12,
+      );
       frame[14] = [0x45, 0x46, 0x60, 0x4f][random() & 3];
     }
     pair.links[0].onFrame?.(frame, offload);

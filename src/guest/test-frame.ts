@@ -38,7 +38,13 @@ export const MAX_FLOWS = 1024;
 
 export type GsoKind = 'none' | 'tcp4' | 'tcp6' | 'udp4' | 'udp6';
 
-const GSO_TYPES: Readonly<Record<GsoKind, number>> = { none: 0, tcp4: 1, tcp6: 4, udp4: 5, udp6: 5 };
+const GSO_TYPES: Readonly<Record<GsoKind, number>> = {
+  none: 0,
+  tcp4: 1,
+  tcp6: 4,
+  udp4: 5,
+  udp6: 5,
+};
 
 export type TestFrameOptions = {
   /** Bytes of the frame from the Ethernet header on, without FCS (as DPDK counts). */

@@ -18,17 +18,43 @@ import {
   putUsed,
   ringBase,
   takeChains,
+  untakeChains,
 } from '../virtqueue/index.ts';
+import {
+  VHOST_USER_PROTOCOL_F_CONFIG,
+  VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_MTU,
+  VHOST_USER_PROTOCOL_F_REPLY_ACK,
+  VHOST_USER_PROTOCOL_F_STATUS,
+} from '../wire/vhost-user.ts';
 import {
   NetConfig,
   NetControlHeader,
   NetHeader,
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_CTRL_MAC_ADDR,
+  VIRTIO_NET_F_CTRL_RX,
+  VIRTIO_NET_F_CTRL_VLAN,
   VIRTIO_NET_F_CTRL_VQ,
+  VIRTIO_NET_F_GUEST_ANNOUNCE,
+  VIRTIO_NET_F_GUEST_CSUM,
+  VIRTIO_NET_F_GUEST_TSO4,
+  VIRTIO_NET_F_GUEST_TSO6,
+  VIRTIO_NET_F_GUEST_USO4,
+  VIRTIO_NET_F_GUEST_USO6,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_HOST_USO,
+  VIRTIO_NET_F_MAC,
+  VIRTIO_NET_F_MQ,
   VIRTIO_NET_F_MRG_RXBUF,
+  VIRTIO_NET_F_MTU,
+  VIRTIO_NET_F_STATUS,
 } from '../wire/virtio-net.ts';
 import {
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_RING_PACKED,
+  VIRTIO_F_VERSION_1,
   VIRTIO_RING_F_EVENT_IDX,
   VIRTIO_RING_F_INDIRECT_DESC,
   featureSet,
@@ -37,6 +63,9 @@ import {
 import { parsePrefix } from './ip-address.ts';
 import { NetGuest, type NetGuestOptions } from './net-driver.ts';
 import { NetStack } from './stack.ts';
+
+/** Offset of `numBuffers` in the virtio-net header. */
+const NUM_BUFFERS = 10;
 
 type Ring = {
   readonly index: number;
@@ -61,14 +90,34 @@ export type TestBackendOptions = {
 
 /** All ring and net features that the guest knows of. */
 export const TEST_FEATURES: bigint = featureSet(
-  ...[0, 1, 3, 5, 7, 8, 11, 12, 15, 16, 22, 32, 35, 54, 55, 56],
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_GUEST_CSUM,
+  VIRTIO_NET_F_MTU,
+  VIRTIO_NET_F_MAC,
+  VIRTIO_NET_F_GUEST_TSO4,
+  VIRTIO_NET_F_GUEST_TSO6,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_MRG_RXBUF,
+  VIRTIO_NET_F_STATUS,
+  VIRTIO_NET_F_MQ,
+  VIRTIO_NET_F_GUEST_USO4,
+  VIRTIO_NET_F_GUEST_USO6,
+  VIRTIO_NET_F_HOST_USO,
   VIRTIO_RING_F_INDIRECT_DESC,
   VIRTIO_RING_F_EVENT_IDX,
+  VIRTIO_F_VERSION_1,
   VIRTIO_F_RING_PACKED,
+  VIRTIO_F_IN_ORDER,
 );
 
-/** MQ, REPLY_ACK, MTU, CONFIG, STATUS. */
-export const TEST_PROTOCOL_FEATURES: bigint = featureSet(0, 3, 4, 9, 16);
+export const TEST_PROTOCOL_FEATURES: bigint = featureSet(
+  VHOST_USER_PROTOCOL_F_MQ,
+  VHOST_USER_PROTOCOL_F_REPLY_ACK,
+  VHOST_USER_PROTOCOL_F_MTU,
+  VHOST_USER_PROTOCOL_F_CONFIG,
+  VHOST_USER_PROTOCOL_F_STATUS,
+);
 
 /** A vhost-user-net back-end in this process and thread. Frames are copied at every step. */
 export class TestBackend implements BackendTarget {
@@ -164,7 +213,7 @@ export class TestBackend implements BackendTarget {
     return true;
   }
   async sessionClosed(): Promise<void> {
-    for (const index of [...this.#rings.keys()]) await this.stopVring(index);
+    for (const index of this.#rings.keys()) await this.stopVring(index);
   }
 
   /** Gives a packet (header in front) to the guest. False: no room, it is dropped. */
@@ -172,33 +221,27 @@ export class TestBackend implements BackendTarget {
     const ring = this.#rings.get(2 * queuePair);
     if (ring === undefined || this.#enabled.get(ring.index) !== true) return this.#drop();
     const batch = this.#batch;
-    const mergeable = hasFeature(this.acked, VIRTIO_NET_F_MRG_RXBUF);
-    const chains: { bytes: number; at: number }[] = [];
-    let left = packet.length;
-    // Chains are put to use at once: a packet that does not fit was looked at before.
-    const view = arena().bytes;
-    const start = packet.slice();
-    const used: number[] = [];
-    let at = 0;
-    while (left > 0) {
-      if (takeChains(ring.queue, batch, 1) !== 1) return this.#drop();
-      const room = batch.writeBytes[0];
-      const first = batch.segFirst[0] + batch.readSegs[0];
-      let written = 0;
-      for (let s = first; s < first + batch.writeSegs[0] && left > 0; s++) {
-        const bytes = Math.min(left, batch.segLen[s]);
-        view.set(start.subarray(at, at + bytes), batch.segOffset[s]);
-        if (at === 0) used.push(batch.segOffset[s]);
-        at += bytes;
-        left -= bytes;
-        written += bytes;
+    const most = hasFeature(this.acked, VIRTIO_NET_F_MRG_RXBUF) ? batch.capacity : 1;
+    const taken = takeChains(ring.queue, batch, most);
+    let chains = 0;
+    let room = 0;
+    while (chains < taken && room < packet.length) room += batch.writeBytes[chains++];
+    untakeChains(ring.queue, batch, room < packet.length ? 0 : chains);
+    if (room < packet.length) return this.#drop();
+    let done = 0;
+    for (let i = 0; i < chains; i++) {
+      const before = done;
+      const first = batch.segFirst[i] + batch.readSegs[i];
+      for (let s = first; s < first + batch.writeSegs[i] && done < packet.length; s++) {
+        const bytes = Math.min(packet.length - done, batch.segLen[s]);
+        arena().bytes.set(packet.subarray(done, done + bytes), batch.segOffset[s]);
+        done += bytes;
       }
-      chains.push({ bytes: room, at });
-      batch.written[0] = written;
-      if (left > 0 && !mergeable) left = 0; // cut: the guest will notice
-      if (left === 0) arena().view.setUint16(used[0] + 10, chains.length, true);
-      putUsed(ring.queue, batch, 0, 1);
+      batch.written[i] = done - before;
     }
+    const headerAt = batch.segOffset[batch.segFirst[0] + batch.readSegs[0]];
+    arena().view.setUint16(headerAt + NUM_BUFFERS, chains, true);
+    putUsed(ring.queue, batch, 0, chains);
     this.#options.sabotage?.(ring.queue, ring.index);
     this.#notify(ring);
     return true;
@@ -289,7 +332,8 @@ export async function startTestGuest(
 export async function startGuestPair(options: NetGuestOptions = {}, features = TEST_FEATURES) {
   const backends: TestBackend[] = [];
   for (const self of [0, 1]) {
-    const onFrame = (packet: Uint8Array): void => void backends[1 - self].deliver(packet);
+    const onFrame = (packet: Uint8Array, pair: number): void =>
+      void backends[1 - self].deliver(packet, pair);
     const mac = Uint8Array.of(2, 0, 0, 0, 0, self + 1);
     backends.push(
       new TestBackend({ features, config: { mac }, onFrame, queuePairs: options.queuePairs ?? 1 }),
@@ -323,4 +367,11 @@ export function packetOf(frame: Uint8Array): Uint8Array {
 
 /** Offers the control queue, too. */
 export const TEST_CONTROL_FEATURES: bigint =
-  TEST_FEATURES | featureSet(VIRTIO_NET_F_CTRL_VQ, 18, 19, 21, 23);
+  TEST_FEATURES |
+  featureSet(
+    VIRTIO_NET_F_CTRL_VQ,
+    VIRTIO_NET_F_CTRL_RX,
+    VIRTIO_NET_F_CTRL_VLAN,
+    VIRTIO_NET_F_GUEST_ANNOUNCE,
+    VIRTIO_NET_F_CTRL_MAC_ADDR,
+  );

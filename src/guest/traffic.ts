@@ -158,7 +158,8 @@ class TrafficRun {
   readonly #flowSeen = new Int32Array((MAX_FLOWS * SINK_WINDOW) / 32);
   readonly #sink = new Float64Array(SINK_COUNTERS);
   readonly #plan = new CopyPlan(BATCH);
-  readonly #clockOffset = process.hrtime()[0] * 1000 + process.hrtime()[1] / 1e6 - performance.now();
+  readonly #clockOffset =
+    process.hrtime()[0] * 1000 + process.hrtime()[1] / 1e6 - performance.now();
   #sentFrames = 0;
   #sentBytes = 0;
   #echoDropped = 0;
@@ -293,7 +294,13 @@ class TrafficRun {
       }
       const room = Math.floor(queue.ring.free / sender.descriptors);
       const now = performance.now();
-      const count = Math.min(BATCH, queue.freeCount, room, this.#due(now), limit - this.#sentFrames);
+      const count = Math.min(
+        BATCH,
+        queue.freeCount,
+        room,
+        this.#due(now),
+        limit - this.#sentFrames,
+      );
       if (count <= 0) continue;
       stampFrames(
         queue.arena,
@@ -336,7 +343,7 @@ class TrafficRun {
 
   /** Microseconds of the machine's monotonic clock: the same for all processes. */
   #stamp(now: number): number {
-    return Math.floor((now + this.#clockOffset) * 1000) % 4294967296 | 0;
+    return (Math.floor((now + this.#clockOffset) * 1000) % 4294967296) | 0;
   }
 
   /** Writes the frame of its flow into every transmit slot. */

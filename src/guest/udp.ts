@@ -67,16 +67,21 @@ export class Udp {
     if (this.#ports.size >= MAX_UDP_PORTS) {
       throw new VringError('ERR_VRING_GUEST_BUSY', `${MAX_UDP_PORTS} UDP ports are bound`);
     }
-    let chosen = port;
-    while (port === 0 && (chosen === 0 || this.#ports.has(chosen))) {
-      chosen = this.#nextPort;
-      this.#nextPort = this.#nextPort === DYNAMIC_PORT_LAST ? DYNAMIC_PORT_FIRST : this.#nextPort + 1;
-    }
+    const chosen = port === 0 ? this.#freePort() : port;
     if (this.#ports.has(chosen)) {
       throw new VringError('ERR_VRING_GUEST_PORT_IN_USE', `UDP port ${chosen} is bound already`);
     }
     this.#ports.set(chosen, handler);
     return chosen;
+  }
+
+  /** Ends, because fewer ports are bound than the range has. */
+  #freePort(): number {
+    for (;;) {
+      const port = this.#nextPort;
+      this.#nextPort = port === DYNAMIC_PORT_LAST ? DYNAMIC_PORT_FIRST : port + 1;
+      if (!this.#ports.has(port)) return port;
+    }
   }
 
   unbind(port: number): void {
@@ -93,13 +98,7 @@ export class Udp {
    * a frame and is cut into datagrams of `gsoSize` bytes on the way. False: no room, or the
    * neighbour is not resolved yet (`await resolve(to)` first).
    */
-  send(
-    to: IpAddress,
-    toPort: number,
-    fromPort: number,
-    payload: Uint8Array,
-    gsoSize = 0,
-  ): boolean {
+  send(to: IpAddress, toPort: number, fromPort: number, payload: Uint8Array, gsoSize = 0): boolean {
     const stack = this.#stack;
     const { builder } = stack;
     const mac = stack.neighbours.lookup(stack.nextHop(to).text);

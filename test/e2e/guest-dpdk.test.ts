@@ -172,9 +172,7 @@ test('DPDK connects to us, and goes away', { timeout: 60_000 }, async (t) => {
   );
   await testpmd.start();
   const guest = scratch.own(await connecting);
-  const stack = scratch.own(
-    new NetStack({ link: guest, ip: parsePrefix('10.0.0.1/24', 4, 'ip') }),
-  );
+  const stack = scratch.own(new NetStack({ link: guest, ip: parsePrefix('10.0.0.1/24', 4, 'ip') }));
   const request = { identifier: 7, sequence: 1, timeoutMs: 5000, payloadBytes: 56 };
   ok(await stack.ping(parseIp('10.0.0.2')!, request));
   await testpmd.kill();

@@ -124,11 +124,6 @@ function kernelArguments(kernel: GuestKernel): string[] {
 }
 
 function checkMachine(machine: GuestMachine): void {
-  const { cpus, memoryMib } = machine;
-  if (!Number.isInteger(cpus) || cpus < 1) throw new ConfigError('cpus', `${cpus} is not >= 1`);
-  if (!Number.isInteger(memoryMib) || memoryMib < 64 || memoryMib > 1 << 24) {
-    throw new ConfigError('memory', `${memoryMib} MiB is not 64 .. 16777216`);
-  }
   for (const nic of machine.nics) {
     if (!Number.isInteger(nic.queuePairs) || nic.queuePairs < 1 || nic.queuePairs > 64) {
       throw new ConfigError('queues', `${nic.queuePairs} is not 1 .. 64`);
@@ -143,6 +138,11 @@ function checkMachine(machine: GuestMachine): void {
     if (Buffer.byteLength(nic.path) > 107) {
       throw new ConfigError('socket', `'${nic.path}' is longer than 107 bytes`);
     }
+  }
+  const { cpus, memoryMib } = machine;
+  if (!Number.isInteger(cpus) || cpus < 1) throw new ConfigError('cpus', `${cpus} is not >= 1`);
+  if (!Number.isInteger(memoryMib) || memoryMib < 64 || memoryMib > 1 << 24) {
+    throw new ConfigError('memory', `${memoryMib} MiB is not 64 .. 16777216`);
   }
 }
 

@@ -23,6 +23,7 @@ const COUNT_LEARN_OVERFLOW = 9;
 const DROP_NO_PORT = 22;
 const MIN_FRAME_BYTES = 14;
 const MAX_FRAME_BYTES = 65553;
+const FRAME_BYTES_SPAN = MAX_FRAME_BYTES - MIN_FRAME_BYTES;
 const NEEDS_CSUM = 1;
 const TYPE_AT = 12;
 const TYPE_CTAG = 0x8100;
@@ -68,6 +69,11 @@ export function judgeFrames(
   let targetHi = 0;
   let targetLo = 0;
   let target = FLOOD;
+  // The twelve bytes of addresses of the last frame that was forwarded, and its VLAN.
+  let last0 = 0;
+  let last1 = 0;
+  let last2 = 0;
+  let lastVid = 0;
   let bytes = 0;
   let longest = 0;
   let special = 0;
@@ -78,12 +84,10 @@ export function judgeFrames(
     if (lenBytes > longest) longest = lenBytes;
     let vid = untagged;
     if (
-      untagged === 0 ||
-      lenBytes < MIN_FRAME_BYTES ||
-      lenBytes > MAX_FRAME_BYTES ||
-      (offload[i] & NEEDS_CSUM) !== 0 ||
-      gsoType[i] !== 0 ||
-      headerView.getUint16(at + TYPE_AT) === TYPE_CTAG
+      (lenBytes - MIN_FRAME_BYTES) >>> 0 > FRAME_BYTES_SPAN ||
+      ((offload[i] & NEEDS_CSUM) | gsoType[i]) !== 0 ||
+      headerView.getUint16(at + TYPE_AT) === TYPE_CTAG ||
+      untagged === 0
     ) {
       special = 1;
       vid = admitFrame(batch, i, untagged, access, allowed);
@@ -93,6 +97,15 @@ export function judgeFrames(
       }
     } else tagged[i] = 0;
     vlan[i] = vid;
+
+    // The same addresses and VLAN as the frame before: the same fate, and nothing new to learn.
+    const word0 = headerView.getInt32(at, true);
+    const word1 = headerView.getInt32(at + 4, true);
+    const word2 = headerView.getInt32(at + 8, true);
+    if (word0 === last0 && word1 === last1 && word2 === last2 && vid === lastVid) {
+      destination[i] = target;
+      continue;
+    }
 
     const srcLo = headerView.getInt32(at + 8);
     const srcHi = headerView.getUint16(at + 6) | (vid << 16);
@@ -125,6 +138,10 @@ export function judgeFrames(
       }
     }
     destination[i] = target;
+    last0 = word0;
+    last1 = word1;
+    last2 = word2;
+    lastVid = vid;
   }
   facts[FACT_BYTES] = bytes;
   facts[FACT_LONGEST] = longest;

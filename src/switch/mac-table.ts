@@ -36,8 +36,8 @@ export const MAC_CAPACITY_MAX = 131072;
 export const MAC_AGEING_DEFAULT_S = 300;
 const NEVER_AGES = 0x7fffffff;
 
-/** Slots that one `tick` looks at: some 300 ns. The default table is through in 128 ticks. */
-const SWEEP_SLOTS = 256;
+/** A second sweeps this part of the table: 1024 slots of the default one, about a microsecond. */
+const SWEEP_PART = 1 / 32;
 
 export type MacTableOptions = {
   /** Most entries, 1 .. MAC_CAPACITY_MAX. */
@@ -108,11 +108,15 @@ export class MacTable {
     return this.head[HEAD_CAPACITY];
   }
 
-  /** Sets the clock (whole seconds from any start, not running back) and sweeps a little. */
+  /**
+   * Sets the clock (whole seconds from any start, not running back). When it moved, sweeps a little;
+   * aged-out entries count against limits until they are swept, half a minute at most.
+   */
   tick(nowSeconds: number): void {
+    if (nowSeconds === this.head[HEAD_NOW]) return;
     this.head[HEAD_NOW] = nowSeconds;
     if (this.head[HEAD_ENTRIES] === 0) return;
-    const slots = Math.min(SWEEP_SLOTS, this.head[HEAD_MASK] + 1);
+    const slots = (this.head[HEAD_MASK] + 1) * SWEEP_PART;
     sweepMacs(this.cells, this.head, this.learned, slots);
   }
 

@@ -109,7 +109,7 @@ export class SoftwareOffload {
     if (this.#heapNext + lenBytes > this.#heapEnd) return OFFLOAD_FULL;
     if (this.batch.count === this.batch.capacity) return OFFLOAD_FULL;
     const frameAt = this.#heapNext;
-    if (gatherFrame(source, i, this.#bytes, frameAt) < 0) return DROP_OFFLOAD_HEADER;
+    if (gatherFrame(source, i, this.#view, this.#bytes, frameAt) < 0) return DROP_OFFLOAD_HEADER;
     this.#frameAt = frameAt;
     this.#frameLen = lenBytes;
     if (gsoType === 0) {

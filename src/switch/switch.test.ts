@@ -1,5 +1,6 @@
 import { deepStrictEqual, ok, strictEqual } from 'node:assert';
 import { test } from 'node:test';
+import { MAX_FRAME_BYTES } from '../base/limits.ts';
 import { type CounterName, readCounters } from './counters.ts';
 import { FakeArena, FakePort } from './fake-port.ts';
 import type { FrameTap } from './frame-tap.ts';
@@ -91,6 +92,11 @@ test('drops are named', () => {
   strictEqual(counter(0, 'dropShort'), 2);
   send(0, frame(host(1), host(0), { size: 65554 }));
   strictEqual(counter(0, 'dropLong'), 1);
+  ports[1].maxFrameBytes = MAX_FRAME_BYTES;
+  send(0, frame(host(1), host(0), { size: MAX_FRAME_BYTES }));
+  strictEqual(counter(0, 'dropLong'), 1);
+  strictEqual(ports[1].delivered.splice(0).length, 1);
+  ports[1].maxFrameBytes = 1514;
   send(0, frame(host(1), host(0), { tci: 1 }));
   strictEqual(counter(0, 'dropVlanTagged'), 1);
   send(3, frame(host(1), host(0)));

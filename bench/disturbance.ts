@@ -7,7 +7,10 @@ import { readFileSync, readdirSync } from 'node:fs';
 
 type ThreadTimes = { readonly runNs: number; readonly waitNs: number };
 
-export type Snapshot = { readonly atMs: number; readonly threads: ReadonlyMap<string, ThreadTimes> };
+export type Snapshot = {
+  readonly atMs: number;
+  readonly threads: ReadonlyMap<string, ThreadTimes>;
+};
 
 export function snapshot(pids: readonly number[]): Snapshot {
   const threads = new Map<string, ThreadTimes>();

@@ -41,8 +41,8 @@ const USAGE = `npm run bench -- [options]
   --backends A,B     of vring, dpdk, ovs (all that are installed)
   --json FILE        every run and ratio (build/bench.json)`;
 
-const LEGEND = `Above 1 we are faster. "own loops": the rival's nanoseconds per frame in its own loop
-over ours; it decides where the client is the bottleneck.`;
+const LEGEND = `Above 1 we are faster. "own loops": the rival's nanoseconds per frame in
+its own loop over ours; it decides where the client is the bottleneck.`;
 
 async function main(): Promise<void> {
   if (options.help) return console.log(USAGE);
@@ -60,7 +60,10 @@ async function main(): Promise<void> {
   if (comparisons.length > 0) console.log(`\n${ratioTable(comparisons)}\n${LEGEND}`);
   mkdirSync(dirname(options.json), { recursive: true });
   const at = new Date().toISOString();
-  writeFileSync(options.json, `${JSON.stringify({ at, machine, measured, comparisons }, null, 1)}\n`);
+  writeFileSync(
+    options.json,
+    `${JSON.stringify({ at, machine, measured, comparisons }, null, 1)}\n`,
+  );
   console.log(`\nwritten to ${options.json}`);
 }
 

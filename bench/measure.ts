@@ -18,7 +18,11 @@ const SETTLE_MS = 700;
 /** Waiting for a core above this share makes a run useless. */
 const MAX_WAITING_SHARE = 0.08;
 
-export async function measure(kind: BackendKind, scenario: Scenario, seconds: number): Promise<Run> {
+export async function measure(
+  kind: BackendKind,
+  scenario: Scenario,
+  seconds: number,
+): Promise<Run> {
   await using scratch = new Scratch();
   const backend = scratch.own(await kind.start(scenario, scratch.folder));
   const client = scratch.own(await startClient(scenario, backend.sockets));

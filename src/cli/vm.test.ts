@@ -56,9 +56,15 @@ test('a port of the switch says the socket and who listens', async (t) => {
   const at = ['--control', control, '--json', '--kernel', '/boot/k'];
   const listening = JSON.parse((await vring('vm', 'vm0', ...at)).stdout);
   equal(listening.machine.name, 'vm0');
-  deepEqual([listening.machine.nics[0].path, listening.machine.nics[0].mode], ['/run/vm0.sock', 'client']);
+  deepEqual(
+    [listening.machine.nics[0].path, listening.machine.nics[0].mode],
+    ['/run/vm0.sock', 'client'],
+  );
   const connecting = JSON.parse((await vring('vm', 'vm1', ...at)).stdout);
-  deepEqual([connecting.machine.nics[0].path, connecting.machine.nics[0].mode], ['/run/vm1.sock', 'server']);
+  deepEqual(
+    [connecting.machine.nics[0].path, connecting.machine.nics[0].mode],
+    ['/run/vm1.sock', 'server'],
+  );
   const tap = await vring('vm', 'up', ...at);
   equal(tap.status, 2);
   match(tap.stderr, /port up is a tap port/);

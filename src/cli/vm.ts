@@ -148,7 +148,11 @@ function checkOptions(port: string | undefined, options: VmOptions): void {
   }
 }
 
-type Endpoint = { readonly path: string; readonly mode: GuestNic['mode']; readonly mtu: number | null };
+type Endpoint = {
+  readonly path: string;
+  readonly mode: GuestNic['mode'];
+  readonly mtu: number | null;
+};
 
 /** Where the card is plugged in, and whether the VMM listens there. */
 async function findEndpoint(port: string | undefined, options: VmOptions): Promise<Endpoint> {

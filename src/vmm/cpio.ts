@@ -9,10 +9,21 @@ const SYMLINK = 0o120000;
 const CHARACTER = 0o020000;
 
 export type CpioEntry =
-  | { readonly kind: 'file'; readonly path: string; readonly mode: number; readonly bytes: Uint8Array }
+  | {
+      readonly kind: 'file';
+      readonly path: string;
+      readonly mode: number;
+      readonly bytes: Uint8Array;
+    }
   | { readonly kind: 'directory'; readonly path: string; readonly mode: number }
   | { readonly kind: 'symlink'; readonly path: string; readonly target: string }
-  | { readonly kind: 'character'; readonly path: string; readonly mode: number; readonly major: number; readonly minor: number };
+  | {
+      readonly kind: 'character';
+      readonly path: string;
+      readonly mode: number;
+      readonly major: number;
+      readonly minor: number;
+    };
 
 /**
  * The archive, trailer included. Paths are relative (`bin/sh`); a folder must come before what it
@@ -53,7 +64,21 @@ function pushRecord(
   const name = Buffer.from(`${path}\0`);
   const linkCount = (mode & DIRECTORY) === DIRECTORY ? 2 : 1;
   // c_magic, then ino mode uid gid nlink mtime filesize maj min rmaj rmin namesize check
-  const fields = [inode, mode, 0, 0, linkCount, 0, bytes.length, 0, 0, major, minor, name.length, 0];
+  const fields = [
+    inode,
+    mode,
+    0,
+    0,
+    linkCount,
+    0,
+    bytes.length,
+    0,
+    0,
+    major,
+    minor,
+    name.length,
+    0,
+  ];
   const header = `070701${fields.map((f) => f.toString(16).padStart(8, '0')).join('')}`;
   parts.push(Buffer.from(header), name, padding(header.length + name.length));
   parts.push(bytes, padding(bytes.length));

@@ -46,7 +46,9 @@ for word in $(cat /proc/cmdline); do
 done
 ip link set lo up
 tries=0
-while [ ! -e /sys/class/net/eth0 ] && [ $tries -lt 50 ]; do usleep 100000; tries=$((tries + 1)); done
+while [ ! -e /sys/class/net/eth0 ] && [ $tries -lt 50 ]; do
+  usleep 100000; tries=$((tries + 1))
+done
 if [ -e /sys/class/net/eth0 ]; then
   # No duplicate address detection: its second of silence would be the start of every test.
   echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad

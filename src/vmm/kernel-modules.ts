@@ -61,7 +61,14 @@ export function moduleLoadOrder(modulesPath: string, names: readonly string[]): 
     const path = line.slice(0, colon);
     // modules.dep lists the nearest need last in name but gives the whole closure: the last one
     // has to be loaded first.
-    dependencies.set(path, line.slice(colon + 1).split(' ').filter(Boolean).reverse());
+    dependencies.set(
+      path,
+      line
+        .slice(colon + 1)
+        .split(' ')
+        .filter(Boolean)
+        .toReversed(),
+    );
     pathOf.set(moduleName(path), path);
   }
   const builtinText = readFileSync(join(modulesPath, 'modules.builtin'), 'utf8');

@@ -78,13 +78,21 @@ export function buildInitramfs(kernel: InstalledKernel, modules: readonly string
 }
 
 /** The guest's whole file system. */
-export function initramfsEntries(
-  kernel: InstalledKernel,
-  modules: readonly string[],
-): CpioEntry[] {
+export function initramfsEntries(kernel: InstalledKernel, modules: readonly string[]): CpioEntry[] {
   const busybox = readStaticBusybox();
   const entries: CpioEntry[] = [];
-  for (const path of ['bin', 'dev', 'etc', 'lib', 'lib/modules', 'proc', 'root', 'run', 'sys', 'tmp']) {
+  for (const path of [
+    'bin',
+    'dev',
+    'etc',
+    'lib',
+    'lib/modules',
+    'proc',
+    'root',
+    'run',
+    'sys',
+    'tmp',
+  ]) {
     entries.push({ kind: 'directory', path, mode: 0o755 });
   }
   entries.push({ kind: 'character', path: 'dev/console', mode: 0o600, major: 5, minor: 1 });
@@ -107,12 +115,13 @@ export function initramfsEntries(
 
 /** Busybox commands with a name of their own in the guest. */
 const APPLETS = (
-  'sh [ arp arping ash awk base64 basename cat chmod cmp cp cttyhack cut date dd df dmesg echo env ' +
-  'expr false find free grep gunzip gzip head hexdump hostname id ifconfig insmod ip kill killall ' +
-  'ln ls lsmod md5sum mkdir mkfifo mknod mktemp more mount mv nc netstat nproc od ping ping6 pkill ' +
-  'poweroff printf ps pwd readlink reboot rm rmdir rmmod route sed seq setsid sha256sum shuf sleep ' +
-  'sort stat stty sync sysctl tail tar taskset telnet test time timeout top touch tr traceroute true ' +
-  'tty udhcpc umount uname uniq uptime usleep vconfig vi wc wget which xargs xxd yes zcat'
+  'sh [ arp arping ash awk base64 basename cat chmod cmp cp cttyhack cut date dd df dmesg ' +
+  'echo env expr false find free grep gunzip gzip head hexdump hostname id ifconfig insmod ip ' +
+  'kill killall ln ls lsmod md5sum mkdir mkfifo mknod mktemp more mount mv nc netstat nproc ' +
+  'od ping ping6 pkill poweroff printf ps pwd readlink reboot rm rmdir rmmod route sed seq ' +
+  'setsid sha256sum shuf sleep sort stat stty sync sysctl tail tar taskset telnet test time ' +
+  'timeout top touch tr traceroute true tty udhcpc umount uname uniq uptime usleep vconfig vi ' +
+  'wc wget which xargs xxd yes zcat'
 ).split(' ');
 
 /** @throws VringError when busybox is missing, or needs shared libraries that the guest lacks. */

@@ -105,7 +105,8 @@ test('DPDK front-ends on reflecting ports', async (t) => {
   if (!requirePeer(t, 'dpdk-testpmd') || !requireRoot(t)) return;
   const ports = FORMS.map((form, index) => {
     const { queues = 1, server = false } = form.options;
-    return `p${index}=vhost-user:${socketOf(index)},reflect,queues=${queues}${server ? ',client' : ''}`;
+    const role = server ? ',client' : '';
+    return `p${index}=vhost-user:${socketOf(index)},reflect,queues=${queues}${role}`;
   });
   vswitch = scratch.own(await SwitchProcess.start({ ports, control: scratch.path('control') }));
   for (const [index, form] of FORMS.entries()) {

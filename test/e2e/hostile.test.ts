@@ -155,5 +155,8 @@ async function checkHonest(vswitch: SwitchProcess, honest: Testpmd): Promise<voi
     equal(port.counters['txDropNoBuffer'], 0);
   }
   const stats = await honest.stats();
-  equal(stats.reduce((sum, port) => sum + port.rxErrors + port.txErrors, 0), 0);
+  equal(
+    stats.reduce((sum, port) => sum + port.rxErrors + port.txErrors, 0),
+    0,
+  );
 }

@@ -22,7 +22,9 @@ test(`${IDLE_PORTS} connected idle ports take no processor time`, async (t) => {
   const ports = names.map((name) => `${name}=vhost-user:${scratch.path(name)}`);
   const control = scratch.path('control');
   const vswitch = scratch.own(await SwitchProcess.start({ ports, control }));
-  const vdevs = names.map((name, i) => virtioUserVdev(i, { path: scratch.path(name), packed: i % 2 === 1 }));
+  const vdevs = names.map((name, i) =>
+    virtioUserVdev(i, { path: scratch.path(name), packed: i % 2 === 1 }),
+  );
   const args = ['--no-lsc-interrupt'];
   const testpmd = scratch.own(await Testpmd.start({ vdevs, args, mbufs: 32_768 }));
   for (const name of names) await vswitch.waitState(name, 'up');
@@ -57,7 +59,9 @@ test(`memory does not grow over ${FRAMES / 1e6} million frames`, async (t) => {
   const macs = ['52:54:00:00:00:01', '52:54:00:00:00:02'] as const;
   const testpmd = scratch.own(
     await Testpmd.start({
-      vdevs: macs.map((mac, i) => virtioUserVdev(i, { path: scratch.path('ab'[i] as string), mac })),
+      vdevs: macs.map((mac, i) =>
+        virtioUserVdev(i, { path: scratch.path('ab'[i] as string), mac }),
+      ),
       args: [`--eth-peer=0,${macs[1]}`, `--eth-peer=1,${macs[0]}`],
     }),
   );

@@ -1,6 +1,6 @@
 /**
  * Real Linux guests in QEMU on our ports. Each test boots two; together they cover every pair of
- * {port listens, port connects} x {1, 2 queue pairs} x {split, packed} x {mergeable buffers or not}.
+ * {port listens, connects} x {1, 2 queue pairs} x {split, packed} x {mergeable buffers or not}.
  */
 import { equal, ok } from 'node:assert/strict';
 import { test, type TestContext } from 'node:test';
@@ -61,7 +61,15 @@ const portSpec = (name: string, path: string, a: Attachment): string =>
 function nicOf(index: number, path: string, a: Attachment): GuestNic {
   const mac = `52:54:00:00:0e:0${index}`;
   const { queuePairs, packed, mrgRxbuf } = a;
-  return { path, mode: a.client ? 'server' : 'client', queuePairs, packed, mrgRxbuf, mac, mtu: null };
+  return {
+    path,
+    mode: a.client ? 'server' : 'client',
+    queuePairs,
+    packed,
+    mrgRxbuf,
+    mac,
+    mtu: null,
+  };
 }
 
 function peersMissing(t: TestContext): boolean {
@@ -108,7 +116,7 @@ for (const [first, second] of PAIRS) {
   });
 }
 
-test('guests and the host over a TAP; one guest reboots and dies, the other does not notice', async (t) => {
+test('guests and the host over a TAP; one reboots and dies, the other goes on', async (t) => {
   if (peersMissing(t) || !requireRoot(t) || !requirePeer(t, 'ip')) return;
   await using scratch = new Scratch();
   const host = scratch.own(await NetNamespace.create());

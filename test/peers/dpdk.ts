@@ -188,7 +188,10 @@ export class Testpmd {
 function testpmdCommand(options: TestpmdOptions): Parameters<typeof startChild> {
   const { workerCores = [1], queues = 1, descriptors = 256 } = options;
   // mainCore: only the prompt runs there.
-  const lcores = [`0@${options.mainCore ?? 0}`, ...workerCores.map((core, i) => `${i + 1}@${core}`)];
+  const lcores = [
+    `0@${options.mainCore ?? 0}`,
+    ...workerCores.map((core, i) => `${i + 1}@${core}`),
+  ];
   const memoryMib = options.memoryMib ?? 256;
   reserveHugePages(memoryMib);
   const args = ['-oL', requireProgram('dpdk-testpmd')];

@@ -34,7 +34,13 @@ const words = new Uint16Array(buffer);
 
 const u16 = (offset: number): number => (memory.offset + offset) / 2;
 
-function writeDescriptor(ring: number, index: number, address: number, flags: number, next = 0): void {
+function writeDescriptor(
+  ring: number,
+  index: number,
+  address: number,
+  flags: number,
+  next = 0,
+): void {
   const at = memory.offset + RINGS[ring]!.desc + 16 * index;
   const length = ring === 0 ? BUFFER_BYTES : NET_HEADER_BYTES + FRAME_BYTES;
   view.setBigUint64(at, BigInt(address), true);
@@ -102,7 +108,8 @@ const MISDEEDS: Readonly<Record<string, () => void>> = {
     const index = u16(RINGS[1].avail) + 1;
     Atomics.store(words, index, Atomics.load(words, index) + RING_SIZE + 1);
   },
-  'bad-head': () => words.fill(RING_SIZE, u16(RINGS[1].avail) + 2, u16(RINGS[1].avail) + 2 + RING_SIZE),
+  'bad-head': () =>
+    words.fill(RING_SIZE, u16(RINGS[1].avail) + 2, u16(RINGS[1].avail) + 2 + RING_SIZE),
   'outside-memory': () => everyTransmit(MEMORY_BYTES + 4096, 0),
   'endless-chain': () => everyTransmit(RINGS[1].buffers, VRING_DESC_F_NEXT),
 };

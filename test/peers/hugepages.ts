@@ -25,5 +25,7 @@ export function reserveHugePages(mebibytes: number): void {
   }
   const now = pages('HugePages_Free') - pages('HugePages_Rsvd');
   if (now >= needed) return;
-  throw new Error(`huge pages: ${needed} of 2 MiB needed, the kernel gave ${now}; free memory first`);
+  throw new Error(
+    `huge pages: ${needed} of 2 MiB needed, the kernel gave ${now}; free memory first`,
+  );
 }

@@ -78,7 +78,7 @@ export class OvsDpdk {
   }
 
   async close(): Promise<void> {
-    for (const child of this.#children.splice(0).reverse()) await endChild(child);
+    for (const child of this.#children.splice(0).toReversed()) await endChild(child);
   }
 
   async #startDatabase(): Promise<void> {

@@ -33,7 +33,8 @@ test('counters of testpmd', () => {
 });
 
 test('cycles per packet and the clock they count', () => {
-  const text = 'CPU cycles/packet=378.55 (total cycles=6964462537 / total io packets=18397920) at 2600 MHz Clock';
+  const text =
+    'CPU cycles/packet=378.55 (total cycles=6964 / total io packets=18) at 2600 MHz Clock';
   equal(parseCycles(text), 378.55);
   equal(parseMegahertz(text), 2600);
   equal(parseCycles('Done.'), null);

@@ -25,7 +25,7 @@ export class Scratch {
 
   async [Symbol.asyncDispose](): Promise<void> {
     const failures: unknown[] = [];
-    for (const thing of this.#owned.reverse()) {
+    for (const thing of this.#owned.toReversed()) {
       try {
         await ('close' in thing ? thing.close() : thing[Symbol.asyncDispose]());
       } catch (error) {

@@ -4,8 +4,19 @@ import { readFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import type { PortState, PortStatus, SwitchEvent, WorkerStatus } from '../../src/daemon/switch-types.ts';
-import { childExit, endChild, OutputTail, startChild, type ExitStatus } from '../../src/vmm/index.ts';
+import type {
+  PortState,
+  PortStatus,
+  SwitchEvent,
+  WorkerStatus,
+} from '../../src/daemon/switch-types.ts';
+import {
+  childExit,
+  endChild,
+  OutputTail,
+  startChild,
+  type ExitStatus,
+} from '../../src/vmm/index.ts';
 import { waitFor } from './scratch.ts';
 
 const run = promisify(execFile);

@@ -76,4 +76,4 @@ function receiver(nc: string, port: number): string {
 
 /** Tries the command after it until the listener is there; a refused connection sends nothing. */
 const RETRY =
-  'retry() { for i in 1 2 3 4 5 6 7 8 9 10; do "$@" && return 0; sleep 0.3; done; return 1; }; retry';
+  'retry() { for i in 1 2 3 4 5 6 7 8 9; do "$@" && return 0; sleep 0.3; done; false; }; retry';

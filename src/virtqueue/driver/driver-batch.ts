@@ -1,6 +1,9 @@
 import { assert } from '../../base/assert.ts';
 import { BATCH, BATCH_SEGMENTS } from '../../base/limits.ts';
 
+/** Distance of two columns in `rows`, in words; also the largest capacity. See ChainBatch. */
+const STRIDE = 256;
+
 /** One buffer of a chain: guest-physical address and length. */
 export type Buffer = { readonly gpa: number; readonly len: number };
 
@@ -15,25 +18,31 @@ export class DriverBatch {
   count = 0;
   segments = 0;
 
+  /** The five columns below, one behind the other; what `addChains` reads. */
+  readonly rows: Int32Array;
   readonly segFirst: Int32Array;
   readonly readSegs: Int32Array;
   readonly writeSegs: Int32Array;
   /** 1: through an indirect table, where the queue has room for it and more than one segment. */
-  readonly indirect: Uint8Array;
+  readonly indirect: Int32Array;
   /** Set by `addChains`: the identity under which `reapUsed` returns the chain. */
-  readonly id: Uint16Array;
+  readonly id: Int32Array;
 
   readonly segGpa: Float64Array;
   readonly segLen: Int32Array;
 
   constructor(capacity = BATCH, segCapacity = BATCH_SEGMENTS) {
+    assert(capacity > 0 && capacity <= STRIDE, 'capacity of a DriverBatch');
     this.capacity = capacity;
     this.segCapacity = segCapacity;
-    this.segFirst = new Int32Array(capacity);
-    this.readSegs = new Int32Array(capacity);
-    this.writeSegs = new Int32Array(capacity);
-    this.indirect = new Uint8Array(capacity);
-    this.id = new Uint16Array(capacity);
+    const rows = new Int32Array(5 * STRIDE);
+    const column = (k: number) => rows.subarray(k * STRIDE, k * STRIDE + capacity);
+    this.rows = rows;
+    this.segFirst = column(0);
+    this.readSegs = column(1);
+    this.writeSegs = column(2);
+    this.indirect = column(3);
+    this.id = column(4);
     this.segGpa = new Float64Array(segCapacity);
     this.segLen = new Int32Array(segCapacity);
   }
@@ -67,13 +76,13 @@ export class DriverBatch {
 export class UsedBatch {
   readonly capacity: number;
   count = 0;
-  readonly id: Uint16Array;
+  readonly id: Int32Array;
   /** Bytes that the device says it wrote; never more than the chain has room for. */
   readonly len: Int32Array;
 
   constructor(capacity = BATCH) {
     this.capacity = capacity;
-    this.id = new Uint16Array(capacity);
+    this.id = new Int32Array(capacity);
     this.len = new Int32Array(capacity);
   }
 }

@@ -73,10 +73,11 @@ export class DriverQueue {
   readonly stack: Uint16Array;
   /** IN_ORDER: ids of the chains that are out, a ring from `orderAt` on. */
   readonly order: Uint16Array;
-  /** By id: descriptors (packed: slots) of the chain that is out; 0: not out. */
-  readonly slots: Uint16Array;
-  /** By id: bytes that the device may write. */
-  readonly writeBytes: Float64Array;
+  /**
+   * By id, two words: descriptors (packed: slots) of the chain that is out, 0 when it is not; and
+   * the bytes that the device may write, at most 2^31 - 1.
+   */
+  readonly out: Int32Array;
   /** Split: by descriptor, the next of its chain. Ours; what is in the table is the device's copy. */
   readonly link: Uint16Array;
 
@@ -112,8 +113,7 @@ export class DriverQueue {
     }
     this.stack = new Uint16Array(size);
     this.order = new Uint16Array(size);
-    this.slots = new Uint16Array(size);
-    this.writeBytes = new Float64Array(size);
+    this.out = new Int32Array(2 * size);
     this.link = new Uint16Array(size);
     this.reset();
   }
@@ -125,7 +125,7 @@ export class DriverQueue {
     this.usedCells.fill(0);
     this.driverEvent.fill(0);
     this.deviceEvent.fill(0);
-    this.slots.fill(0);
+    this.out.fill(0);
     this.fault = 0;
     this.free = this.size;
     this.outstanding = 0;

@@ -11,6 +11,14 @@ const AVAIL_BIT = 1 << 23;
 const USED_BIT = 1 << 31;
 const STATE = AVAIL_BIT | USED_BIT;
 
+const SEG_FIRST = 0; // columns of DriverBatch.rows
+const READ_SEGS = 256;
+const WRITE_SEGS = 512;
+const INDIRECT_COLUMN = 768;
+const ID = 1024;
+
+const UNIT = 1 / 4294967296;
+
 const EVENTS_ENABLE = 0; //  RING_EVENT_FLAGS_*
 const EVENTS_DISABLE = 1;
 const EVENTS_DESC = 2;
@@ -20,69 +28,108 @@ const FAULT_USED_LENGTH = -20;
 
 /** `addChains` of a packed queue. The first head's flags are withheld until `publish`. */
 export function addPacked(q: DriverQueue, batch: DriverBatch, first: number, count: number): number {
-  const { desc, slots, writeBytes, order, stack, size, inOrder, tableEntries } = q;
-  const { segFirst, readSegs, writeSegs, indirect, id: ids, segGpa, segLen } = batch;
+  const { desc, out, order, stack, size, inOrder } = q;
+  const { rows, segGpa, segLen } = batch;
   let slot = q.nextAvail;
   let wrap = q.availWrap;
+  let state = wrap === 1 ? AVAIL_BIT : USED_BIT;
   let free = q.free;
+  // Without IN_ORDER: fewer ids are out than slots, so the stack never runs dry before them.
+  let top = size - 1 - q.outstanding;
+  let orderAt = q.orderAt + q.outstanding;
+  if (orderAt >= size) orderAt -= size;
   let n = 0;
-  for (; n < count; n++) {
-    const row = first + n;
-    const segs = readSegs[row] + writeSegs[row];
-    const viaTable = indirect[row] !== 0 && segs > 1 && segs <= tableEntries;
-    const need = viaTable ? 1 : segs;
-    if (need > free) break;
-    // With IN_ORDER the head's slot is its id, as in Linux and DPDK. Without, ids are fewer out
-    // than slots, so the stack never runs dry before the slots do.
-    const id = inOrder !== 0 ? slot : stack[size - 1 - q.outstanding - n];
-    const state = wrap === 1 ? AVAIL_BIT : USED_BIT;
-    let headWord = id | state;
-    if (segs === 1 || viaTable) {
-      const segment = segFirst[row];
-      let gpa = segGpa[segment];
-      let len = segLen[segment];
-      if (viaTable) {
-        writeTable(q, batch, row, id);
-        gpa = q.tableBase[1] + 16 * tableEntries * id;
-        len = segs << 4;
-        headWord |= INDIRECT;
-        writeBytes[id] = writableBytes(batch, row);
-      } else if (writeSegs[row] !== 0) {
-        headWord |= WRITE;
-        writeBytes[id] = len;
-      } else writeBytes[id] = 0;
+  while (n < count && free > 0) {
+    // The inner loop calls nothing, so that what it needs of each array is loaded once.
+    for (; q.heldAt >= 0 && n < count && free > 0; n++) {
+      const row = first + n;
+      const write = rows[row + WRITE_SEGS];
+      if (rows[row + READ_SEGS] + write !== 1) break;
+      const segment = rows[row + SEG_FIRST];
+      const gpa = segGpa[segment];
+      const len = segLen[segment];
+      let id = slot; // with IN_ORDER the head's slot is its id, as in Linux and DPDK
+      if (inOrder === 0) id = stack[top--];
+      else {
+        order[orderAt] = id;
+        if (++orderAt === size) orderAt = 0;
+      }
       const at = slot << 2;
       desc[at] = gpa | 0;
-      desc[at + 1] = (gpa / 4294967296) | 0;
+      desc[at + 1] = (gpa * UNIT) | 0;
       desc[at + 2] = len;
-    } else {
-      headWord = writeList(q, batch, row, slot, wrap, id);
-      writeBytes[id] = writableBytes(batch, row);
+      desc[at + 3] = id | state | (write << 17);
+      out[2 * id] = 1;
+      out[2 * id + 1] = len & -write;
+      rows[row + ID] = id;
+      free--;
+      if (++slot === size) {
+        slot = 0;
+        wrap ^= 1;
+        state ^= STATE;
+      }
     }
-    if (q.heldAt < 0) {
-      q.heldAt = slot;
-      q.heldWord = headWord;
-    } else desc[(slot << 2) + 3] = headWord;
-    if (inOrder !== 0) {
-      let at = q.orderAt + q.outstanding + n;
-      if (at >= size) at -= size;
-      order[at] = id;
+    if (n === count || free === 0) break;
+    const id = inOrder !== 0 ? slot : stack[top];
+    const need = writeChain(q, batch, first + n, slot, wrap, id, free);
+    if (need === 0) break;
+    if (inOrder === 0) top--;
+    else {
+      order[orderAt] = id;
+      if (++orderAt === size) orderAt = 0;
     }
-    slots[id] = need;
-    ids[row] = id;
     free -= need;
-    q.unpublished += need;
+    n++;
     slot += need;
     if (slot >= size) {
       slot -= size;
       wrap ^= 1;
+      state ^= STATE;
     }
   }
+  q.unpublished += q.free - free;
   q.nextAvail = slot;
   q.availWrap = wrap;
   q.free = free;
   q.outstanding += n;
   return n;
+}
+
+/**
+ * One chain of any shape, and the first one after `publish`. Returns the slots it took, 0: not
+ * enough.
+ */
+function writeChain(
+  q: DriverQueue,
+  batch: DriverBatch,
+  row: number,
+  slot: number,
+  wrap: number,
+  id: number,
+  free: number,
+): number {
+  const { desc, out } = q;
+  const { rows } = batch;
+  const segs = rows[row + READ_SEGS] + rows[row + WRITE_SEGS];
+  const viaTable = rows[row + INDIRECT_COLUMN] !== 0 && segs > 1 && segs <= q.tableEntries;
+  const need = viaTable ? 1 : segs;
+  if (need > free) return 0;
+  let headWord = id | INDIRECT | (wrap === 1 ? AVAIL_BIT : USED_BIT);
+  if (viaTable) {
+    writeTable(q, batch, row, id);
+    const gpa = q.tableBase[1] + 16 * q.tableEntries * id;
+    desc[slot << 2] = gpa | 0;
+    desc[(slot << 2) + 1] = (gpa * UNIT) | 0;
+    desc[(slot << 2) + 2] = segs << 4;
+  } else headWord = writeList(q, batch, row, slot, wrap, id);
+  if (q.heldAt < 0) {
+    q.heldAt = slot;
+    q.heldWord = headWord;
+  } else desc[(slot << 2) + 3] = headWord;
+  out[2 * id] = need;
+  out[2 * id + 1] = writableBytes(batch, row);
+  rows[row + ID] = id;
+  return need;
 }
 
 /** Writes a list of descriptors; returns the head's last word, which the caller stores last. */
@@ -106,7 +153,7 @@ function writeList(
     const at = slot << 2;
     const word = id | state | (k < reads ? 0 : WRITE) | (k + 1 < segs ? NEXT : 0);
     desc[at] = gpa | 0;
-    desc[at + 1] = (gpa / 4294967296) | 0;
+    desc[at + 1] = (gpa * UNIT) | 0;
     desc[at + 2] = batch.segLen[first + k];
     if (k === 0) headWord = word;
     else desc[at + 3] = word;
@@ -131,33 +178,35 @@ export function publishPacked(q: DriverQueue): void {
 export function reapPacked(q: DriverQueue, into: UsedBatch, max: number): number {
   into.count = 0;
   if (q.fault !== 0) return q.fault;
-  const { desc, size, slots, writeBytes, stack } = q;
+  const { desc, size, out, stack } = q;
   const limit = max < into.capacity ? max : into.capacity;
   if (q.inOrder !== 0) return reapInOrder(q, into, limit);
   const run = scoutUsed(q, limit);
   if (run === 0) return 0;
   let slot = q.nextUsed;
   let wrap = q.usedWrap;
+  const stackAt = size - q.outstanding;
+  let freed = 0;
   let n = 0;
   let fault = 0;
   for (; n < run; n++) {
     const at = slot << 2;
     const word = desc[at + 3];
-    if ((word & STATE) !== (wrap === 1 ? STATE : 0)) break; // taken back by a hostile device
+    if ((word & STATE) !== (wrap === 1 ? STATE : 0)) break;
     const len = desc[at + 2];
     const id = word & 0xffff;
-    const need = id < size ? slots[id] : 0;
+    const need = id < size ? out[2 * id] : 0;
     if (need === 0) {
       fault = FAULT_USED_ID;
       break;
     }
-    if (len < 0 || len > writeBytes[id]) {
+    if (len < 0 || len > out[2 * id + 1]) {
       fault = FAULT_USED_LENGTH;
       break;
     }
-    slots[id] = 0;
-    stack[size - q.outstanding + n] = id;
-    q.free += need;
+    out[2 * id] = 0;
+    stack[stackAt + n] = id;
+    freed += need;
     into.id[n] = id;
     into.len[n] = len;
     slot += need;
@@ -167,6 +216,7 @@ export function reapPacked(q: DriverQueue, into: UsedBatch, max: number): number
     }
   }
   if (n === 0) return (q.fault = fault);
+  q.free += freed;
   q.nextUsed = slot;
   q.usedWrap = wrap;
   q.outstanding -= n;
@@ -174,17 +224,19 @@ export function reapPacked(q: DriverQueue, into: UsedBatch, max: number): number
   return n;
 }
 
-/** How many used descriptors can be read now, the loads ordered as in `packed-device.hot.ts`. */
+/** At most how many used descriptors can be read now; loads ordered as in `packed-device.hot.ts`. */
 function scoutUsed(q: DriverQueue, max: number): number {
-  const { desc, size, slots } = q;
+  const { desc, size, out, outstanding } = q;
   let slot = q.nextUsed;
   let want = q.usedWrap === 1 ? STATE : 0;
   let word = Atomics.load(desc, (slot << 2) + 3);
+  if ((word & STATE) !== want) return 0;
+  if (q.weakOrder === 0) return max < outstanding ? max : outstanding;
   let run = 0;
-  while (run < max && run < q.outstanding && (word & STATE) === want) {
+  while (run < max && run < outstanding && (word & STATE) === want) {
     run++;
     const id = word & 0xffff;
-    const need = id < size ? slots[id] : 0;
+    const need = id < size ? out[2 * id] : 0;
     if (need === 0) break; // the fault is found, and named, when it is read again
     slot += need;
     if (slot >= size) {
@@ -193,7 +245,7 @@ function scoutUsed(q: DriverQueue, max: number): number {
     }
     word = desc[(slot << 2) + 3];
   }
-  if (run > 1 && q.weakOrder !== 0) {
+  if (run > 1) {
     Atomics.store(q.fence, 0, 0);
     Atomics.load(q.fence, 0);
   }
@@ -202,21 +254,22 @@ function scoutUsed(q: DriverQueue, max: number): number {
 
 /** IN_ORDER: a used descriptor covers all chains up to its id, oldest first. 2.8.8. */
 function reapInOrder(q: DriverQueue, into: UsedBatch, limit: number): number {
-  const { desc, size, slots, writeBytes, order } = q;
+  const { desc, size, out, order } = q;
   let n = 0;
   let fault = 0;
   for (; n < limit && n < q.outstanding; n++) {
     if (q.batchId < 0) {
       const at = q.nextUsed << 2;
-      const word = Atomics.load(desc, at + 3);
+      // Ordered once per call where the processor keeps the order of loads itself.
+      const word = n === 0 || q.weakOrder !== 0 ? Atomics.load(desc, at + 3) : desc[at + 3];
       if ((word & STATE) !== (q.usedWrap === 1 ? STATE : 0)) break;
       const len = desc[at + 2];
       const id = word & 0xffff;
-      if (id >= size || slots[id] === 0) {
+      if (id >= size || out[2 * id] === 0) {
         fault = FAULT_USED_ID;
         break;
       }
-      if (len < 0 || len > writeBytes[id]) {
+      if (len < 0 || len > out[2 * id + 1]) {
         fault = FAULT_USED_LENGTH;
         break;
       }
@@ -226,12 +279,12 @@ function reapInOrder(q: DriverQueue, into: UsedBatch, limit: number): number {
     const oldest = order[q.orderAt];
     const last = oldest === q.batchId;
     into.id[n] = oldest;
-    into.len[n] = last ? q.batchLen : writeBytes[oldest]; // skipped: "used completely"
+    into.len[n] = last ? q.batchLen : out[2 * oldest + 1]; // skipped: "used completely"
     if (last) q.batchId = -1;
     if (++q.orderAt === size) q.orderAt = 0;
-    q.free += slots[oldest];
-    q.nextUsed += slots[oldest];
-    slots[oldest] = 0;
+    q.free += out[2 * oldest];
+    q.nextUsed += out[2 * oldest];
+    out[2 * oldest] = 0;
     if (q.nextUsed >= size) {
       q.nextUsed -= size;
       q.usedWrap ^= 1;

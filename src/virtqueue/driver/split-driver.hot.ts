@@ -7,6 +7,14 @@ const NEXT = 1; //     VIRTQ_DESC_F_NEXT
 const WRITE = 2; //    VIRTQ_DESC_F_WRITE
 const INDIRECT = 4; // VIRTQ_DESC_F_INDIRECT
 
+const SEG_FIRST = 0; // columns of DriverBatch.rows
+const READ_SEGS = 256;
+const WRITE_SEGS = 512;
+const INDIRECT_COLUMN = 768;
+const ID = 1024;
+
+const UNIT = 1 / 4294967296;
+
 const AVAIL_FLAGS = 0; // u16 index in q.avail
 const AVAIL_IDX = 1;
 const AVAIL_RING = 2;
@@ -21,57 +29,89 @@ const FAULT_USED_ORDER = -21;
 
 /** `addChains` of a split queue. */
 export function addSplit(q: DriverQueue, batch: DriverBatch, first: number, count: number): number {
-  const { avail, desc, stack, slots, writeBytes, order, size, inOrder, tableEntries } = q;
-  const { segFirst, readSegs, writeSegs, indirect, id: ids, segGpa, segLen } = batch;
+  const { avail, desc, stack, out, order, size, inOrder } = q;
+  const { rows, segGpa, segLen } = batch;
   const mask = size - 1;
+  const orderAt = q.orderAt + q.outstanding;
+  let nextFree = q.nextFree;
   let free = q.free;
   let nextAvail = q.nextAvail;
   let n = 0;
-  for (; n < count; n++) {
-    const row = first + n;
-    const segs = readSegs[row] + writeSegs[row];
-    const viaTable = indirect[row] !== 0 && segs > 1 && segs <= tableEntries;
-    const need = viaTable ? 1 : segs;
-    if (need > free) break;
-    const head = inOrder !== 0 ? q.nextFree : stack[free - 1];
-    if (segs === 1) {
-      const segment = segFirst[row];
+  while (n < count) {
+    // The inner loop calls nothing, so that what it needs of each array is loaded once.
+    for (; n < count && free > 0; n++) {
+      const row = first + n;
+      const write = rows[row + WRITE_SEGS];
+      if (rows[row + READ_SEGS] + write !== 1) break;
+      const segment = rows[row + SEG_FIRST];
       const gpa = segGpa[segment];
       const len = segLen[segment];
+      let head = nextFree;
+      if (inOrder === 0) head = stack[free - 1];
+      else {
+        nextFree = (head + 1) & mask;
+        order[(orderAt + n) & mask] = head;
+      }
       const at = head << 2;
       desc[at] = gpa | 0;
-      desc[at + 1] = (gpa / 4294967296) | 0;
+      desc[at + 1] = (gpa * UNIT) | 0;
       desc[at + 2] = len;
-      desc[at + 3] = writeSegs[row] === 0 ? 0 : WRITE;
-      writeBytes[head] = writeSegs[row] === 0 ? 0 : len;
-    } else if (viaTable) {
-      writeTable(q, batch, row, head);
-      const gpa = q.tableBase[1] + 16 * tableEntries * head;
-      const at = head << 2;
-      desc[at] = gpa | 0;
-      desc[at + 1] = (gpa / 4294967296) | 0;
-      desc[at + 2] = segs << 4;
-      desc[at + 3] = INDIRECT;
-      writeBytes[head] = writableBytes(batch, row);
-    } else {
-      writeList(q, batch, row, free, segs);
-      writeBytes[head] = writableBytes(batch, row);
+      desc[at + 3] = write << 1;
+      out[2 * head] = 1;
+      out[2 * head + 1] = len & -write;
+      rows[row + ID] = head;
+      avail[AVAIL_RING + (nextAvail & mask)] = head;
+      nextAvail++;
+      free--;
     }
+    if (n === count || free === 0) break;
+    q.nextFree = nextFree;
+    const head = inOrder !== 0 ? nextFree : stack[free - 1];
+    const need = writeChain(q, batch, first + n, head, free);
+    if (need === 0) break;
     if (inOrder !== 0) {
-      q.nextFree = (head + need) & mask;
-      order[(q.orderAt + q.outstanding + n) & mask] = head;
+      nextFree = (head + need) & mask;
+      order[(orderAt + n) & mask] = head;
     }
-    free -= need;
-    slots[head] = need;
-    ids[row] = head;
     avail[AVAIL_RING + (nextAvail & mask)] = head;
-    nextAvail = (nextAvail + 1) & 0xffff;
+    nextAvail++;
+    free -= need;
+    n++;
   }
+  q.nextFree = nextFree;
   q.free = free;
-  q.nextAvail = nextAvail;
+  q.nextAvail = nextAvail & 0xffff;
   q.outstanding += n;
   q.unpublished += n;
   return n;
+}
+
+/** A chain of several descriptors or a table. Returns the descriptors it took, 0: not enough. */
+function writeChain(
+  q: DriverQueue,
+  batch: DriverBatch,
+  row: number,
+  head: number,
+  free: number,
+): number {
+  const { rows } = batch;
+  const segs = rows[row + READ_SEGS] + rows[row + WRITE_SEGS];
+  const viaTable = rows[row + INDIRECT_COLUMN] !== 0 && segs <= q.tableEntries;
+  const need = viaTable ? 1 : segs;
+  if (need > free) return 0;
+  if (viaTable) {
+    writeTable(q, batch, row, head);
+    const gpa = q.tableBase[1] + 16 * q.tableEntries * head;
+    const at = head << 2;
+    q.desc[at] = gpa | 0;
+    q.desc[at + 1] = (gpa * UNIT) | 0;
+    q.desc[at + 2] = segs << 4;
+    q.desc[at + 3] = INDIRECT;
+  } else writeList(q, batch, row, free, segs);
+  q.out[2 * head] = need;
+  q.out[2 * head + 1] = writableBytes(batch, row);
+  rows[row + ID] = head;
+  return need;
 }
 
 /** A chain of several descriptors, linked by `next`; the `free` top ones of the stack. */
@@ -91,7 +131,7 @@ function writeList(
     const at = index << 2;
     const write = k < reads ? 0 : WRITE;
     desc[at] = gpa | 0;
-    desc[at + 1] = (gpa / 4294967296) | 0;
+    desc[at + 1] = (gpa * UNIT) | 0;
     desc[at + 2] = batch.segLen[first + k];
     if (k + 1 === segs) {
       desc[at + 3] = write;
@@ -116,7 +156,7 @@ export function publishSplit(q: DriverQueue): void {
 export function reapSplit(q: DriverQueue, into: UsedBatch, max: number): number {
   into.count = 0;
   if (q.fault !== 0) return q.fault;
-  const { used, size, slots, writeBytes } = q;
+  const { used, size, out, stack } = q;
   const { id: ids, len: lens } = into;
   const pending = (Atomics.load(q.usedCells, USED_IDX) - q.nextUsed) & 0xffff;
   if (pending === 0) return 0;
@@ -125,28 +165,39 @@ export function reapSplit(q: DriverQueue, into: UsedBatch, max: number): number 
   if (limit > into.capacity) limit = into.capacity;
   if (q.inOrder !== 0) return reapInOrder(q, into, limit, pending);
   const mask = size - 1;
-  let nextUsed = q.nextUsed;
+  const nextUsed = q.nextUsed;
+  let free = q.free;
   let n = 0;
   let fault = 0;
-  for (; n < limit; n++) {
-    const at = USED_RING + ((nextUsed & mask) << 1);
-    const id = used[at];
-    const len = used[at + 1];
-    if (id < 0 || id >= size || slots[id] === 0) {
-      fault = FAULT_USED_ID;
-      break;
+  while (n < limit) {
+    let id = 0;
+    for (; n < limit; n++) {
+      const at = USED_RING + (((nextUsed + n) & mask) << 1);
+      id = used[at];
+      const len = used[at + 1];
+      if (id < 0 || id >= size || out[2 * id] === 0) {
+        fault = FAULT_USED_ID;
+        break;
+      }
+      if (len < 0 || len > out[2 * id + 1]) {
+        fault = FAULT_USED_LENGTH;
+        break;
+      }
+      ids[n] = id;
+      lens[n] = len;
+      if (out[2 * id] !== 1) break;
+      out[2 * id] = 0;
+      stack[free++] = id;
     }
-    if (len < 0 || len > writeBytes[id]) {
-      fault = FAULT_USED_LENGTH;
-      break;
-    }
+    if (n === limit || fault !== 0) break;
+    q.free = free;
     freeChain(q, id);
-    ids[n] = id;
-    lens[n] = len;
-    nextUsed = (nextUsed + 1) & 0xffff;
+    free = q.free;
+    n++;
   }
   if (n === 0) return (q.fault = fault);
-  q.nextUsed = nextUsed;
+  q.free = free;
+  q.nextUsed = (nextUsed + n) & 0xffff;
   q.outstanding -= n;
   into.count = n;
   return n;
@@ -154,9 +205,9 @@ export function reapSplit(q: DriverQueue, into: UsedBatch, max: number): number 
 
 /** Puts the descriptors of chain `id` back on the stack, its head on top. */
 function freeChain(q: DriverQueue, id: number): void {
-  const { stack, link, slots } = q;
-  const count = slots[id];
-  slots[id] = 0;
+  const { stack, link, out } = q;
+  const count = out[2 * id];
+  out[2 * id] = 0;
   let top = q.free + count;
   q.free = top;
   let index = id;
@@ -168,7 +219,7 @@ function freeChain(q: DriverQueue, id: number): void {
 
 /** IN_ORDER: a used entry covers all chains up to its id, oldest first. 2.7.9. */
 function reapInOrder(q: DriverQueue, into: UsedBatch, limit: number, pending: number): number {
-  const { used, size, slots, writeBytes, order } = q;
+  const { used, size, out, order } = q;
   const mask = size - 1;
   let n = 0;
   let fault = 0;
@@ -177,11 +228,11 @@ function reapInOrder(q: DriverQueue, into: UsedBatch, limit: number, pending: nu
       const at = USED_RING + ((q.nextUsed & mask) << 1);
       const id = used[at];
       const len = used[at + 1];
-      if (id < 0 || id >= size || slots[id] === 0) {
+      if (id < 0 || id >= size || out[2 * id] === 0) {
         fault = FAULT_USED_ID;
         break;
       }
-      if (len < 0 || len > writeBytes[id]) {
+      if (len < 0 || len > out[2 * id + 1]) {
         fault = FAULT_USED_LENGTH;
         break;
       }
@@ -196,11 +247,11 @@ function reapInOrder(q: DriverQueue, into: UsedBatch, limit: number, pending: nu
       break;
     }
     into.id[n] = oldest;
-    into.len[n] = last ? q.batchLen : writeBytes[oldest]; // skipped: "used completely"
+    into.len[n] = last ? q.batchLen : out[2 * oldest + 1]; // skipped: "used completely"
     if (last) q.batchId = -1;
     q.orderAt = (q.orderAt + 1) & mask;
-    q.free += slots[oldest];
-    slots[oldest] = 0;
+    q.free += out[2 * oldest];
+    out[2 * oldest] = 0;
     q.nextUsed = (q.nextUsed + 1) & 0xffff;
   }
   if (n === 0) return (q.fault = fault);

@@ -24,11 +24,11 @@ export function writeTable(q: DriverQueue, batch: DriverBatch, row: number, id: 
   }
 }
 
-/** Bytes that the device may write into row `row`. */
+/** Bytes that the device may write into row `row`, at most 2^31 - 1. */
 export function writableBytes(batch: DriverBatch, row: number): number {
   const first = batch.segFirst[row] + batch.readSegs[row];
   const end = first + batch.writeSegs[row];
   let total = 0;
   for (let s = first; s < end; s++) total += batch.segLen[s];
-  return total;
+  return total < 0x7fffffff ? total : 0x7fffffff;
 }

@@ -1,6 +1,7 @@
 /* eventfd and epoll. */
 #include "vring.h"
 
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -12,11 +13,18 @@ static napi_value eventfd_create(napi_env env, napi_callback_info info) {
   return vring_result(env, eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
 }
 
-/* eventfdSignal(fd): nothing. A full counter (EAGAIN) means the peer has its wake-up already. */
+/*
+ * eventfdSignal(fd): nothing. A full counter means that the peer has its wake-up already, and it
+ * must not block us: peers hand us eventfds whose O_NONBLOCK they can clear, so poll(2) is asked
+ * first. Against a peer that fills the counter between the two calls nothing helps but that it
+ * would have to write 2^64-2 at just that moment, each time anew, to its own disadvantage.
+ */
 static napi_value eventfd_signal(napi_env env, napi_callback_info info) {
   VRING_ARGS(1);
   int32_t fd;
   if (!vring_int(env, argv[0], &fd)) return NULL;
+  struct pollfd room = {.fd = fd, .events = POLLOUT};
+  if (poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0) return NULL;
   const uint64_t one = 1;
   ssize_t ignored = write(fd, &one, sizeof one);
   (void)ignored;

@@ -40,6 +40,16 @@ static napi_value fd_dup(napi_env env, napi_callback_info info) {
   return vring_result(env, fcntl(fd, F_DUPFD_CLOEXEC, 0));
 }
 
+/* setNonblocking(fd, on): 0 or -errno. The flag is the open file's: duplicates share it. */
+static napi_value fd_set_nonblocking(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  int32_t fd, on;
+  if (!vring_int(env, argv[0], &fd) || !vring_int(env, argv[1], &on)) return NULL;
+  int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return vring_result(env, -1);
+  return vring_result(env, fcntl(fd, F_SETFL, on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK));
+}
+
 /*
  * fdStat(fd, out: Float64Array(4)): 0 or -errno. out: [S_IFMT bits, size, page size, seals or -1].
  * The page size is the huge page of hugetlbfs, else the system's. fstat goes by syscall(2): the
@@ -115,6 +125,7 @@ void vring_register_fd(napi_env env, napi_value exports) {
   vring_export(env, exports, "open", fd_open);
   vring_export(env, exports, "close", fd_close);
   vring_export(env, exports, "dup", fd_dup);
+  vring_export(env, exports, "setNonblocking", fd_set_nonblocking);
   vring_export(env, exports, "fdStat", fd_stat);
   vring_export(env, exports, "memfdCreate", memfd_create_);
   vring_export(env, exports, "truncate", fd_truncate);

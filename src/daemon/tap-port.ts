@@ -1,7 +1,9 @@
 import { VringError } from '../base/errors.ts';
 import type { AddTapPort, NetPortStatus } from '../devices/net/index.ts';
+import { PrivateMemory } from '../memory/index.ts';
 import type { Fd } from '../sys/fd.ts';
 import { openTap, setInterfaceMtu, setInterfaceUp, setTapOffloads } from '../sys/tap.ts';
+import { TAP_ACCEPTS, TAP_ACCEPTS_USO, TAP_SCRATCH_BYTES } from '../uplinks/index.ts';
 import { type PortContext, type SwitchPort, settingsOf } from './switch-port.ts';
 import type { PortStatus, TapPortConfig } from './switch-types.ts';
 
@@ -12,6 +14,7 @@ export class TapPort implements SwitchPort {
   linkUp = true;
   readonly #context: PortContext;
   #fd: Fd | null = null;
+  #scratch: PrivateMemory | null = null;
 
   constructor(config: TapPortConfig, context: PortContext) {
     this.config = config;
@@ -25,13 +28,17 @@ export class TapPort implements SwitchPort {
     this.#fd = fd;
     const { csum, tso, uso } = config.offload;
     const on = csum && tso;
-    setTapOffloads(fd.number, { csum, tso4: on, tso6: on, ecn: on, ufo: false, uso: csum && uso });
+    const wanted = { csum, tso4: on, tso6: on, ecn: on, ufo: false, uso: csum && uso };
+    const { uso: kernelTakesUso } = setTapOffloads(fd.number, wanted);
+    this.#scratch = PrivateMemory.allocate(TAP_SCRATCH_BYTES);
     setInterfaceMtu(name, config.mtu);
     setInterfaceUp(name, true);
     const add: AddTapPort = {
       port: this.number,
       settings: settingsOf(config),
       fd: fd.number,
+      scratchAt: this.#scratch.offset,
+      accepts: kernelTakesUso ? TAP_ACCEPTS_USO : TAP_ACCEPTS,
       mtu: config.mtu,
       linkUp: this.linkUp,
     };
@@ -42,6 +49,8 @@ export class TapPort implements SwitchPort {
   async close(): Promise<void> {
     this.#fd?.close();
     this.#fd = null;
+    this.#scratch?.close();
+    this.#scratch = null;
   }
 
   async setLink(up: boolean): Promise<void> {

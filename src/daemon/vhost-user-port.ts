@@ -174,7 +174,10 @@ export class VhostUserPort implements SwitchPort {
     if (up === this.#wasUp) return;
     this.#wasUp = up;
     if (up) this.#reason = null;
-    this.#context.report(up ? 'port-up' : 'port-down', `is ${this.#state()}`);
+    this.#context.report(
+      up ? 'port-up' : 'port-down',
+      up ? 'rings run' : `rings no longer run (${this.#state()})`,
+    );
   }
 
   #endpointEvent(event: EndpointEvent): void {

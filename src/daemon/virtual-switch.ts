@@ -54,6 +54,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   readonly #scratch: PrivateMemory;
   readonly #entries: (Entry | null)[] = [];
   readonly #events: SwitchEvent[] = [];
+  readonly #captures = new Map<number, CaptureStream>();
   /** Changes of the set of ports happen one after the other. */
   #changes: Promise<unknown> = Promise.resolve();
   #closed = false;
@@ -114,6 +115,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       }
       const entry: Entry = { port, vlan: config.vlan };
       this.#entries[number] = entry;
+      this.#report('port-added', config.name, `added, ${endpointOf(config)}`);
       return await this.#status(entry);
     });
   }
@@ -167,15 +169,25 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     return [{ id: 0, ...(await this.#worker.counters()) }];
   }
 
+  /** One capture per port at a time; it ends with the port. */
   async capture(name: string, options: { snapLen: number }): Promise<CaptureStream> {
     const { port } = this.#entry(name);
+    if (this.#captures.has(port.number)) {
+      throw new VringError(
+        'ERR_VRING_CAPTURE_BUSY',
+        `port ${name} is being captured already; end that capture first`,
+        { recovery: 'retry' },
+      );
+    }
     const stream = new CaptureStream({
       interfaceName: name,
       snapLen: options.snapLen,
       onClose: () => {
+        this.#captures.delete(port.number);
         void this.#worker.request('stopCapture', { port: port.number }).catch(() => undefined);
       },
     });
+    this.#captures.set(port.number, stream);
     await this.#worker.request('startCapture', { port: port.number, ring: stream.ring });
     this.#report('capture', name, `capture started, ${options.snapLen} bytes per frame`);
     return stream;
@@ -207,6 +219,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   }
 
   async #remove(entry: Entry): Promise<void> {
+    this.#captures.get(entry.port.number)?.close();
     // Sessions first: they ask the worker to let go of their rings.
     await entry.port.close();
     await this.#worker.request('removePort', { port: entry.port.number });

@@ -15,9 +15,10 @@ export function createEventfd(what: string): Fd {
 }
 
 /**
- * Adds one. Hot: a single system call, errors ignored (a full counter means that the peer has its
- * wake-up already, a closed one that the session is about to end), nothing returned or allocated.
- * @syscalls write
+ * Adds one. Hot: errors are ignored (a full counter means that the peer has its wake-up already, a
+ * closed one that the session is about to end), nothing is returned or allocated. Does not block,
+ * also where a peer made its eventfd a blocking one and filled it: see native/event.c.
+ * @syscalls poll write
  */
 export const signalEventfd: (fd: number) => void = native.eventfdSignal;
 

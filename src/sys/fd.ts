@@ -118,3 +118,12 @@ function kindOf(format: number, seals: number): FdStat['kind'] {
 export function openFdCount(): number {
   return readdirSync('/proc/self/fd').length - 1; // without the one that reads the folder
 }
+
+/**
+ * Sets or clears O_NONBLOCK, which belongs to the open file: everybody who shares it sees it.
+ * @throws SysError EBADF.
+ * @syscalls fcntl
+ */
+export function setNonblocking(number: number, on: boolean): void {
+  check('fcntl', native.setNonblocking(number, on ? 1 : 0), () => `fd ${number}`);
+}

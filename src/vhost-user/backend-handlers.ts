@@ -7,7 +7,7 @@
  */
 import { MAX_MEM_SLOTS, MAX_RING_SIZE } from '../base/limits.ts';
 import { ProtocolError } from '../base/errors.ts';
-import { type Fd, fdStat } from '../sys/index.ts';
+import { type Fd, fdStat, setNonblocking } from '../sys/index.ts';
 import type { ConfigAccess, VringFd } from '../wire/vhost-user-parse.ts';
 import {
   ConfigHeader,
@@ -172,6 +172,7 @@ function takeEventFd(request: string, fds: Fd[]): Fd | null {
     throw new ProtocolError('ERR_VRING_MESSAGE_FDS', request, 'fds', problem);
   }
   fds.shift();
+  setNonblocking(fd.number, true); // a full or empty counter must never hold a thread of ours
   return fd;
 }
 

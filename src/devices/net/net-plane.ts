@@ -12,7 +12,7 @@ import { VringError } from '../../base/errors.ts';
 import type { DataPlane, PlaneContext, VringAttach } from '../../runtime/data-plane.ts';
 import { MacTable, type PortSettings, Switch } from '../../switch/index.ts';
 import { CaptureTap, type CaptureRing } from '../../capture/index.ts';
-import { TapPlane } from '../../uplinks/index.ts';
+import { TapPlane, type TapPlaneOptions } from '../../uplinks/index.ts';
 import { arena } from '../../sys/arena.ts';
 import { NetPort } from './net-port.ts';
 import { NetVring } from './net-vring.ts';
@@ -33,12 +33,9 @@ export type AddNetPort = {
   readonly mac: Uint8Array | null;
   readonly linkUp: boolean;
 };
-export type AddTapPort = {
+export type AddTapPort = TapPlaneOptions & {
   readonly port: number;
   readonly settings: PortSettings;
-  readonly fd: number;
-  readonly mtu: number;
-  readonly linkUp: boolean;
 };
 export type NetPortStatus = {
   readonly counters: Record<string, number>;
@@ -249,7 +246,7 @@ export class NetPlane implements DataPlane {
   }
 
   #addTapPort(add: AddTapPort): void {
-    const tap = new TapPlane({ fd: add.fd, mtu: add.mtu, linkUp: add.linkUp });
+    const tap = new TapPlane(add);
     this.#taps[add.port] = tap;
     this.#switch.addPort(add.port, tap, add.settings);
     const source = this.#addSource(add.port, 'tap', null);

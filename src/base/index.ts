@@ -1,0 +1,5 @@
+/** Errors, limits, and the two contracts. */
+export * from './errors.ts';
+export * from './limits.ts';
+export type { BackendMemoryRegion, VhostBackend, VringAddresses } from './vhost-backend.ts';
+export type { VirtioDevice } from './virtio-device.ts';

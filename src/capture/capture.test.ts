@@ -68,9 +68,18 @@ test('frames of both directions, cut at snapLen, with times and statistics', asy
   ok(idb.body.includes('vm0'));
   const statistics = rest.pop() as Block;
   strictEqual(statistics.type, 5);
-  deepStrictEqual(rest.map(({ type }) => type), [6, 6, 6]);
-  deepStrictEqual(rest.map(({ body }) => body.readUInt32LE(12)), [60, 100, 61]);
-  deepStrictEqual(rest.map(({ body }) => body.readUInt32LE(16)), [60, 1514, 61]);
+  deepStrictEqual(
+    rest.map(({ type }) => type),
+    [6, 6, 6],
+  );
+  deepStrictEqual(
+    rest.map(({ body }) => body.readUInt32LE(12)),
+    [60, 100, 61],
+  );
+  deepStrictEqual(
+    rest.map(({ body }) => body.readUInt32LE(16)),
+    [60, 1514, 61],
+  );
   const flags = rest.map(({ body }) => body.readUInt32LE(body.length - 8));
   deepStrictEqual(flags, [1, 1, 2]);
   deepStrictEqual(rest[1].body.subarray(20, 120), Buffer.from(arp(1514).bytes.subarray(0, 100)));
@@ -128,9 +137,21 @@ test('tshark reads it', async (t) => {
     const args = ['-n', '-r', path, '-T', 'fields', ...fields.flatMap((field) => ['-e', field])];
     const run = spawnSync('tshark', args, { encoding: 'utf8' });
     strictEqual(run.status, 0, run.stderr);
-    const rows = run.stdout.trim().split('\n').map((row) => row.split('\t'));
-    deepStrictEqual(rows.map(([opcode, name]) => [opcode, name]), [['1', 'vm0'], ['2', 'vm0']]);
-    deepStrictEqual(rows.map(([, , direction]) => Number(direction)), [1, 2]);
+    const rows = run.stdout
+      .trim()
+      .split('\n')
+      .map((row) => row.split('\t'));
+    deepStrictEqual(
+      rows.map(([opcode, name]) => [opcode, name]),
+      [
+        ['1', 'vm0'],
+        ['2', 'vm0'],
+      ],
+    );
+    deepStrictEqual(
+      rows.map(([, , direction]) => Number(direction)),
+      [1, 2],
+    );
   } finally {
     rmSync(folder, { recursive: true });
   }

@@ -90,7 +90,8 @@ export class FakePort implements PortPlane {
   transmit(batch: FrameBatch, list: Int32Array, count: number): number {
     this.transmits++;
     const taken = Math.min(count, this.room);
-    for (let k = 0; k < taken; k++) this.delivered.push(readFrame(batch, list[k], this.#arena.bytes));
+    for (let k = 0; k < taken; k++)
+      this.delivered.push(readFrame(batch, list[k], this.#arena.bytes));
     return taken;
   }
 

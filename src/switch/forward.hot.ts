@@ -29,6 +29,7 @@ const TYPE_AT = 12;
 const TYPE_CTAG = 0x8100;
 const LEARN_REFRESHED = 0;
 const GROUP_BIT = 0x0100; //    in the first two bytes of an address
+const SOURCE_GROUP = 0x10000; // in bytes 4 to 7 of a frame, read little-endian
 const RESERVED_TOP = 0x0180; // 01:80:c2:00:00:00 .. 0f, IEEE 802.1D table 7-10
 const RESERVED_LO = 0xc2000000 | 0;
 const RESERVED_MASK = ~0xf;
@@ -62,18 +63,12 @@ export function judgeFrames(
 ): void {
   // Columns in locals: a property load per access would cost a third more.
   const { headerView, headerAt, frameLen, offload, gsoType, vlan, tagged, destination } = batch;
-  // The last source and destination of this batch: frames of one flow come in runs. A key with a
-  // VLAN is never 0.
-  let sourceHi = 0;
-  let sourceLo = 0;
-  let targetHi = 0;
-  let targetLo = 0;
-  let target = FLOOD;
-  // The twelve bytes of addresses of the last frame that was forwarded, and its VLAN.
+  // The addresses of the last frame that was forwarded, its VLAN and its fate. VLANs begin at 1.
   let last0 = 0;
   let last1 = 0;
   let last2 = 0;
   let lastVid = 0;
+  let target = FLOOD;
   let bytes = 0;
   let longest = 0;
   let special = 0;
@@ -98,59 +93,67 @@ export function judgeFrames(
     } else tagged[i] = 0;
     vlan[i] = vid;
 
-    // The same addresses and VLAN as the frame before: the same fate, and nothing new to learn.
+    // Frames of one flow come in runs: the same fate, and nothing new to learn.
     const word0 = headerView.getInt32(at, true);
     const word1 = headerView.getInt32(at + 4, true);
     const word2 = headerView.getInt32(at + 8, true);
-    if (word0 === last0 && word1 === last1 && word2 === last2 && vid === lastVid) {
-      destination[i] = target;
-      continue;
-    }
-
-    const srcLo = headerView.getInt32(at + 8);
-    const srcHi = headerView.getUint16(at + 6) | (vid << 16);
-    if (srcLo !== sourceLo || srcHi !== sourceHi) {
-      if ((srcHi & GROUP_BIT) !== 0) {
-        destination[i] = DROP_SOURCE_GROUP;
-        continue;
-      }
-      sourceLo = srcLo;
-      sourceHi = srcHi;
-      // All zeros is nobody's address: forwarded, not learned.
-      if (srcLo !== 0 || (srcHi & 0xffff) !== 0) {
-        const outcome = learnMac(cells, head, learned, srcLo, srcHi, ingress, learnLimit);
-        if (outcome !== LEARN_REFRESHED) {
-          counters[row + learnColumn(outcome)]++;
-          targetHi = 0; // the table changed
+    if (word0 !== last0 || word1 !== last1 || word2 !== last2 || vid !== lastVid) {
+      if (word2 !== last2 || (word1 ^ last1) >>> 16 !== 0 || vid !== lastVid) {
+        if ((word1 & SOURCE_GROUP) !== 0) {
+          destination[i] = DROP_SOURCE_GROUP;
+          continue;
         }
+        learnSource(headerView, at, vid, ingress, learnLimit, cells, head, learned, counters, row);
       }
-    }
-
-    const dstLo = headerView.getInt32(at + 2);
-    const dstHi = headerView.getUint16(at) | (vid << 16);
-    if (dstLo !== targetLo || dstHi !== targetHi) {
-      targetLo = dstLo;
-      targetHi = dstHi;
-      if ((dstHi & GROUP_BIT) !== 0) target = groupFate(dstHi, dstLo);
-      else {
-        target = lookupMac(cells, head, dstLo, dstHi);
-        if (target === ingress) target = DROP_SAME_PORT;
-      }
+      target = fateOf(headerView, at, vid, ingress, cells, head);
+      last0 = word0;
+      last1 = word1;
+      last2 = word2;
+      lastVid = vid;
     }
     destination[i] = target;
-    last0 = word0;
-    last1 = word1;
-    last2 = word2;
-    lastVid = vid;
   }
   facts[FACT_BYTES] = bytes;
   facts[FACT_LONGEST] = longest;
   facts[FACT_SPECIAL] = special;
 }
 
-function groupFate(dstHi: number, dstLo: number): number {
-  const reserved = (dstHi & 0xffff) === RESERVED_TOP && (dstLo & RESERVED_MASK) === RESERVED_LO;
-  return reserved ? DROP_RESERVED : FLOOD;
+function learnSource(
+  view: DataView,
+  at: number,
+  vid: number,
+  ingress: number,
+  limit: number,
+  cells: Int32Array,
+  head: Int32Array,
+  learned: Int32Array,
+  counters: Float64Array,
+  row: number,
+): void {
+  const top = view.getUint16(at + 6);
+  const lo = view.getInt32(at + 8);
+  if ((top | lo) === 0) return; // nobody's address: forwarded, not learned
+  const outcome = learnMac(cells, head, learned, lo, top | (vid << 16), ingress, limit);
+  if (outcome !== LEARN_REFRESHED) counters[row + learnColumn(outcome)]++;
+}
+
+/** Port, FLOOD or drop of the frame whose header is at `at`. */
+function fateOf(
+  view: DataView,
+  at: number,
+  vid: number,
+  ingress: number,
+  cells: Int32Array,
+  head: Int32Array,
+): number {
+  const top = view.getUint16(at);
+  const lo = view.getInt32(at + 2);
+  if ((top & GROUP_BIT) !== 0) {
+    const reserved = top === RESERVED_TOP && (lo & RESERVED_MASK) === RESERVED_LO;
+    return reserved ? DROP_RESERVED : FLOOD;
+  }
+  const port = lookupMac(cells, head, lo, top | (vid << 16));
+  return port === ingress ? DROP_SAME_PORT : port;
 }
 
 function learnColumn(outcome: number): number {
@@ -198,8 +201,18 @@ export function bucketFrames(
     if (target >= 0) {
       list[length++] = i;
     } else if (target === FLOOD) {
-      touchedCount = floodFrame(batch, i, ingress, floodSets, lists, listCounts, touched,
-        touchedCount, counters, row);
+      touchedCount = floodFrame(
+        batch,
+        i,
+        ingress,
+        floodSets,
+        lists,
+        listCounts,
+        touched,
+        touchedCount,
+        counters,
+        row,
+      );
     } else {
       counters[row + DROP - target]++;
     }

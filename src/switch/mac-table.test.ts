@@ -1,12 +1,15 @@
 import { deepStrictEqual, ok, strictEqual, throws } from 'node:assert';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { LEARN_ADDED, LEARN_LIMIT, LEARN_MOVED, LEARN_OVERFLOW } from './mac-table.hot.ts';
 import { LEARN_REFRESHED } from './mac-table.hot.ts';
 import { MacTable } from './mac-table.ts';
 
 const mac = (n: number): string =>
-  `02:00:${n.toString(16).padStart(8, '0').replace(/(..)(?=.)/g, '$1:')}`;
+  `02:00:${n
+    .toString(16)
+    .padStart(8, '0')
+    .replace(/(..)(?=.)/g, '$1:')}`;
 
 test('learns per VLAN, moves, lists and removes', () => {
   const table = MacTable.create({ capacity: 8 });

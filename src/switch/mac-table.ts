@@ -109,8 +109,8 @@ export class MacTable {
   }
 
   /**
-   * Sets the clock (whole seconds from any start, not running back). When it moved, sweeps a little;
-   * aged-out entries count against limits until they are swept, half a minute at most.
+   * Sets the clock (whole seconds from any start, not running back). When it moved, sweeps a
+   * little; aged-out entries count against limits until they are swept, half a minute at most.
    */
   tick(nowSeconds: number): void {
     if (nowSeconds === this.head[HEAD_NOW]) return;

@@ -45,12 +45,13 @@ function run(lenBytes: number, gsoSize: number, accepts: number, rounds: number)
   return elapsed / rounds;
 }
 
-const CASES: [name: string, lenBytes: number, gsoSize: number, accepts: number, rounds: number][] = [
-  ['checksum of 64 bytes', 64, 0, 0, 200_000],
-  ['checksum of 1514 bytes', 1514, 0, 0, 100_000],
-  ['64 KB into 1448-byte segments', 54 + 45 * 1448, 1448, 0, 2_000],
-  ['same, checksums left to the receiver', 54 + 45 * 1448, 1448, 1, 2_000],
-];
+const CASES: [name: string, lenBytes: number, gsoSize: number, accepts: number, rounds: number][] =
+  [
+    ['checksum of 64 bytes', 64, 0, 0, 200_000],
+    ['checksum of 1514 bytes', 1514, 0, 0, 100_000],
+    ['64 KB into 1448-byte segments', 54 + 45 * 1448, 1448, 0, 2_000],
+    ['same, checksums left to the receiver', 54 + 45 * 1448, 1448, 1, 2_000],
+  ];
 
 for (const [name, ...rest] of CASES) {
   const times = Array.from({ length: 7 }, () => run(...rest)).sort((a, b) => a - b);

@@ -118,13 +118,8 @@ export function finishChecksum(
   view.setUint16(frameAt + csumStart + csumOffset, sum === 0 ? 0xffff : sum, true);
 }
 
-/** Appends the frame that lies at `at`: its start goes into a header slot, the rest is a segment. */
-export function appendFrame(
-  out: FrameBatch,
-  view: DataView,
-  at: number,
-  lenBytes: number,
-): number {
+/** Appends the frame that lies at `at`: its start into a header slot, the rest as a segment. */
+export function appendFrame(out: FrameBatch, view: DataView, at: number, lenBytes: number): number {
   const i = out.count++;
   const headerLen = lenBytes < HEADER_COPY_BYTES ? lenBytes : HEADER_COPY_BYTES;
   const slot = i * SLOT_BYTES + SLOT_START;
@@ -255,7 +250,8 @@ export function appendGsoSegment(
   const l4 = headerAt + plan[PLAN_L4];
   const l4Bytes = headerBytes - plan[PLAN_L4] + payload;
   const last = n === plan[PLAN_SEGMENTS] - 1;
-  const field = plan[PLAN_TCP] !== 0 ? editTcp(view, l4, n, skip, last) : editUdp(view, l4, l4Bytes);
+  const field =
+    plan[PLAN_TCP] !== 0 ? editTcp(view, l4, n, skip, last) : editUdp(view, l4, l4Bytes);
   const pseudo = pseudoSum(view, plan, headerAt, l4Bytes);
   if (plan[PLAN_PARTIAL] !== 0) {
     view.setUint16(l4 + field, pseudo, true);

@@ -1,12 +1,7 @@
 import { deepStrictEqual, ok, strictEqual } from 'node:assert';
 import { test } from 'node:test';
-import fc from 'fast-check';
-import {
-  checksumAdd,
-  checksumFinish,
-  pseudoHeaderSum4,
-  pseudoHeaderSum6,
-} from '../wire/ip.ts';
+import * as fc from 'fast-check';
+import { checksumAdd, checksumFinish, pseudoHeaderSum4, pseudoHeaderSum6 } from '../wire/ip.ts';
 import { type CounterName, readCounters } from './counters.ts';
 import { FakeArena, type FakeFrame, FakePort } from './fake-port.ts';
 import { GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4 } from './frame-batch.ts';
@@ -155,18 +150,23 @@ function gsoFrame(shape: Shape, gsoSize: number, ecn = 0): FakeFrame {
 test('segments are those of the naive reference', () => {
   const sizes = fc.oneof(fc.integer({ min: 48, max: 1460 }), fc.integer({ min: 1460, max: 60000 }));
   fc.assert(
-    fc.property(shapes, sizes, fc.integer({ min: 40, max: 4000 }), (shape, gsoSize, segmentBytes) => {
-      const { source, send } = setup();
-      source.segmentBytes = segmentBytes;
-      const frames = send(gsoFrame(shape, gsoSize, GSO_ECN));
-      const expected = segmentNaively(shape, gsoSize);
-      strictEqual(frames.length, expected.length);
-      for (const [n, frame] of frames.entries()) {
-        deepStrictEqual(Buffer.from(frame.bytes), Buffer.from(expected[n]), `segment ${n}`);
-        strictEqual(frame.offload, 0);
-        strictEqual(frame.gsoType, 0);
-      }
-    }),
+    fc.property(
+      shapes,
+      sizes,
+      fc.integer({ min: 40, max: 4000 }),
+      (shape, gsoSize, segmentBytes) => {
+        const { source, send } = setup();
+        source.segmentBytes = segmentBytes;
+        const frames = send(gsoFrame(shape, gsoSize, GSO_ECN));
+        const expected = segmentNaively(shape, gsoSize);
+        strictEqual(frames.length, expected.length);
+        for (const [n, frame] of frames.entries()) {
+          deepStrictEqual(Buffer.from(frame.bytes), Buffer.from(expected[n]), `segment ${n}`);
+          strictEqual(frame.offload, 0);
+          strictEqual(frame.gsoType, 0);
+        }
+      },
+    ),
     { numRuns: 300 },
   );
 });

@@ -90,14 +90,14 @@ export class SoftwareOffload {
     this.#heapNext = this.#heapAt;
   }
 
-  /** Segments that the frame of the last successful `begin` becomes; 0 when only its checksum is due. */
+  /** Segments that the frame of the last `begin` becomes; 0 when only its checksum is due. */
   get segments(): number {
     return this.#todo === SEGMENTS ? this.#plan[PLAN_SEGMENTS] : 0;
   }
 
   /**
-   * Takes frame `i` of `source` over for a receiver with these ACCEPT_* bits. Returns OFFLOAD_READY,
-   * OFFLOAD_FULL, or the DROP_* column of why it cannot be done.
+   * Takes frame `i` of `source` over for a receiver with these ACCEPT_* bits. Returns
+   * OFFLOAD_READY, OFFLOAD_FULL, or the DROP_* column of why it cannot be done.
    */
   begin(source: FrameBatch, i: number, accepts: number, maxFrameBytes: number): number {
     assert(this.#todo === NOTHING, 'the frame before is done');

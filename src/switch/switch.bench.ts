@@ -98,7 +98,10 @@ function run(test: Case): number {
   for (let p = 1; p < ports.length; p++) {
     for (let i = 0; i < 64; i++) {
       const lo = (ADDRESS + 0x10000 * p + i) >>> 0;
-      const text = lo.toString(16).padStart(8, '0').replace(/(..)(?=.)/g, '$1:');
+      const text = lo
+        .toString(16)
+        .padStart(8, '0')
+        .replace(/(..)(?=.)/g, '$1:');
       if (!text.startsWith('02:ff')) table.macTable.learn(`02:00:${text}`, 1, p, 4096);
     }
   }
@@ -119,5 +122,7 @@ function run(test: Case): number {
 
 for (const test of CASES) {
   const times = Array.from({ length: 7 }, () => run(test)).sort((a, b) => a - b);
-  console.log(`${test.name.padEnd(32)} ${times[3].toFixed(1)} ns/frame (best ${times[0].toFixed(1)})`);
+  console.log(
+    `${test.name.padEnd(32)} ${times[3].toFixed(1)} ns/frame (best ${times[0].toFixed(1)})`,
+  );
 }

@@ -1,6 +1,6 @@
 import { deepStrictEqual, strictEqual } from 'node:assert';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { COUNTER_NAMES, readCounters } from './counters.ts';
 import { FakeArena, FakePort } from './fake-port.ts';
 import { sweepMacs } from './mac-table.hot.ts';
@@ -164,7 +164,10 @@ test('forwards as the model does: learning, ageing, limits, VLANs, flood sets', 
       }
       for (const [index, port] of ports.entries()) {
         const got = port.delivered.map((frame) => Buffer.from(frame.bytes).toString('hex'));
-        deepStrictEqual(got, model.delivered[index].map((frame) => frame.toString('hex')));
+        deepStrictEqual(
+          got,
+          model.delivered[index].map((frame) => frame.toString('hex')),
+        );
       }
       let drops = 0;
       for (let port = 0; port < PORTS; port++) {

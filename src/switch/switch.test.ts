@@ -73,8 +73,13 @@ test('a batch goes to each destination with one transmit, in order', () => {
   strictEqual(bridge.forwardBatch(0), 64);
   strictEqual(ports[1].transmits, 1);
   const sizes = ports[1].delivered.map(({ bytes }) => bytes.length);
-  deepStrictEqual(sizes, [...sizes].sort((a, b) => a - b));
-  const expected = Array.from({ length: 64 }, (_, n) => n).filter((n) => n % 5 === 0 || (n & 1) === 0);
+  deepStrictEqual(
+    sizes,
+    [...sizes].sort((a, b) => a - b),
+  );
+  const expected = Array.from({ length: 64 }, (_, n) => n).filter(
+    (n) => n % 5 === 0 || (n & 1) === 0,
+  );
   strictEqual(sizes.length, expected.length);
 });
 
@@ -121,7 +126,10 @@ test('drops are named', () => {
   strictEqual(counter(1, 'dropNotReady'), 1);
   send(0, frame(BROADCAST, host(0)));
   strictEqual(counter(1, 'dropNotReady'), 1);
-  strictEqual(ports.reduce((sum, port) => sum + port.delivered.length, 0), 0);
+  strictEqual(
+    ports.reduce((sum, port) => sum + port.delivered.length, 0),
+    0,
+  );
 });
 
 test('the limit of a port bounds what a flood of sources learns', () => {
@@ -175,7 +183,10 @@ test('reflects frames to where they came from, tags and all, and learns nothing'
   const sent = [frame(host(1), host(0)), frame(BROADCAST, host(0), { tci: 77 })];
   ports[0].outgoing.push(...sent, { bytes: new Uint8Array(10) });
   bridge.forwardBatch(0);
-  deepStrictEqual(ports[0].delivered.map(({ bytes }) => bytes), sent.map(({ bytes }) => bytes));
+  deepStrictEqual(
+    ports[0].delivered.map(({ bytes }) => bytes),
+    sent.map(({ bytes }) => bytes),
+  );
   strictEqual(bridge.macTable.size, 0);
   strictEqual(counter(0, 'dropShort'), 1);
   strictEqual(ports[1].delivered.length, 0);

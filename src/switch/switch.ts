@@ -79,7 +79,7 @@ export class Switch {
   readonly macTable: MacTable;
   /** One row of COUNTER_COLUMNS per port; see counters.ts. */
   readonly counters: Float64Array<SharedArrayBuffer>;
-  readonly #ports: (Port | null)[] = new Array(MAX_PORTS).fill(null);
+  readonly #ports: (Port | null)[] = Array.from({ length: MAX_PORTS }, () => null);
   readonly #lists: readonly Int32Array[];
   readonly #listCounts = new Int32Array(MAX_PORTS);
   readonly #touched = new Int32Array(MAX_PORTS);
@@ -299,7 +299,7 @@ export class Switch {
     return this.#run;
   }
 
-  /** Completes in software what the receiver does not accept; the result waits in the scratch batch. */
+  /** Completes what the receiver does not accept; the result waits in the scratch batch. */
   #finish(port: Port, i: number): void {
     const offload = this.#offload;
     const row = port.index * COUNTER_COLUMNS;

@@ -64,6 +64,9 @@ export type GuestOptions = {
   wait?: number;
 };
 
+/** The longest that a timer takes: 24 days. */
+const FOREVER_MS = 2 ** 31 - 1;
+
 const EXIT_FAILURE = 1;
 const EXIT_USAGE = 2;
 
@@ -139,10 +142,11 @@ export async function ping(options: GuestOptions, target: string): Promise<numbe
 export function echo(options: GuestOptions): Promise<number> {
   return withStack(options, async (stack, guest, signal) => {
     stack.udp.bindOther((payload, from, fromPort, toPort) => {
+      if (payload.length > stack.udp.maxPayload(from.family)) return; // came as segmented UDP
       if (!stack.udp.send(from, fromPort, toPort, payload)) stack.resolve(from).catch(() => {});
     });
     ready(options, guest, stack);
-    await untilEnd(options, guest, signal);
+    await sleep(options.seconds === undefined ? FOREVER_MS : options.seconds * 1000, signal);
     const { counters } = stack;
     print(options, { event: 'end', counters }, [
       `${counters.echoRequestsIn} echo requests, ${counters.rxUdp} datagrams, ` +
@@ -159,7 +163,7 @@ export async function bulkSend(options: GuestOptions, target: string): Promise<n
     const file = options.file === undefined ? null : fileSource(options.file);
     try {
       const source = file ?? patternSource(options.size);
-      const result = await abortable(sendBulk(stack, { to, port: options.port, source }), signal);
+      const result = await sendBulk(stack, { to, port: options.port, source, signal });
       return reportBulk(options, result, 'sent');
     } finally {
       file?.close();
@@ -175,10 +179,11 @@ export async function bulkReceive(options: GuestOptions): Promise<number> {
       ready(options, guest, stack);
       const receiving = receiveBulk(stack, {
         port: options.port,
+        signal,
         ...(out === null ? {} : { write: (bytes: Uint8Array) => void writeSync(out, bytes) }),
         ...(options.wait === undefined ? {} : { waitMs: options.wait * 1000 }),
       });
-      return reportBulk(options, await abortable(receiving, signal), 'received');
+      return reportBulk(options, await receiving, 'received');
     } finally {
       if (out !== null) closeSync(out);
     }
@@ -336,10 +341,13 @@ async function withGuest(
       ...features,
       ...special,
     });
+    void guest.closed.then(() => stop.abort());
     try {
       const status = await use(guest, stop.signal);
       if (guest.failure !== null) throw guest.failure;
       return status;
+    } catch (error) {
+      throw guest.failure ?? error; // what follows from a failure is not the reason
     } finally {
       await guest.close();
     }
@@ -353,15 +361,6 @@ function ready(options: GuestOptions, guest: NetGuest, stack: NetStack | null): 
   const addresses = [stack?.ip, stack?.ip6].flatMap((own) => (own ? [own.address.text] : []));
   const names = [guest.mac, ...addresses].join(', ');
   print(options, { event: 'ready', mac: guest.mac, addresses }, [`ready: ${names}`]);
-}
-
-async function untilEnd(
-  options: GuestOptions,
-  guest: NetGuest,
-  signal: AbortSignal,
-): Promise<void> {
-  const ms = options.seconds === undefined ? 2 ** 31 - 1 : options.seconds * 1000;
-  await Promise.race([sleep(ms, signal), guest.closed]);
 }
 
 function reportBulk(options: GuestOptions, result: BulkResult, verb: string): number {

@@ -9,6 +9,8 @@
  *     FIN       sender    SHA-256 of everything
  *     FIN_ACK   receiver  SHA-256 of what arrived
  */
+import { VringError } from '../base/errors.ts';
+
 export const BULK_PORT = 7700;
 
 export const BULK_OPEN = 1;
@@ -65,6 +67,19 @@ export function bulkDatagram(header: BulkHeader, body: Uint8Array = new Uint8Arr
   writeBulkHeader(bytes, 0, header);
   bytes.set(body, BULK_HEADER_BYTES);
   return bytes;
+}
+
+/** Rejects `done` when the signal aborts. Returns what undoes that. */
+export function rejectOnAbort(
+  signal: AbortSignal | undefined,
+  done: { reject: (error: Error) => void },
+): () => void {
+  const abort = (): void => {
+    done.reject(new VringError('ERR_VRING_CLOSED', 'the bulk transfer was ended'));
+  };
+  if (signal?.aborted === true) abort();
+  signal?.addEventListener('abort', abort, { once: true });
+  return () => signal?.removeEventListener('abort', abort);
 }
 
 export type BulkResult = {

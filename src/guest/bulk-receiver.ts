@@ -18,6 +18,7 @@ import {
   SHA256_BYTES,
   bulkDatagram,
   readBulkHeader,
+  rejectOnAbort,
   type BulkHeader,
   type BulkResult,
 } from './bulk-message.ts';
@@ -32,6 +33,7 @@ export type ReceiveBulkOptions = {
   readonly waitMs?: number;
   /** Give up when nothing came for so long after the start. */
   readonly stallMs?: number;
+  readonly signal?: AbortSignal;
 };
 
 /** How long a finished receiver still answers: the sender may not have got the last word. */
@@ -80,12 +82,14 @@ class BulkReceiver {
     this.#stack.udp.bind(this.#port, (payload, address, port) =>
       this.#input(payload, { address, port }),
     );
+    const forget = rejectOnAbort(this.#options.signal, this.#done);
     const watchdog = setInterval(() => this.#watch(), 100);
     try {
       const result = await this.#done.promise;
       await new Promise((resolve) => setTimeout(resolve, LINGER_MS));
       return result;
     } finally {
+      forget();
       clearInterval(watchdog);
       this.#stack.udp.unbind(this.#port);
     }

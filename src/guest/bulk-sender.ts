@@ -23,6 +23,7 @@ import {
   SHA256_BYTES,
   bulkDatagram,
   readBulkHeader,
+  rejectOnAbort,
   writeBulkHeader,
   type BulkHeader,
   type BulkResult,
@@ -46,6 +47,7 @@ export type SendBulkOptions = {
   readonly segmentation?: boolean;
   /** Give up when nothing was acknowledged for so long. */
   readonly stallMs?: number;
+  readonly signal?: AbortSignal;
   readonly onProgress?: (bytes: number) => void;
 };
 
@@ -82,6 +84,7 @@ class BulkSender {
   readonly #done = Promise.withResolvers<BulkResult>();
   readonly #acked = new Uint8Array(BULK_WINDOW);
   readonly #sentAt = new Float64Array(BULK_WINDOW);
+  readonly #forget: () => void;
   #port = 0;
   #timer: NodeJS.Timeout | null = null;
   #state: State = 'opening';
@@ -104,6 +107,7 @@ class BulkSender {
     }
     this.#stack = stack;
     this.#options = options;
+    this.#forget = rejectOnAbort(options.signal, this.#done);
     const room = stack.udp.maxPayload(options.to.family) - BULK_HEADER_BYTES;
     this.#chunkBytes = room & ~7; // sources produce words
     this.#chunks = Math.ceil(totalBytes / this.#chunkBytes);
@@ -122,6 +126,7 @@ class BulkSender {
   }
 
   close(): void {
+    this.#forget();
     if (this.#timer !== null) clearInterval(this.#timer);
     this.#stack.udp.unbind(this.#port);
   }

@@ -136,6 +136,26 @@ test('USO: one frame, several datagrams', async () => {
   assert.deepEqual(sizes, [1000, 1000, 500]);
 });
 
+test('a datagram with a made-up source does not hurt who answers it', async () => {
+  using pair = stackPair({
+    filter: (frame, from) => {
+      if (from === 0 && frame[23] === 17) frame.set([192, 168, 7, 7], 26); // IPv4 source
+      return true;
+    },
+    offloads: { csum: true, uso: false },
+  });
+  let answers: boolean | null = null;
+  pair.b.udp.bindOther((payload, from, fromPort, toPort) => {
+    answers = pair.b.udp.send(from, fromPort, toPort, payload);
+  });
+  await pair.a.resolve(address('10.0.0.2'));
+  pair.a.udp.send(address('10.0.0.2'), 9, 9, new Uint8Array(10));
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal(answers, null, 'the IP header checksum does not fit any more');
+  assert.equal(pair.b.counters.rxBadIpChecksum, 1);
+  assert.equal(pair.b.udp.send(address('192.168.7.7'), 9, 9, new Uint8Array(10)), false);
+});
+
 test('tables are bounded', async () => {
   using pair = stackPair();
   for (let i = 1; i <= 64; i++) pair.a.udp.bind(i, () => {});

@@ -149,11 +149,19 @@ export class NetStack {
     return this.neighbours.resolve(this.nextHop(address));
   }
 
+  /** Who is to be asked for the MAC address: a neighbour, the gateway, or null for no way. */
+  route(address: IpAddress): IpAddress | null {
+    const own = address.family === 4 ? this.ip : this.ip6;
+    if (own === null) return null;
+    if (prefixHas(own, address)) return address;
+    return this.#gateway?.family === address.family ? this.#gateway : null;
+  }
+
   /** @throws VringError ERR_VRING_GUEST_NO_ROUTE: no own address, or outside the network. */
   nextHop(address: IpAddress): IpAddress {
+    const hop = this.route(address);
+    if (hop !== null) return hop;
     const own = address.family === 4 ? this.ip : this.ip6;
-    if (own !== null && prefixHas(own, address)) return address;
-    if (own !== null && this.#gateway?.family === address.family) return this.#gateway;
     throw new VringError(
       'ERR_VRING_GUEST_NO_ROUTE',
       own === null

@@ -101,8 +101,9 @@ export class Udp {
   send(to: IpAddress, toPort: number, fromPort: number, payload: Uint8Array, gsoSize = 0): boolean {
     const stack = this.#stack;
     const { builder } = stack;
-    const mac = stack.neighbours.lookup(stack.nextHop(to).text);
-    if (mac === null) return false;
+    const hop = stack.route(to);
+    const mac = hop === null ? null : stack.neighbours.lookup(hop.text);
+    if (mac === null) return false; // also for addresses that a datagram made up
     const limit = gsoSize === 0 ? this.maxPayload(to.family) : MAX_GSO_PAYLOAD_BYTES;
     if (payload.length > limit) {
       throw new VringError('ERR_VRING_GUEST_TOO_LONG', `a datagram of ${payload.length} bytes`);

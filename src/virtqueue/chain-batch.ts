@@ -57,8 +57,8 @@ export class ChainBatch {
   constructor(capacity = BATCH, segCapacity = BATCH_SEGMENTS) {
     assert(capacity > 0 && capacity <= ROW_STRIDE, 'capacity of a ChainBatch');
     assert(segCapacity > 0, 'segment capacity of a ChainBatch');
-    this.capacity = capacity;
-    this.segCapacity = segCapacity;
+    this.capacity = capacity | 0; // a boxed double would make the field one, see DeviceQueue
+    this.segCapacity = segCapacity | 0;
     const rows = new Int32Array(COLUMNS * ROW_STRIDE);
     const column = (k: number) => rows.subarray(k * ROW_STRIDE, k * ROW_STRIDE + capacity);
     this.rows = rows;

@@ -115,7 +115,8 @@ export class DeviceQueue {
   constructor(config: VringConfig, map: AddressMap, buffer: ArrayBufferLike) {
     const { size, packed, eventIdx } = config;
     checkRingMemory(config, buffer.byteLength);
-    this.size = size;
+    // `| 0`: a small number may arrive as a boxed double, which would make the field a double.
+    this.size = size | 0;
     this.packed = packed ? 1 : 0;
     this.eventIdx = eventIdx ? 1 : 0;
     this.indirect = config.indirect ? 1 : 0;
@@ -143,7 +144,7 @@ export class DeviceQueue {
   #start(base: number): void {
     if (!this.packed) {
       if (base !== (base & 0xffff)) throw badBase(base, 'is not a 16-bit index');
-      this.nextAvail = base;
+      this.nextAvail = base & 0xffff;
       // Not from the base: a device that died may have used more than its front-end knows.
       this.nextUsed = Atomics.load(this.usedCells, 1);
       return;
@@ -176,7 +177,7 @@ export class DeviceQueue {
 /** The guest's memory changed. Only while no chain of this queue is in a batch. */
 export function setAddressMap(q: DeviceQueue, map: AddressMap): void {
   const { count, start, end, delta } = map.count > 0 ? map : NOTHING;
-  q.mapCount = count;
+  q.mapCount = count | 0;
   q.mapStart = start;
   q.mapEnd = end;
   q.mapDelta = delta;

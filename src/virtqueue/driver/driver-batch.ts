@@ -33,8 +33,8 @@ export class DriverBatch {
 
   constructor(capacity = BATCH, segCapacity = BATCH_SEGMENTS) {
     assert(capacity > 0 && capacity <= STRIDE, 'capacity of a DriverBatch');
-    this.capacity = capacity;
-    this.segCapacity = segCapacity;
+    this.capacity = capacity | 0; // a boxed double would make the field one, see DeviceQueue
+    this.segCapacity = segCapacity | 0;
     const rows = new Int32Array(5 * STRIDE);
     const column = (k: number) => rows.subarray(k * STRIDE, k * STRIDE + capacity);
     this.rows = rows;
@@ -81,7 +81,7 @@ export class UsedBatch {
   readonly len: Int32Array;
 
   constructor(capacity = BATCH) {
-    this.capacity = capacity;
+    this.capacity = capacity | 0;
     this.id = new Int32Array(capacity);
     this.len = new Int32Array(capacity);
   }

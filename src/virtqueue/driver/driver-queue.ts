@@ -85,11 +85,11 @@ export class DriverQueue {
   constructor(config: DriverConfig, buffer: ArrayBufferLike) {
     const { size, packed, eventIdx, tables } = config;
     checkRingMemory(config, buffer.byteLength);
-    this.size = size;
+    this.size = size | 0; // a boxed double would make the field one, see DeviceQueue
     this.packed = packed ? 1 : 0;
     this.eventIdx = eventIdx ? 1 : 0;
     this.inOrder = config.inOrder ? 1 : 0;
-    this.tableEntries = config.indirect && tables !== undefined ? tables.entries : 0;
+    this.tableEntries = config.indirect && tables !== undefined ? tables.entries | 0 : 0;
     if (tables !== undefined) {
       const end = tables.offset + tableBytes(size, tables.entries);
       assert(end <= buffer.byteLength, 'indirect tables leave the arena');

@@ -136,7 +136,8 @@ function bench(packed: boolean, sizeBytes: number): string {
   memory.close();
   const perFrame = (ms: number): string => ((ms * 1e6) / (BURST * (ROUNDS / 2))).toFixed(1);
   const kind = `${packed ? 'packed' : 'split'} ${sizeBytes}`;
-  return `${kind.padEnd(12)} send ${perFrame(sendNs)} ns, receive and check ${perFrame(receiveNs)} ns`;
+  const [sending, receiving] = [perFrame(sendNs), perFrame(receiveNs)];
+  return `${kind.padEnd(12)} send ${sending} ns, receive and check ${receiving} ns`;
 }
 
 for (let pass = 0; pass < 3; pass++) {

@@ -51,6 +51,21 @@ function describeSlots(
 ): void {
   const { batch, freeSlots, slotGpa, segmentBytes } = queue;
   const { segFirst, readSegs, writeSegs, indirect, segGpa, segLen } = batch;
+  batch.count = count;
+  if (lenBytes <= segmentBytes && !headerApart) {
+    const reads = readable ? 1 : 0;
+    const top = first + count - 1;
+    for (let i = 0; i < count; i++) {
+      segFirst[i] = i;
+      readSegs[i] = reads;
+      writeSegs[i] = 1 - reads;
+      indirect[i] = 0;
+      segGpa[i] = slotGpa[freeSlots[top - i]];
+      segLen[i] = lenBytes;
+    }
+    batch.segments = count;
+    return;
+  }
   let segments = 0;
   for (let i = 0; i < count; i++) {
     const slot = freeSlots[first + count - 1 - i];
@@ -75,7 +90,6 @@ function describeSlots(
     writeSegs[i] = readable ? 0 : used;
     indirect[i] = used > 1 ? 1 : 0;
   }
-  batch.count = count;
   batch.segments = segments;
 }
 

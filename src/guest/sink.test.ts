@@ -48,7 +48,7 @@ class Bench implements Disposable {
     this.#options = { ...OPTIONS, ...options };
   }
 
-  /** Generates the frame with number `sequence` (of its first record) and lets the sink judge it. */
+  /** Generates the frame whose first record has number `sequence`; the sink judges it. */
   pass(sequence: number, edit: (frame: Uint8Array) => void = () => {}, run = 7): void {
     const frame = buildTestFrame({ ...this.#options, run });
     const { view, bytes } = arena();

@@ -7,7 +7,7 @@ import { test, type TestContext } from 'node:test';
 import { LinuxGuest, type GuestNic } from '../../src/vmm/index.ts';
 import { NetNamespace } from '../peers/netns.ts';
 import { requirePeer, requireRoot } from '../peers/require-peer.ts';
-import { Scratch, sleep } from '../peers/scratch.ts';
+import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
 import { SwitchProcess } from '../peers/switch.ts';
 import { checkBulk, checkBulkFromHost, checkBulkToHost, checkPing } from '../peers/traffic.ts';
 
@@ -149,12 +149,15 @@ test('guests and the host over a TAP; one reboots and dies, the other goes on', 
   });
   await t.test('QEMU is killed while its guest and another have traffic', async () => {
     await undisturbed(steady, async () => {
-      const flood = victim.run('ping -f -s 1400 10.123.0.254 || yes | nc -u 10.123.0.254 9');
-      flood.catch(() => {}); // it ends with QEMU
-      await sleep(700);
+      const before = (await vswitch.port('p1')).counters['rxFrames']!;
+      victim.run('while true; do ping -q -A -c 100 -s 1400 10.123.0.254; done').catch(() => {}); // it ends with QEMU
+      await waitFor('frames of the victim', 5000, async () => {
+        return (await vswitch.port('p1')).counters['rxFrames']! > before + 100;
+      });
       await victim.kill();
       const port = await vswitch.waitState('p1', 'listening');
       equal(port.sessions, 1);
+      await sleep(1500);
     });
   });
   await t.test('its successor takes the port over', async () => {

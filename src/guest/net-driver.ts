@@ -111,6 +111,8 @@ export class NetGuest implements FrameLink {
   #running = false;
   #ended = false;
   #turn: NodeJS.Immediate | null = null;
+  /** Ends a `waitForFrames` before its time. */
+  #wake: (() => void) | null = null;
 
   /**
    * Negotiates with the back-end and starts the rings. The back-end becomes the guest's: it is
@@ -275,13 +277,15 @@ export class NetGuest implements FrameLink {
         clearTimeout(timer);
         resolve();
       };
-      void this.closed.then(wake);
+      this.#wake = wake;
       for (const queue of this.rx) {
         polls.push(pollFd(queue.call.number, { read: true }, wake));
         if (enableCalls(queue.ring)) wake();
       }
     });
+    this.#wake = null;
     for (const poll of polls) poll.close();
+    if (this.#ended) return;
     for (const queue of this.rx) {
       if (drainEventfd(queue.call.number) > 0) queue.calls++;
       disableCalls(queue.ring);
@@ -439,6 +443,7 @@ export class NetGuest implements FrameLink {
     for (const poll of this.#polls.splice(0)) poll.close();
     if (this.#turn !== null) clearImmediate(this.#turn);
     this.#turn = null;
+    this.#wake?.();
   }
 }
 

@@ -1,6 +1,5 @@
 /**
- * From guest-physical ranges to arena segments: the part that split and packed chains share. Runs
- * for buffers that are not in the range of the one before; the hit is inlined in the takers.
+ * From guest-physical ranges to arena segments: what split and packed chains share.
  *
  * Address words are passed as int32, not as one double: a double argument of a function that is
  * not inlined is boxed, which is garbage per descriptor.
@@ -14,6 +13,63 @@ const FAULT_DESC_LENGTH = -12;
 
 const NO_ROOM = 1; // the batch's segment columns are full; the chain stays in the ring
 
+/** Addresses are compared in units of 2^32 bytes, see `takeSimple`. */
+const UNIT = 1 / 4294967296;
+
+const HEAD = 0; // columns of ChainBatch.rows, ROW_STRIDE words apart
+const SLOTS = 256;
+const SEG_FIRST = 512;
+const READ_SEGS = 768;
+const WRITE_SEGS = 1024;
+const READ_BYTES = 1280;
+const WRITE_BYTES = 1536;
+const WRITTEN = 1792;
+
+/** Appends the buffer of one descriptor; as `addSegments`, quickly where the range is the last. */
+export function addBuffer(
+  q: DeviceQueue,
+  batch: ChainBatch,
+  lo: number,
+  hi: number,
+  len: number,
+): number {
+  const range = q.lastRange;
+  const segs = batch.segments;
+  const address = hi + (lo >>> 0) * UNIT;
+  if (len <= 0 || segs >= batch.segCapacity) return addSegments(q, batch, lo, hi, len);
+  if (!(address >= q.mapStart[range] * UNIT && address + len * UNIT <= q.mapEnd[range] * UNIT)) {
+    return addSegments(q, batch, lo, hi, len);
+  }
+  batch.segOffset[segs] = (address + q.mapDelta[range] * UNIT) * 4294967296;
+  batch.segLen[segs] = len;
+  batch.segments = segs + 1;
+  return 0;
+}
+
+/** Completes row `row`: a chain whose segments begin at `firstSeg`, the writable at `writeSeg`. */
+export function finishRow(
+  batch: ChainBatch,
+  row: number,
+  head: number,
+  slots: number,
+  firstSeg: number,
+  writeSeg: number, // -1: all are readable
+  readBytes: number,
+  bytes: number, //    of the direction that came last
+): void {
+  const rows = batch.rows;
+  const readable = writeSeg < 0;
+  const border = readable ? batch.segments : writeSeg;
+  rows[row + HEAD] = head;
+  rows[row + SLOTS] = slots;
+  rows[row + SEG_FIRST] = firstSeg;
+  rows[row + READ_SEGS] = border - firstSeg;
+  rows[row + WRITE_SEGS] = batch.segments - border;
+  rows[row + READ_BYTES] = readable ? bytes : readBytes;
+  rows[row + WRITE_BYTES] = readable ? 0 : bytes;
+  rows[row + WRITTEN] = 0;
+}
+
 /**
  * Appends the buffer of one descriptor to `batch`, from `batch.segments` on. Returns 0, NO_ROOM,
  * or a fault, and leaves the range of the buffer's end in `q.lastRange`.
@@ -24,7 +80,7 @@ const NO_ROOM = 1; // the batch's segment columns are full; the chain stays in t
  * A descriptor of length zero adds nothing and is no fault: Linux' vhost and DPDK accept it (DPDK
  * drivers send one for an empty mbuf segment), QEMU does not. It counts towards the chain's length.
  */
-export function addSegments(
+function addSegments(
   q: DeviceQueue,
   batch: ChainBatch,
   lo: number, //  int32, low word of the GPA

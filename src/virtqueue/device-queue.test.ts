@@ -86,62 +86,107 @@ describe('a split device faults on', () => {
   };
   const outside = PAIR_BASE_GPA - 64;
 
-  test('an avail index that jumps ahead', split((r) => r.availIdx(9), 'AVAIL_IDX'));
-  test('an avail index that moves back', split((r) => r.availIdx(0xffff), 'AVAIL_IDX'));
-  test('a head that is no descriptor', split((r) => r.avail(8), 'HEAD'));
-  test('an address in front of memory', split((r) => {
-    r.write(0, { addr: outside });
-    r.avail(0);
-  }, 'DESC_ADDRESS'));
-  test('a buffer that leaves memory', split((r) => {
-    r.write(0, { addr: PAIR_BASE_GPA + r.pair.sizeBytes - 63 });
-    r.avail(0);
-  }, 'DESC_ADDRESS'));
-  test('an address near 2^64', split((r) => {
-    r.write(0, { addr: 0xffff_ffff_ffff_ffc0n });
-    r.avail(0);
-  }, 'DESC_ADDRESS'));
-  test('an address of 2^63', split((r) => {
-    r.write(0, { addr: 1n << 63n });
-    r.avail(0);
-  }, 'DESC_ADDRESS'));
-  test('a good address with one high bit flipped', split((r) => {
-    r.write(0, { addr: BigInt(r.gpa) | (1n << 62n) });
-    r.avail(0);
-  }, 'DESC_ADDRESS'));
-  test('a next that is no descriptor', split((r) => {
-    r.write(0, { flags: NEXT, next: 8 });
-    r.avail(0);
-  }, 'DESC_NEXT'));
-  test('a descriptor that follows itself', split((r) => {
-    r.write(0, { flags: NEXT, next: 0 });
-    r.avail(0);
-  }, 'CHAIN_LOOP'));
-  test('a loop of two', split((r) => {
-    r.write(3, { flags: NEXT, next: 5 });
-    r.write(5, { flags: NEXT, next: 3 });
-    r.avail(3);
-  }, 'CHAIN_LOOP'));
-  test('a nested indirect table', split((r) => {
-    r.write(0, { addr: r.gpa, len: 16, flags: INDIRECT });
-    r.write(0, { addr: r.gpa, len: 16, flags: INDIRECT }, r.gpa);
-    r.avail(0);
-  }, 'INDIRECT_NESTED'));
-  test('INDIRECT with NEXT', split((r) => {
-    r.write(0, { len: 16, flags: INDIRECT | NEXT, next: 1 });
-    r.avail(0);
-  }, 'INDIRECT_NEXT'));
-  test('a next outside its table', split((r) => {
-    r.write(0, { addr: r.gpa, len: 32, flags: INDIRECT });
-    r.write(0, { flags: NEXT, next: 2 }, r.gpa);
-    r.avail(0);
-  }, 'DESC_NEXT'));
-  test('a loop inside a table', split((r) => {
-    r.write(0, { addr: r.gpa, len: 32, flags: INDIRECT });
-    r.write(0, { flags: NEXT, next: 1 }, r.gpa);
-    r.write(1, { flags: NEXT, next: 0 }, r.gpa);
-    r.avail(0);
-  }, 'CHAIN_LOOP'));
+  test(
+    'an avail index that jumps ahead',
+    split((r) => r.availIdx(9), 'AVAIL_IDX'),
+  );
+  test(
+    'an avail index that moves back',
+    split((r) => r.availIdx(0xffff), 'AVAIL_IDX'),
+  );
+  test(
+    'a head that is no descriptor',
+    split((r) => r.avail(8), 'HEAD'),
+  );
+  test(
+    'an address in front of memory',
+    split((r) => {
+      r.write(0, { addr: outside });
+      r.avail(0);
+    }, 'DESC_ADDRESS'),
+  );
+  test(
+    'a buffer that leaves memory',
+    split((r) => {
+      r.write(0, { addr: PAIR_BASE_GPA + r.pair.sizeBytes - 63 });
+      r.avail(0);
+    }, 'DESC_ADDRESS'),
+  );
+  test(
+    'an address near 2^64',
+    split((r) => {
+      r.write(0, { addr: 0xffff_ffff_ffff_ffc0n });
+      r.avail(0);
+    }, 'DESC_ADDRESS'),
+  );
+  test(
+    'an address of 2^63',
+    split((r) => {
+      r.write(0, { addr: 1n << 63n });
+      r.avail(0);
+    }, 'DESC_ADDRESS'),
+  );
+  test(
+    'a good address with one high bit flipped',
+    split((r) => {
+      r.write(0, { addr: BigInt(r.gpa) | (1n << 62n) });
+      r.avail(0);
+    }, 'DESC_ADDRESS'),
+  );
+  test(
+    'a next that is no descriptor',
+    split((r) => {
+      r.write(0, { flags: NEXT, next: 8 });
+      r.avail(0);
+    }, 'DESC_NEXT'),
+  );
+  test(
+    'a descriptor that follows itself',
+    split((r) => {
+      r.write(0, { flags: NEXT, next: 0 });
+      r.avail(0);
+    }, 'CHAIN_LOOP'),
+  );
+  test(
+    'a loop of two',
+    split((r) => {
+      r.write(3, { flags: NEXT, next: 5 });
+      r.write(5, { flags: NEXT, next: 3 });
+      r.avail(3);
+    }, 'CHAIN_LOOP'),
+  );
+  test(
+    'a nested indirect table',
+    split((r) => {
+      r.write(0, { addr: r.gpa, len: 16, flags: INDIRECT });
+      r.write(0, { addr: r.gpa, len: 16, flags: INDIRECT }, r.gpa);
+      r.avail(0);
+    }, 'INDIRECT_NESTED'),
+  );
+  test(
+    'INDIRECT with NEXT',
+    split((r) => {
+      r.write(0, { len: 16, flags: INDIRECT | NEXT, next: 1 });
+      r.avail(0);
+    }, 'INDIRECT_NEXT'),
+  );
+  test(
+    'a next outside its table',
+    split((r) => {
+      r.write(0, { addr: r.gpa, len: 32, flags: INDIRECT });
+      r.write(0, { flags: NEXT, next: 2 }, r.gpa);
+      r.avail(0);
+    }, 'DESC_NEXT'),
+  );
+  test(
+    'a loop inside a table',
+    split((r) => {
+      r.write(0, { addr: r.gpa, len: 32, flags: INDIRECT });
+      r.write(0, { flags: NEXT, next: 1 }, r.gpa);
+      r.write(1, { flags: NEXT, next: 0 }, r.gpa);
+      r.avail(0);
+    }, 'CHAIN_LOOP'),
+  );
 });
 
 for (const packed of [false, true]) {
@@ -150,48 +195,81 @@ for (const packed of [false, true]) {
   const start = (r: RawRing) => {
     if (!packed) r.avail(0);
   };
-  const both = (write: (ring: RawRing) => void, name: string, options = {}) => () => {
-    const ring = new RawRing({ size: 8, packed, ...options });
-    write(ring);
-    start(ring);
-    takesFault(ring, name);
-  };
+  const both =
+    (write: (ring: RawRing) => void, name: string, options = {}) =>
+    () => {
+      const ring = new RawRing({ size: 8, packed, ...options });
+      write(ring);
+      start(ring);
+      takesFault(ring, name);
+    };
 
   describe(`a ${kind} device faults on`, () => {
-    test('a table in front of memory', both((r) => {
-      r.write(0, { addr: PAIR_BASE_GPA - 16, len: 16, flags: flags | INDIRECT });
-    }, 'DESC_ADDRESS'));
-    test('a table that leaves memory', both((r) => {
-      const addr = PAIR_BASE_GPA + r.pair.sizeBytes - 16;
-      r.write(0, { addr, len: 32, flags: flags | INDIRECT });
-    }, 'DESC_ADDRESS'));
+    test(
+      'a table in front of memory',
+      both((r) => {
+        r.write(0, { addr: PAIR_BASE_GPA - 16, len: 16, flags: flags | INDIRECT });
+      }, 'DESC_ADDRESS'),
+    );
+    test(
+      'a table that leaves memory',
+      both((r) => {
+        const addr = PAIR_BASE_GPA + r.pair.sizeBytes - 16;
+        r.write(0, { addr, len: 32, flags: flags | INDIRECT });
+      }, 'DESC_ADDRESS'),
+    );
     for (const len of [0, 1, 15, 17, 16 * 65537, 0x8000_0000, 0xffff_fff0]) {
-      test(`a table of ${len} bytes`, both((r) => {
-        r.write(0, { len, flags: flags | INDIRECT });
-      }, 'INDIRECT_LENGTH'));
+      test(
+        `a table of ${len} bytes`,
+        both((r) => {
+          r.write(0, { len, flags: flags | INDIRECT });
+        }, 'INDIRECT_LENGTH'),
+      );
     }
-    test('INDIRECT without the feature', both((r) => {
-      r.write(0, { len: 16, flags: flags | INDIRECT });
-    }, 'INDIRECT_FEATURE', { indirect: false }));
-    test('a readable buffer behind a writable one', both((r) => {
-      r.write(0, { flags: flags | NEXT | WRITE, next: 1 });
-      r.write(1, { flags });
-    }, 'DESC_ORDER'));
-    test('the same inside a table', both((r) => {
-      r.write(0, { addr: r.gpa, len: 32, flags: flags | INDIRECT });
-      r.write(0, { flags: NEXT | WRITE, next: 1 }, r.gpa);
-      r.write(1, {}, r.gpa);
-    }, 'DESC_ORDER'));
-    test('a length of 2^31', both((r) => {
-      r.write(0, { len: 0x8000_0000, flags });
-    }, 'DESC_LENGTH'));
-    test('an address outside inside a table', both((r) => {
-      r.write(0, { addr: r.gpa, len: 16, flags: flags | INDIRECT });
-      r.write(0, { addr: 0 }, r.gpa);
-    }, 'DESC_ADDRESS'));
+    test(
+      'INDIRECT without the feature',
+      both(
+        (r) => {
+          r.write(0, { len: 16, flags: flags | INDIRECT });
+        },
+        'INDIRECT_FEATURE',
+        { indirect: false },
+      ),
+    );
+    test(
+      'a readable buffer behind a writable one',
+      both((r) => {
+        r.write(0, { flags: flags | NEXT | WRITE, next: 1 });
+        r.write(1, { flags });
+      }, 'DESC_ORDER'),
+    );
+    test(
+      'the same inside a table',
+      both((r) => {
+        r.write(0, { addr: r.gpa, len: 32, flags: flags | INDIRECT });
+        r.write(0, { flags: NEXT | WRITE, next: 1 }, r.gpa);
+        r.write(1, {}, r.gpa);
+      }, 'DESC_ORDER'),
+    );
+    test(
+      'a length of 2^31',
+      both((r) => {
+        r.write(0, { len: 0x8000_0000, flags });
+      }, 'DESC_LENGTH'),
+    );
+    test(
+      'an address outside inside a table',
+      both((r) => {
+        r.write(0, { addr: r.gpa, len: 16, flags: flags | INDIRECT });
+        r.write(0, { addr: 0 }, r.gpa);
+      }, 'DESC_ADDRESS'),
+    );
 
     test('2^31 readable bytes in all, and takes one less', () => {
-      for (const [lastLen, expected] of [[0x4000_0000, 'DESC_LENGTH'], [0x3fff_ffff, '1']] as const) {
+      for (const [lastLen, expected] of [
+        [0x4000_0000, 'DESC_LENGTH'],
+        [0x3fff_ffff, '1'],
+      ] as const) {
         const ring = new RawRing({ size: 8, packed, dataBytes: 4096 });
         // No memory behind it is needed: chains are resolved, not read.
         ring.pair.device.mapEnd = new Float64Array([PAIR_BASE_GPA + 2 ** 31]);
@@ -238,25 +316,43 @@ describe('a packed device faults on', () => {
     write(ring);
     takesFault(ring, name);
   };
-  test('a buffer id that is no id', packed((r) => r.write(0, { flags: AVAIL, id: 8 }), 'BUFFER_ID'));
-  test('the same in a list, whose last descriptor counts', packed((r) => {
-    r.write(0, { flags: AVAIL | NEXT, id: 1 });
-    r.write(1, { flags: AVAIL, id: 0xffff });
-  }, 'BUFFER_ID'));
-  test('the same beside a table', packed((r) => {
-    r.write(0, { addr: r.gpa, len: 16, flags: AVAIL | INDIRECT, id: 9 });
-    r.write(0, {}, r.gpa);
-  }, 'BUFFER_ID'));
-  test('a list that goes round the ring', packed((r) => {
-    for (let i = 0; i < 8; i++) r.write(i, { flags: AVAIL | NEXT });
-  }, 'CHAIN_TOO_LONG'));
-  test('INDIRECT with NEXT', packed((r) => {
-    r.write(0, { len: 16, flags: AVAIL | INDIRECT | NEXT });
-  }, 'INDIRECT_NEXT'));
-  test('a table inside a list', packed((r) => {
-    r.write(0, { flags: AVAIL | NEXT });
-    r.write(1, { len: 16, flags: AVAIL | INDIRECT });
-  }, 'INDIRECT_NEXT'));
+  test(
+    'a buffer id that is no id',
+    packed((r) => r.write(0, { flags: AVAIL, id: 8 }), 'BUFFER_ID'),
+  );
+  test(
+    'the same in a list, whose last descriptor counts',
+    packed((r) => {
+      r.write(0, { flags: AVAIL | NEXT, id: 1 });
+      r.write(1, { flags: AVAIL, id: 0xffff });
+    }, 'BUFFER_ID'),
+  );
+  test(
+    'the same beside a table',
+    packed((r) => {
+      r.write(0, { addr: r.gpa, len: 16, flags: AVAIL | INDIRECT, id: 9 });
+      r.write(0, {}, r.gpa);
+    }, 'BUFFER_ID'),
+  );
+  test(
+    'a list that goes round the ring',
+    packed((r) => {
+      for (let i = 0; i < 8; i++) r.write(i, { flags: AVAIL | NEXT });
+    }, 'CHAIN_TOO_LONG'),
+  );
+  test(
+    'INDIRECT with NEXT',
+    packed((r) => {
+      r.write(0, { len: 16, flags: AVAIL | INDIRECT | NEXT });
+    }, 'INDIRECT_NEXT'),
+  );
+  test(
+    'a table inside a list',
+    packed((r) => {
+      r.write(0, { flags: AVAIL | NEXT });
+      r.write(1, { len: 16, flags: AVAIL | INDIRECT });
+    }, 'INDIRECT_NEXT'),
+  );
 
   test('nothing in the flags of a table but WRITE', () => {
     const ring = new RawRing({ size: 8, packed: true });
@@ -314,7 +410,10 @@ describe('a device takes', () => {
     const b = ring.batch;
     assert.equal(b.readSegs[0], 2);
     assert.deepEqual([...b.segLen.subarray(0, 3)], [10, 20, 40]);
-    assert.deepEqual([...b.segOffset.subarray(0, 3)], [5 + border - 10 - PAIR_BASE_GPA, 70000, 90060]);
+    assert.deepEqual(
+      [...b.segOffset.subarray(0, 3)],
+      [5 + border - 10 - PAIR_BASE_GPA, 70000, 90060],
+    );
     takesFault(ring, 'DESC_ADDRESS');
   });
 
@@ -404,7 +503,12 @@ describe('a device starts', () => {
   });
 
   test('packed: with all four fields', () => {
-    assert.deepEqual(decodePackedBase(0x8003_0005), { avail: 5, availWrap: 0, used: 3, usedWrap: 1 });
+    assert.deepEqual(decodePackedBase(0x8003_0005), {
+      avail: 5,
+      availWrap: 0,
+      used: 3,
+      usedWrap: 1,
+    });
     assert.equal(encodePackedBase(5, 0, 3, 1), 0x8003_0005);
     assert.deepEqual(decodePackedBase(PACKED_BASE_FRESH), {
       avail: 0,
@@ -460,7 +564,9 @@ describe('constants that hot files repeat', () => {
   test('columns of a batch', () => {
     const batch = new ChainBatch();
     const source = readFileSync(new URL('packed-device.hot.ts', import.meta.url), 'utf8');
-    const columns = 'head slots segFirst readSegs writeSegs readBytes writeBytes written'.split(' ');
+    const columns = 'head slots segFirst readSegs writeSegs readBytes writeBytes written'.split(
+      ' ',
+    );
     for (const [k, column] of columns.entries()) {
       const constant = column.replace(/[A-Z]/g, (c) => `_${c}`).toUpperCase();
       assert.ok(source.includes(`const ${constant} = ${k * ROW_STRIDE};`), constant);

@@ -133,7 +133,11 @@ export class DeviceQueue {
     } else {
       this.avail = new Uint16Array(buffer, config.availOffset, 2 + size + (eventIdx ? 1 : 0));
       this.used = new Int32Array(buffer, config.usedOffset, 1 + 2 * size);
-      this.usedCells = new Uint16Array(buffer, config.usedOffset, 2 + 4 * size + (eventIdx ? 1 : 0));
+      this.usedCells = new Uint16Array(
+        buffer,
+        config.usedOffset,
+        2 + 4 * size + (eventIdx ? 1 : 0),
+      );
       this.driverEvent = new Int32Array(0);
       this.deviceEvent = new Int32Array(0);
     }
@@ -254,6 +258,11 @@ export function checkRingMemory(
     });
   };
   check('descriptor', config.descOffset, layout.descBytes, RING_DESC_ALIGN);
-  check('driver', config.availOffset, layout.availBytes, packed ? RING_EVENT_ALIGN : RING_AVAIL_ALIGN);
+  check(
+    'driver',
+    config.availOffset,
+    layout.availBytes,
+    packed ? RING_EVENT_ALIGN : RING_AVAIL_ALIGN,
+  );
   check('device', config.usedOffset, layout.usedBytes, packed ? RING_EVENT_ALIGN : RING_USED_ALIGN);
 }

@@ -10,7 +10,7 @@
  */
 import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
-import { addSegments, findTable } from './chain-segments.hot.ts';
+import { addBuffer, findTable, finishRow } from './chain-segments.hot.ts';
 
 // Last word of a descriptor: id | flags << 16.
 const NEXT = 1 << 16;
@@ -31,7 +31,7 @@ const WRITE_BYTES = 1536;
 const WRITTEN = 1792;
 
 const MAX_BYTES = 0x7fffffff;
-/** Addresses are compared in units of 2^32 bytes, see `takeSplit`. */
+/** Addresses are compared in units of 2^32 bytes, see `takeSimple`. */
 const UNIT = 1 / 4294967296;
 
 const MAX_CHAIN = 256; // MAX_CHAIN_DESCRIPTORS
@@ -58,19 +58,18 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
   batch.segments = 0;
   if (q.fault !== 0) return q.fault;
   const limit = max < batch.capacity ? max : batch.capacity;
-  let n = 0;
   let stop = 0;
   q.visited = 0;
-  while (n < limit && q.visited <= batch.segCapacity) {
+  // Descriptors of length zero take no segment but time: they end a batch like segments do.
+  while (batch.count < limit && q.visited <= batch.segCapacity) {
     // As many slots as the last batch would have needed for so many chains.
-    const wanted = (limit - n) * q.slotsPerChain;
+    const wanted = (limit - batch.count) * q.slotsPerChain;
     const visible = visibleSlots(q, wanted);
     if (visible === 0) break;
-    const before = n;
-    stop = takeVisible(q, batch, n, limit, visible);
-    n = batch.count;
-    if (stop !== 0 || visible < wanted || n === before) break;
+    stop = takeVisible(q, batch, limit, visible);
+    if (stop !== 0 || visible < wanted) break;
   }
+  const n = batch.count;
   if (n === 0) {
     if (stop === 0 || stop === DRAINED) return 0;
     // A chain that does not fit an empty batch never will.
@@ -106,116 +105,107 @@ function visibleSlots(q: DeviceQueue, wanted: number): number {
 }
 
 /**
- * Takes the chains that begin within the next `visible` slots into the rows from `row` up to
- * `limit`, and moves `nextAvail`. Returns 0, NO_ROOM, DRAINED or a fault; `batch.count` says how far it came.
+ * Takes the chains that begin within the next `visible` slots, until `batch` has `limit`, and moves
+ * `nextAvail`. Returns 0, NO_ROOM, DRAINED or a fault.
  */
-function takeVisible(
-  q: DeviceQueue,
-  batch: ChainBatch,
-  row: number,
-  limit: number,
-  visible: number,
-): number {
-  const { desc, size } = q;
-  const { rows, segOffset, segLen, segCapacity } = batch;
-  let slot = q.nextAvail;
-  let wrap = q.availWrap;
-  let want = wrap === 1 ? AVAIL_BIT : USED_BIT;
-  let range = q.lastRange;
-  let start = q.mapStart[range] * UNIT;
-  let end = q.mapEnd[range] * UNIT;
-  let delta = q.mapDelta[range] * UNIT;
-  let segs = batch.segments;
+function takeVisible(q: DeviceQueue, batch: ChainBatch, limit: number, visible: number): number {
+  const size = q.size;
+  const first = batch.count;
   let left = visible;
-  let n = row;
   let stop = 0;
-  // Descriptors of length zero take no segment but time: they end a batch like segments do.
-  while (n < limit && left > 0 && q.visited <= segCapacity) {
-    // The inner loop calls nothing, so that what it needs of each array is loaded once.
-    let word = 0;
-    for (; n < limit && left > 0; n++) {
-      const at = slot << 2;
-      word = desc[at + 3]; // before the other words, see above
-      if ((word & STATE) !== want) break;
-      const id = word & 0xffff;
-      const len = desc[at + 2];
-      const address = desc[at + 1] + (desc[at] >>> 0) * UNIT;
-      if ((word & SLOW) !== 0 || len <= 0 || segs >= segCapacity || id >= size) break;
-      if (!(address >= start && address + len * UNIT <= end)) break;
-      const write = (word >> 17) & 1;
-      rows[n + HEAD] = id;
-      rows[n + SLOTS] = 1;
-      rows[n + SEG_FIRST] = segs;
-      rows[n + READ_SEGS] = 1 - write;
-      rows[n + WRITE_SEGS] = write;
-      rows[n + READ_BYTES] = len & (write - 1);
-      rows[n + WRITE_BYTES] = len & -write;
-      rows[n + WRITTEN] = 0;
-      segOffset[segs] = (address + delta) * 4294967296;
-      segLen[segs] = len;
-      segs++;
-      left--;
-      if (++slot === size) {
-        slot = 0;
-        wrap ^= 1;
-        want ^= STATE;
-      }
-    }
-    if (n === limit || left <= 0) break;
-    if ((word & STATE) !== want) {
-      stop = DRAINED;
+  while (batch.count < limit && left > 0 && q.visited <= batch.segCapacity) {
+    left -= takeSimple(q, batch, limit, left);
+    if (batch.count >= limit || left <= 0) break;
+    const segments = batch.segments;
+    stop = takeChain(q, batch, batch.count);
+    if (stop !== 0) {
+      batch.segments = segments;
       break;
     }
-    // Everything but `word` is read again there, judged there, and kept from there.
-    batch.segments = segs;
-    stop = takeChain(q, batch, n, slot, word);
-    if (stop !== 0) break;
-    segs = batch.segments;
-    const used = rows[n + SLOTS];
+    const used = batch.rows[batch.count + SLOTS];
+    batch.count++;
     left -= used;
-    slot += used;
-    if (slot >= size) {
-      slot -= size;
-      wrap ^= 1;
-      want ^= STATE;
+    q.nextAvail += used;
+    if (q.nextAvail >= size) {
+      q.nextAvail -= size;
+      q.availWrap ^= 1;
     }
-    n++;
-    range = q.lastRange;
-    start = q.mapStart[range] * UNIT;
-    end = q.mapEnd[range] * UNIT;
-    delta = q.mapDelta[range] * UNIT;
   }
-  if (n > row) q.slotsPerChain = 1 + Math.trunc((visible - left - 1) / (n - row));
-  batch.segments = segs;
-  batch.count = n;
-  q.nextAvail = slot;
-  q.availWrap = wrap;
+  const chains = batch.count - first;
+  if (chains > 0) q.slotsPerChain = 1 + Math.trunc((visible - left - 1) / chains);
   return stop;
 }
 
 /**
- * One chain of any shape into row `row`: a list, or one indirect table. Returns 0, NO_ROOM or a
- * fault.
+ * Takes chains of one descriptor in the range of memory that was hit last, from the next `most`
+ * slots, until `batch` has `limit`. Returns how many; the next is none, or anything else, which
+ * `takeChain` reads again, judges, and keeps. Calls nothing, see its sister in
+ * `split-device.hot.ts`.
  */
-function takeChain(
-  q: DeviceQueue,
-  batch: ChainBatch,
-  row: number,
-  slot: number,
-  headWord: number, // our copy of the head's last word
-): number {
-  const { arena, size, mapStart, mapEnd, mapDelta } = q;
+function takeSimple(q: DeviceQueue, batch: ChainBatch, limit: number, most: number): number {
+  const { desc, size } = q;
   const { rows, segOffset, segLen, segCapacity } = batch;
+  const range = q.lastRange;
+  const start = q.mapStart[range] * UNIT;
+  const end = q.mapEnd[range] * UNIT;
+  const delta = q.mapDelta[range] * UNIT;
+  const first = batch.count;
+  const stopRow = limit - first < most ? limit : first + most;
+  let slot = q.nextAvail;
+  let wrap = q.availWrap;
+  let want = wrap === 1 ? AVAIL_BIT : USED_BIT;
+  let segs = batch.segments;
+  let n = first;
+  for (; n < stopRow; n++) {
+    const at = slot << 2;
+    const word = desc[at + 3]; // before the other words, see the top of this file
+    if ((word & STATE) !== want) break;
+    const id = word & 0xffff;
+    const len = desc[at + 2];
+    const address = desc[at + 1] + (desc[at] >>> 0) * UNIT;
+    if ((word & SLOW) !== 0 || len <= 0 || segs >= segCapacity || id >= size) break;
+    if (!(address >= start && address + len * UNIT <= end)) break;
+    const write = (word >> 17) & 1;
+    rows[n + HEAD] = id;
+    rows[n + SLOTS] = 1;
+    rows[n + SEG_FIRST] = segs;
+    rows[n + READ_SEGS] = 1 - write;
+    rows[n + WRITE_SEGS] = write;
+    rows[n + READ_BYTES] = len & (write - 1);
+    rows[n + WRITE_BYTES] = len & -write;
+    rows[n + WRITTEN] = 0;
+    segOffset[segs] = (address + delta) * 4294967296;
+    segLen[segs] = len;
+    segs++;
+    if (++slot === size) {
+      slot = 0;
+      wrap ^= 1;
+      want ^= STATE;
+    }
+  }
+  batch.segments = segs;
+  batch.count = n;
+  q.nextAvail = slot;
+  q.availWrap = wrap;
+  return n - first;
+}
+
+/**
+ * One chain of any shape into row `row`: a list, or one indirect table. Returns 0, NO_ROOM, DRAINED
+ * or a fault.
+ */
+function takeChain(q: DeviceQueue, batch: ChainBatch, row: number): number {
+  const { arena, size } = q;
   const firstSeg = batch.segments;
   let table = q.descAt[0]; // arena offset of the table that we are in
   let limit = size < MAX_CHAIN ? size : MAX_CHAIN;
   let inTable = 0;
   let visited = 0; //         buffers of this chain
-  let index = slot;
+  let index = q.nextAvail;
+  const headWord = arena.getInt32(table + 16 * index + 12, true);
+  if ((headWord & STATE) !== (q.availWrap === 1 ? AVAIL_BIT : USED_BIT)) return DRAINED;
   let word = headWord;
-  let segs = firstSeg;
-  let writeSeen = 0;
-  let writeSeg = 0; //        first writable segment, once writeSeen
+  let writeSeg = -1; //       first writable segment
   let readBytes = 0;
   let bytes = 0; //           of the current direction
   for (;;) {
@@ -236,64 +226,37 @@ function takeChain(
       word = arena.getInt32(table + 12, true);
       continue;
     }
-    const write = (word & WRITE) >> 17; // 2.8.7: all that counts of the flags inside a table
-    if (write !== writeSeen) {
-      if (write === 0) return FAULT_DESC_ORDER;
-      writeSeen = 1;
-      writeSeg = segs;
+    // 2.8.7: WRITE is all that counts of the flags inside a table.
+    if ((word & WRITE) !== 0 && writeSeg < 0) {
+      writeSeg = batch.segments;
       readBytes = bytes;
       bytes = 0;
-    }
-    const range = q.lastRange;
-    const address = hi + (lo >>> 0) * UNIT;
-    const end = address + len * UNIT;
-    const hit = address >= mapStart[range] * UNIT && end <= mapEnd[range] * UNIT;
-    if (hit && len > 0 && segs < segCapacity) {
-      segOffset[segs] = (address + mapDelta[range] * UNIT) * 4294967296;
-      segLen[segs] = len;
-      segs++;
-    } else {
-      batch.segments = segs;
-      const result = addSegments(q, batch, lo, hi, len);
-      if (result !== 0) return result;
-      segs = batch.segments;
-    }
+    } else if ((word & WRITE) === 0 && writeSeg >= 0) return FAULT_DESC_ORDER;
+    const result = addBuffer(q, batch, lo, hi, len);
+    if (result !== 0) return result;
     bytes += len;
     if (bytes > MAX_BYTES) return FAULT_DESC_LENGTH;
     visited++;
-    if (inTable !== 0) {
-      if (visited === limit) break;
-      index++;
-    } else {
-      if ((word & NEXT) === 0) break;
-      if (visited >= limit) return FAULT_CHAIN_TOO_LONG;
-      if (++index === size) index = 0;
-    }
+    if (inTable === 0 ? (word & NEXT) === 0 : visited === limit) break;
+    if (visited >= limit) return FAULT_CHAIN_TOO_LONG;
+    if (++index === size && inTable === 0) index = 0;
     word = arena.getInt32(table + 16 * index + 12, true);
   }
   // 2.8.6: the id is that of the last descriptor; that of a table stands in the ring.
   const id = (inTable !== 0 ? headWord : word) & 0xffff;
   if (id >= size) return FAULT_BUFFER_ID;
-  batch.segments = segs;
   q.visited += visited;
-  if (writeSeen === 0) {
-    writeSeg = segs;
-    readBytes = bytes;
-    bytes = 0;
-  }
-  rows[row + HEAD] = id;
-  rows[row + SLOTS] = inTable !== 0 ? 1 : visited;
-  rows[row + SEG_FIRST] = firstSeg;
-  rows[row + READ_SEGS] = writeSeg - firstSeg;
-  rows[row + WRITE_SEGS] = segs - writeSeg;
-  rows[row + READ_BYTES] = readBytes;
-  rows[row + WRITE_BYTES] = bytes;
-  rows[row + WRITTEN] = 0;
+  finishRow(batch, row, id, inTable !== 0 ? 1 : visited, firstSeg, writeSeg, readBytes, bytes);
   return 0;
 }
 
 /** `putUsed` of a packed queue: the first descriptor's flags are written last, and ordered. */
-export function putUsedPacked(q: DeviceQueue, batch: ChainBatch, first: number, count: number): void {
+export function putUsedPacked(
+  q: DeviceQueue,
+  batch: ChainBatch,
+  first: number,
+  count: number,
+): void {
   const { desc, size } = q;
   const rows = batch.rows;
   const end = first + count;

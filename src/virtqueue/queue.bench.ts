@@ -48,7 +48,13 @@ export function measureQueue(name: string, options: QueuePairOptions, shape: Sha
   }
   assert(device.fault === 0 && driver.fault === 0 && driver.outstanding === 0);
   const n = CHAINS_PER_ROUND;
-  return { name, addNs: best.add / n, takeNs: best.take / n, putNs: best.put / n, reapNs: best.reap / n };
+  return {
+    name,
+    addNs: best.add / n,
+    takeNs: best.take / n,
+    putNs: best.put / n,
+    reapNs: best.reap / n,
+  };
 }
 
 /** Fills the ring, takes it, uses it, reaps it; the clock is read between the sides only. */

@@ -24,7 +24,14 @@ import {
 } from './device.hot.ts';
 import { DriverBatch, UsedBatch } from './driver/driver-batch.ts';
 import { DriverQueue } from './driver/driver-queue.ts';
-import { addChains, disableCalls, enableCalls, needsKick, publish, reapUsed } from './driver/driver.hot.ts';
+import {
+  addChains,
+  disableCalls,
+  enableCalls,
+  needsKick,
+  publish,
+  reapUsed,
+} from './driver/driver.hot.ts';
 
 const ARENA_BYTES = 1 << 18;
 const RING_AT = 4096;
@@ -35,7 +42,11 @@ const RANGE_BYTES = 32768;
 const GPAS = [0xffff_8000, 0x1_0000_0000, 0x2_0001_0000];
 const OFFSETS = [65536, 131072, 196608];
 
-export type FuzzReport = { readonly rounds: number; readonly chains: number; readonly faults: number };
+export type FuzzReport = {
+  readonly rounds: number;
+  readonly chains: number;
+  readonly faults: number;
+};
 
 /** xorshift32: small, seeded, the same everywhere. */
 class Random {
@@ -177,8 +188,14 @@ function checkBatch(batch: ChainBatch, size: number, packed: boolean): void {
 }
 
 /** One device on hostile memory; `scribble` is what happens between its calls. */
-function fuzzDevice(random: Random, config: VringConfig, buffer: ArrayBufferLike, calls: number,
-  scribble: () => void, report: { chains: number; faults: number }): void {
+function fuzzDevice(
+  random: Random,
+  config: VringConfig,
+  buffer: ArrayBufferLike,
+  calls: number,
+  scribble: () => void,
+  report: { chains: number; faults: number },
+): void {
   const map = makeMap();
   let q = new DeviceQueue(config, map, buffer);
   q.weakOrder = random.below(2);
@@ -191,7 +208,11 @@ function fuzzDevice(random: Random, config: VringConfig, buffer: ArrayBufferLike
       assert(q.fault === taken && batch.count === 0);
       report.faults++;
       const base = ringBase(q);
-      q = new DeviceQueue({ ...config, base: config.packed ? base : base + 1 & 0xffff }, map, buffer);
+      q = new DeviceQueue(
+        { ...config, base: config.packed ? base : (base + 1) & 0xffff },
+        map,
+        buffer,
+      );
       q.weakOrder = random.below(2);
       if (!config.packed) resync(q, config, buffer);
       continue;
@@ -220,8 +241,14 @@ function resync(q: DeviceQueue, config: VringConfig, buffer: ArrayBufferLike): v
 }
 
 /** One driver whose device is hostile: what comes back must have been out, once. */
-function fuzzDriver(random: Random, config: VringConfig, buffer: ArrayBufferLike, calls: number,
-  scribble: () => void, report: { chains: number; faults: number }): void {
+function fuzzDriver(
+  random: Random,
+  config: VringConfig,
+  buffer: ArrayBufferLike,
+  calls: number,
+  scribble: () => void,
+  report: { chains: number; faults: number },
+): void {
   const q = new DriverQueue(config, buffer);
   const batch = new DriverBatch();
   const into = new UsedBatch(1 + random.below(64));
@@ -283,13 +310,20 @@ function randomConfig(random: Random): VringConfig {
   };
 }
 
-function oneRound(seed: number, buffer: ArrayBufferLike, config: VringConfig, alone: boolean,
-  report: { rounds: number; chains: number; faults: number }): void {
+function oneRound(
+  seed: number,
+  buffer: ArrayBufferLike,
+  config: VringConfig,
+  alone: boolean,
+  report: { rounds: number; chains: number; faults: number },
+): void {
   const random = new Random(seed);
   const scribbler = new Scribbler(random, buffer, config.size, config.packed);
-  const scribble = alone ? () => scribbler.strike() : () => {
-    if (random.chance(10)) scribbler.strike();
-  };
+  const scribble = alone
+    ? () => scribbler.strike()
+    : () => {
+        if (random.chance(10)) scribbler.strike();
+      };
   try {
     if (random.chance(75)) fuzzDevice(random, config, buffer, 400, scribble, report);
     else fuzzDriver(random, config, buffer, 400, scribble, report);

@@ -7,7 +7,7 @@
  */
 import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
-import { addSegments, findTable } from './chain-segments.hot.ts';
+import { addBuffer, findTable, finishRow } from './chain-segments.hot.ts';
 
 const NEXT = 1; //     VIRTQ_DESC_F_NEXT
 const WRITE = 2; //    VIRTQ_DESC_F_WRITE
@@ -33,7 +33,7 @@ const MAX_CHAIN = 256; // MAX_CHAIN_DESCRIPTORS
 const NO_ROOM = 1; //     as in chain-segments.hot.ts
 
 const MAX_BYTES = 0x7fffffff;
-/** Addresses are compared in units of 2^32 bytes, see `takeSplit`. */
+/** Addresses are compared in units of 2^32 bytes, see `takeSimple`. */
 const UNIT = 1 / 4294967296;
 
 const TAKEN = 0; // COUNTER_TAKEN
@@ -50,79 +50,33 @@ const FAULT_INDIRECT_FEATURE = -10;
 const FAULT_DESC_ORDER = -11;
 const FAULT_DESC_LENGTH = -12;
 
-/**
- * `takeChains` of a split queue.
- *
- * Addresses are counted in units of 4 GiB, `hi + lo / 2^32`: exact below 2^53 bytes, and out of
- * every range above. With integers V8 speculates that the sum is a safe integer, checks that in
- * ten instructions and throws the code away for a guest that proves it wrong (9.5 against 7.1 ns
- * per chain).
- */
+/** `takeChains` of a split queue. */
 export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): number {
   batch.count = 0;
   batch.segments = 0;
   if (q.fault !== 0) return q.fault;
-  const { avail, desc, nextAvail, size } = q;
-  const pending = (Atomics.load(avail, AVAIL_IDX) - nextAvail) & 0xffff;
+  const nextAvail = q.nextAvail;
+  const pending = (Atomics.load(q.avail, AVAIL_IDX) - nextAvail) & 0xffff;
   if (pending === 0) return 0;
   // More than a ring's worth: idx jumped ahead, or moved back. 2.7.13.3.1.
-  if (pending > size) return (q.fault = FAULT_AVAIL_IDX);
-
+  if (pending > q.size) return (q.fault = FAULT_AVAIL_IDX);
   let limit = pending < max ? pending : max;
   if (limit > batch.capacity) limit = batch.capacity;
-  const { rows, segOffset, segLen, segCapacity } = batch;
-  const mask = size - 1;
-  let range = q.lastRange;
-  let start = q.mapStart[range] * UNIT;
-  let end = q.mapEnd[range] * UNIT;
-  let delta = q.mapDelta[range] * UNIT;
-  let segs = 0;
   let n = 0;
   let stop = 0;
   q.visited = 0;
   // Descriptors of length zero take no segment but time: they end a batch like segments do.
-  while (n < limit && q.visited <= segCapacity) {
-    // The inner loop calls nothing, so that what it needs of each array is loaded once.
-    let head = 0;
-    let tail = 0;
-    for (; n < limit; n++) {
-      head = avail[AVAIL_RING + ((nextAvail + n) & mask)];
-      if (head >= size) break;
-      const at = head << 2;
-      tail = desc[at + 3]; // flags | next << 16
-      const len = desc[at + 2];
-      const address = desc[at + 1] + (desc[at] >>> 0) * UNIT;
-      if ((tail & SLOW) !== 0 || len <= 0 || segs >= segCapacity) break;
-      if (!(address >= start && address + len * UNIT <= end)) break;
-      const write = (tail >> 1) & 1;
-      rows[n + HEAD] = head;
-      rows[n + SEG_FIRST] = segs;
-      rows[n + READ_SEGS] = 1 - write;
-      rows[n + WRITE_SEGS] = write;
-      rows[n + READ_BYTES] = len & (write - 1);
-      rows[n + WRITE_BYTES] = len & -write;
-      rows[n + WRITTEN] = 0;
-      segOffset[segs] = (address + delta) * 4294967296;
-      segLen[segs] = len;
-      segs++;
-    }
-    if (n === limit) break;
-    if (head >= size) {
-      stop = FAULT_HEAD;
+  while (n < limit && q.visited <= batch.segCapacity) {
+    n = takeSimple(q, batch, n, limit);
+    if (n >= limit) break;
+    const segments = batch.segments;
+    stop = takeChain(q, batch, n);
+    if (stop !== 0) {
+      batch.segments = segments;
       break;
     }
-    // Everything but `tail` is read again there, judged there, and kept from there.
-    batch.segments = segs;
-    stop = takeChain(q, batch, n, head, tail);
-    if (stop !== 0) break;
     n++;
-    segs = batch.segments;
-    range = q.lastRange;
-    start = q.mapStart[range] * UNIT;
-    end = q.mapEnd[range] * UNIT;
-    delta = q.mapDelta[range] * UNIT;
   }
-  batch.segments = segs;
   if (n === 0) {
     // A chain that does not fit an empty batch never will.
     return (q.fault = stop === NO_ROOM ? FAULT_CHAIN_TOO_LONG : stop);
@@ -135,33 +89,71 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
 }
 
 /**
+ * Takes chains of one descriptor in the range of memory that was hit last, into the rows from
+ * `row` up to `limit`. Returns the row of the first chain that is anything else: `takeChain` reads
+ * that again, judges it, and keeps what it read.
+ *
+ * It calls nothing, so that V8 loads what it needs of each array once and not per access. Addresses
+ * are counted in units of 4 GiB, `hi + lo / 2^32`: exact below 2^53 bytes, and out of every range
+ * above. With integers V8 speculates that the sum is a safe integer, checks that in ten
+ * instructions, and throws the code away for a guest that proves it wrong (9.5 against 7.1 ns).
+ */
+function takeSimple(q: DeviceQueue, batch: ChainBatch, row: number, limit: number): number {
+  const { avail, desc, nextAvail, size } = q;
+  const { rows, segOffset, segLen, segCapacity } = batch;
+  const mask = size - 1;
+  const range = q.lastRange;
+  const start = q.mapStart[range] * UNIT;
+  const end = q.mapEnd[range] * UNIT;
+  const delta = q.mapDelta[range] * UNIT;
+  let segs = batch.segments;
+  let n = row;
+  for (; n < limit; n++) {
+    const head = avail[AVAIL_RING + ((nextAvail + n) & mask)];
+    if (head >= size) break;
+    const at = head << 2;
+    const tail = desc[at + 3]; // flags | next << 16
+    const len = desc[at + 2];
+    const address = desc[at + 1] + (desc[at] >>> 0) * UNIT;
+    if ((tail & SLOW) !== 0 || len <= 0 || segs >= segCapacity) break;
+    if (!(address >= start && address + len * UNIT <= end)) break;
+    const write = (tail >> 1) & 1;
+    rows[n + HEAD] = head;
+    rows[n + SEG_FIRST] = segs;
+    rows[n + READ_SEGS] = 1 - write;
+    rows[n + WRITE_SEGS] = write;
+    rows[n + READ_BYTES] = len & (write - 1);
+    rows[n + WRITE_BYTES] = len & -write;
+    rows[n + WRITTEN] = 0;
+    segOffset[segs] = (address + delta) * 4294967296;
+    segLen[segs] = len;
+    segs++;
+  }
+  batch.segments = segs;
+  return n;
+}
+
+/**
  * One chain of any shape into row `row`: a list, an indirect table, or a list that ends in one
  * (2.7.5.3.2). Returns 0, NO_ROOM or a fault.
  */
-function takeChain(
-  q: DeviceQueue,
-  batch: ChainBatch,
-  row: number,
-  head: number,
-  headTail: number, // our copy of the head's last word
-): number {
-  const { arena, mapStart, mapEnd, mapDelta } = q;
-  const { rows, segOffset, segLen, segCapacity } = batch;
+function takeChain(q: DeviceQueue, batch: ChainBatch, row: number): number {
+  const { arena, size } = q;
   const firstSeg = batch.segments;
+  const head = q.avail[AVAIL_RING + ((q.nextAvail + row) & (size - 1))];
+  if (head >= size) return FAULT_HEAD;
   let table = q.descAt[0]; // arena offset of the table that we are in
-  let entries = q.size;
+  let entries = size;
   let inTable = 0;
   let visited = 0; //         descriptors seen in this table
   let total = 0; //           buffers seen before this one
   let index = head;
-  let tail = headTail;
-  let segs = firstSeg;
-  let writeSeen = 0;
-  let writeSeg = 0; //        first writable segment, once writeSeen
+  let writeSeg = -1; //       first writable segment
   let readBytes = 0;
   let bytes = 0; //           of the current direction
   for (;;) {
     const at = table + 16 * index;
+    const tail = arena.getInt32(at + 12, true); // flags | next << 16
     const lo = arena.getInt32(at, true);
     const hi = arena.getInt32(at + 4, true);
     const len = arena.getInt32(at + 8, true);
@@ -171,36 +163,19 @@ function takeChain(
       if ((tail & NEXT) !== 0) return FAULT_INDIRECT_NEXT;
       entries = findTable(q, lo, hi, len); // WRITE is ignored here
       if (entries < 0) return entries;
-      if (total >= MAX_CHAIN) return FAULT_CHAIN_TOO_LONG;
       table = q.tableAt[0];
       inTable = 1;
       visited = 0;
       index = 0;
-      tail = arena.getInt32(table + 12, true);
       continue;
     }
-    const write = (tail & WRITE) >> 1;
-    if (write !== writeSeen) {
-      if (write === 0) return FAULT_DESC_ORDER;
-      writeSeen = 1;
-      writeSeg = segs;
+    if ((tail & WRITE) !== 0 && writeSeg < 0) {
+      writeSeg = batch.segments;
       readBytes = bytes;
       bytes = 0;
-    }
-    const range = q.lastRange;
-    const address = hi + (lo >>> 0) * UNIT;
-    const end = address + len * UNIT;
-    const hit = address >= mapStart[range] * UNIT && end <= mapEnd[range] * UNIT;
-    if (hit && len > 0 && segs < segCapacity) {
-      segOffset[segs] = (address + mapDelta[range] * UNIT) * 4294967296;
-      segLen[segs] = len;
-      segs++;
-    } else {
-      batch.segments = segs;
-      const result = addSegments(q, batch, lo, hi, len);
-      if (result !== 0) return result;
-      segs = batch.segments;
-    }
+    } else if ((tail & WRITE) === 0 && writeSeg >= 0) return FAULT_DESC_ORDER;
+    const result = addBuffer(q, batch, lo, hi, len);
+    if (result !== 0) return result;
     bytes += len;
     if (bytes > MAX_BYTES) return FAULT_DESC_LENGTH;
     if ((tail & NEXT) === 0) break;
@@ -209,27 +184,19 @@ function takeChain(
     if (++total >= MAX_CHAIN) return FAULT_CHAIN_TOO_LONG;
     index = tail >>> 16;
     if (index >= entries) return FAULT_DESC_NEXT;
-    tail = arena.getInt32(table + 16 * index + 12, true);
   }
-  batch.segments = segs;
   q.visited += total + 1;
-  if (writeSeen === 0) {
-    writeSeg = segs;
-    readBytes = bytes;
-    bytes = 0;
-  }
-  rows[row + HEAD] = head;
-  rows[row + SEG_FIRST] = firstSeg;
-  rows[row + READ_SEGS] = writeSeg - firstSeg;
-  rows[row + WRITE_SEGS] = segs - writeSeg;
-  rows[row + READ_BYTES] = readBytes;
-  rows[row + WRITE_BYTES] = bytes;
-  rows[row + WRITTEN] = 0;
+  finishRow(batch, row, head, 1, firstSeg, writeSeg, readBytes, bytes);
   return 0;
 }
 
 /** `putUsed` of a split queue. */
-export function putUsedSplit(q: DeviceQueue, batch: ChainBatch, first: number, count: number): void {
+export function putUsedSplit(
+  q: DeviceQueue,
+  batch: ChainBatch,
+  first: number,
+  count: number,
+): void {
   const { used, size } = q;
   const { head, written, writeBytes } = batch;
   const end = first + count;

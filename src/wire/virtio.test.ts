@@ -8,7 +8,9 @@ import * as virtio from './virtio.ts';
 function defines(header: string): Map<string, number> {
   const text = readFileSync(header, 'utf8');
   const found = new Map<string, number>();
-  for (const [, name, value] of text.matchAll(/^\s*#define\s+(\w+)\s+(\(1 << \d+\)|0x[\da-f]+|\d+)/gim)) {
+  for (const [, name, value] of text.matchAll(
+    /^\s*#define\s+(\w+)\s+(\(1 << \d+\)|0x[\da-f]+|\d+)/gim,
+  )) {
     const shift = /1 << (\d+)/.exec(value);
     found.set(name, shift === null ? Number(value) : 1 << Number(shift[1]));
   }

@@ -30,46 +30,105 @@ function reapsFault(pair: QueuePair, name: string): void {
 }
 
 describe('a split driver faults on a device', () => {
-  const split = (inOrder: boolean, write: (used: (i: number, id: number, len: number) => void,
-    idx: (value: number) => void) => void, name: string) => () => {
-    const { pair, view } = withChains({ size: 8, inOrder }, 3);
-    const at = pair.config.usedOffset;
-    write((i, id, len) => {
-      view.setUint32(at + 4 + 8 * i, id, true);
-      view.setUint32(at + 8 + 8 * i, len, true);
-    }, (value) => view.setUint16(at + 2, value, true));
-    reapsFault(pair, name);
-  };
+  const split =
+    (
+      inOrder: boolean,
+      write: (
+        used: (i: number, id: number, len: number) => void,
+        idx: (value: number) => void,
+      ) => void,
+      name: string,
+    ) =>
+    () => {
+      const { pair, view } = withChains({ size: 8, inOrder }, 3);
+      const at = pair.config.usedOffset;
+      write(
+        (i, id, len) => {
+          view.setUint32(at + 4 + 8 * i, id, true);
+          view.setUint32(at + 8 + 8 * i, len, true);
+        },
+        (value) => view.setUint16(at + 2, value, true),
+      );
+      reapsFault(pair, name);
+    };
 
-  test('whose index is further than what is out', split(false, (_, idx) => idx(4), 'USED_IDX'));
-  test('whose index moves back', split(false, (_, idx) => idx(0xffff), 'USED_IDX'));
+  test(
+    'whose index is further than what is out',
+    split(false, (_, idx) => idx(4), 'USED_IDX'),
+  );
+  test(
+    'whose index moves back',
+    split(false, (_, idx) => idx(0xffff), 'USED_IDX'),
+  );
   for (const inOrder of [false, true]) {
     const kind = inOrder ? ' with IN_ORDER' : '';
-    test(`that returns what is no id${kind}`, split(inOrder, (used, idx) => {
-      used(0, 8, 0);
-      idx(1);
-    }, 'USED_ID'));
-    test(`that returns id 2^32-1${kind}`, split(inOrder, (used, idx) => {
-      used(0, 0xffff_ffff, 0);
-      idx(1);
-    }, 'USED_ID'));
-    test(`that returns what is not out${kind}`, split(inOrder, (used, idx) => {
-      used(0, 7, 0);
-      idx(1);
-    }, 'USED_ID'));
-    test(`that wrote too much${kind}`, split(inOrder, (used, idx) => {
-      used(0, 0, 65);
-      idx(1);
-    }, 'USED_LENGTH'));
-    test(`that wrote 2^31 bytes${kind}`, split(inOrder, (used, idx) => {
-      used(0, 0, 0x8000_0000);
-      idx(1);
-    }, 'USED_LENGTH'));
+    test(
+      `that returns what is no id${kind}`,
+      split(
+        inOrder,
+        (used, idx) => {
+          used(0, 8, 0);
+          idx(1);
+        },
+        'USED_ID',
+      ),
+    );
+    test(
+      `that returns id 2^32-1${kind}`,
+      split(
+        inOrder,
+        (used, idx) => {
+          used(0, 0xffff_ffff, 0);
+          idx(1);
+        },
+        'USED_ID',
+      ),
+    );
+    test(
+      `that returns what is not out${kind}`,
+      split(
+        inOrder,
+        (used, idx) => {
+          used(0, 7, 0);
+          idx(1);
+        },
+        'USED_ID',
+      ),
+    );
+    test(
+      `that wrote too much${kind}`,
+      split(
+        inOrder,
+        (used, idx) => {
+          used(0, 0, 65);
+          idx(1);
+        },
+        'USED_LENGTH',
+      ),
+    );
+    test(
+      `that wrote 2^31 bytes${kind}`,
+      split(
+        inOrder,
+        (used, idx) => {
+          used(0, 0, 0x8000_0000);
+          idx(1);
+        },
+        'USED_LENGTH',
+      ),
+    );
   }
-  test('that covers more than it published, IN_ORDER', split(true, (used, idx) => {
-    used(0, 4, 0); // the third chain
-    idx(1);
-  }, 'USED_ORDER'));
+  test(
+    'that covers more than it published, IN_ORDER',
+    split(
+      true,
+      (used, idx) => {
+        used(0, 4, 0); // the third chain
+        idx(1);
+      },
+      'USED_ORDER',
+    ),
+  );
 
   test('that returns a chain twice, after handing over the first', () => {
     const { pair, view } = withChains({ size: 8 }, 3);
@@ -146,7 +205,11 @@ for (const packed of [false, true]) {
       putUsed(pair.device, chains, 0, 6);
       const into = new UsedBatch();
       const ids: number[] = [];
-      for (const [max, left] of [[4, true], [1, true], [9, false]] as const) {
+      for (const [max, left] of [
+        [4, true],
+        [1, true],
+        [9, false],
+      ] as const) {
         assert.ok(reapUsed(pair.driver, into, max) > 0);
         ids.push(...into.id.subarray(0, into.count));
         assert.equal(hasUsed(pair.driver), left);
@@ -163,7 +226,11 @@ test('with IN_ORDER a split driver uses descriptors in ring order (2.7.5)', () =
   for (let i = 0; i < 2; i++) batch.addChain([buffer, buffer, buffer], []);
   const into = new UsedBatch();
   const chains = new ChainBatch();
-  for (const heads of [[0, 3], [6, 1], [4, 7]]) {
+  for (const heads of [
+    [0, 3],
+    [6, 1],
+    [4, 7],
+  ]) {
     assert.equal(addChains(pair.driver, batch, 0, 2), 2);
     assert.deepEqual([...batch.id.subarray(0, 2)], heads);
     publish(pair.driver);
@@ -183,8 +250,11 @@ test('a driver refuses memory that is no ring', () => {
     (error) => error instanceof VringError && error.code === 'ERR_VRING_RING_SIZE',
   );
   assert.throws(
-    () => new DriverQueue({ ...config, tables: { offset: 1 << 20, gpa: 0, entries: 1 } },
-      new ArrayBuffer(1 << 20)),
+    () =>
+      new DriverQueue(
+        { ...config, tables: { offset: 1 << 20, gpa: 0, entries: 1 } },
+        new ArrayBuffer(1 << 20),
+      ),
     (error) => error instanceof VringError && error.code === 'ERR_VRING_ASSERTION',
   );
 });

@@ -27,7 +27,12 @@ import {
  * Writes rows `[first, first + count)` into the ring, in order, without showing them to the device
  * yet. Returns how many fitted; their ids are in `batch.id`.
  */
-export function addChains(q: DriverQueue, batch: DriverBatch, first: number, count: number): number {
+export function addChains(
+  q: DriverQueue,
+  batch: DriverBatch,
+  first: number,
+  count: number,
+): number {
   return q.packed === 0 ? addSplit(q, batch, first, count) : addPacked(q, batch, first, count);
 }
 

@@ -27,7 +27,12 @@ const FAULT_USED_ID = -19; // as in faults.ts; driver-queue.test.ts holds them e
 const FAULT_USED_LENGTH = -20;
 
 /** `addChains` of a packed queue. The first head's flags are withheld until `publish`. */
-export function addPacked(q: DriverQueue, batch: DriverBatch, first: number, count: number): number {
+export function addPacked(
+  q: DriverQueue,
+  batch: DriverBatch,
+  first: number,
+  count: number,
+): number {
   const { desc, out, order, stack, size, inOrder } = q;
   const { rows, segGpa, segLen } = batch;
   let slot = q.nextAvail;

@@ -5,11 +5,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { FakeArena, FakePort } from '../switch/fake-port.ts';
-import { OFFLOAD_SCRATCH_BYTES, Switch } from '../switch/index.ts';
+import { SWITCH_SCRATCH_BYTES, Switch } from '../switch/index.ts';
 import { CaptureStream, CaptureTap } from './index.ts';
 
 function setup(options: { snapLen: number; ringBytes?: number }) {
-  const arena = new FakeArena(1 << 22, OFFLOAD_SCRATCH_BYTES);
+  const arena = new FakeArena(1 << 22, SWITCH_SCRATCH_BYTES);
   const { view, bytes } = arena;
   const bridge = new Switch({ view, bytes, scratchAt: 0 });
   const ports = [new FakePort(arena), new FakePort(arena)];

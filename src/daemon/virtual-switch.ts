@@ -18,7 +18,7 @@ import {
   COUNTER_COLUMNS,
   MacTable,
   type MacTableEntry,
-  OFFLOAD_SCRATCH_BYTES,
+  SWITCH_SCRATCH_BYTES,
 } from '../switch/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
 import { portCounters } from './port-counters.ts';
@@ -64,7 +64,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     const { ageingSeconds, limit } = config.mac;
     this.#macTable = MacTable.create({ ageingSeconds, capacity: limit });
     this.#counters = new Float64Array(new SharedArrayBuffer(COUNTERS_BYTES));
-    this.#scratch = PrivateMemory.allocate(OFFLOAD_SCRATCH_BYTES);
+    this.#scratch = PrivateMemory.allocate(SWITCH_SCRATCH_BYTES);
     this.#worker = new DataPlaneWorker({
       name: 'vring-plane-0',
       planeModule: NET_PLANE_MODULE,

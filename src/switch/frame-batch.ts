@@ -1,3 +1,4 @@
+import { assert } from '../base/assert.ts';
 import { BATCH, BATCH_SEGMENTS, HEADER_COPY_BYTES } from '../base/limits.ts';
 
 /** Offload state of a frame, in `FrameBatch.offload`. */
@@ -31,6 +32,12 @@ export const DESTINATION_FLOOD = -1;
  */
 export const DESTINATION_DROP = -2;
 
+/** Header slots of one batch. */
+export const FRAME_BATCH_BYTES = BATCH * HEADER_SLOT_BYTES;
+
+/** Where a batch has its header slots: an offset in the arena, or in a test's one buffer. */
+export type HeaderMemory = { readonly buffer: ArrayBufferLike; readonly at: number };
+
 /**
  * Frames on their way through the switch, in columns. The first `headerLen` bytes of a frame (up
  * to HEADER_COPY_BYTES) are ours, copied once: they are judged, may be edited (VLAN), and are what
@@ -46,6 +53,8 @@ export class FrameBatch {
 
   /** Header slots, HEADER_SLOT_BYTES each. */
   readonly headers: Uint8Array;
+  /** Arena offset of `headers`, so that ports can copy into and out of it by a CopyPlan. */
+  readonly headersAt: number;
   readonly headerView: DataView;
   /** Where in `headers` the frame starts. */
   readonly headerAt: Int32Array;
@@ -81,11 +90,15 @@ export class FrameBatch {
   /** Set by the switch: port index, DESTINATION_FLOOD, or DESTINATION_DROP and below. */
   readonly destination: Int16Array;
 
-  constructor(capacity = BATCH, segCapacity = BATCH_SEGMENTS) {
+  /** `memory`: the arena, and FRAME_BATCH_BYTES of our own memory in it for the header slots. */
+  constructor(memory: HeaderMemory, capacity = BATCH, segCapacity = BATCH_SEGMENTS) {
+    assert(capacity <= BATCH, 'header memory is for BATCH frames');
     this.capacity = capacity;
     this.segCapacity = segCapacity;
-    this.headers = new Uint8Array(capacity * HEADER_SLOT_BYTES);
-    this.headerView = new DataView(this.headers.buffer);
+    const { buffer, at } = memory;
+    this.headers = new Uint8Array(buffer, at, capacity * HEADER_SLOT_BYTES);
+    this.headerView = new DataView(buffer, at, capacity * HEADER_SLOT_BYTES);
+    this.headersAt = at;
     this.headerAt = new Int32Array(capacity);
     this.headerLen = new Int32Array(capacity);
     this.frameLen = new Int32Array(capacity);

@@ -3,6 +3,7 @@ export * from './counters.ts';
 export {
   DESTINATION_DROP,
   DESTINATION_FLOOD,
+  FRAME_BATCH_BYTES,
   FrameBatch,
   GSO_ECN,
   GSO_NONE,
@@ -24,7 +25,6 @@ export {
   type MacTableEntry,
   type MacTableOptions,
 } from './mac-table.ts';
-export { OFFLOAD_SCRATCH_BYTES } from './offload.ts';
 export * from './port-plane.ts';
-export { type PortSettings, Switch, type SwitchOptions } from './switch.ts';
+export { type PortSettings, Switch, SWITCH_SCRATCH_BYTES, type SwitchOptions } from './switch.ts';
 export { type PortVlan } from './vlan.ts';

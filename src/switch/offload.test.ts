@@ -5,9 +5,9 @@ import { checksumAdd, checksumFinish, pseudoHeaderSum4, pseudoHeaderSum6 } from 
 import { type CounterName, readCounters } from './counters.ts';
 import { FakeArena, type FakeFrame, FakePort } from './fake-port.ts';
 import { GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4 } from './frame-batch.ts';
-import { GSO_SEGMENTS_MAX, OFFLOAD_SCRATCH_BYTES } from './offload.ts';
+import { GSO_SEGMENTS_MAX } from './offload.ts';
 import { ACCEPT_CSUM, ACCEPT_ECN, ACCEPT_TSO4, ACCEPT_TSO6, ACCEPT_USO } from './port-plane.ts';
-import { Switch } from './switch.ts';
+import { Switch, SWITCH_SCRATCH_BYTES } from './switch.ts';
 
 const PSH_FIN = 0x09;
 const CWR = 0x80;
@@ -111,7 +111,7 @@ function segmentNaively(shape: Shape, gsoSize: number): Uint8Array[] {
 }
 
 function setup(accepts = 0, maxFrameBytes = 65553, arenaBytes = 1 << 20) {
-  const arena = new FakeArena(arenaBytes, OFFLOAD_SCRATCH_BYTES);
+  const arena = new FakeArena(arenaBytes, SWITCH_SCRATCH_BYTES);
   const { view, bytes } = arena;
   const bridge = new Switch({ view, bytes, scratchAt: 0 });
   const source = new FakePort(arena);

@@ -1,8 +1,8 @@
 import { assert } from '../base/assert.ts';
-import { BATCH, BATCH_SEGMENTS, MAX_FRAME_BYTES } from '../base/limits.ts';
+import { BATCH, MAX_FRAME_BYTES } from '../base/limits.ts';
 import { DROP_GSO_HEADERS, DROP_GSO_SIZE, DROP_GSO_TYPE, DROP_MTU } from './counters.ts';
 import { DROP_OFFLOAD_HEADER } from './counters.ts';
-import { FrameBatch, GSO_ECN, TAG_PRESENT } from './frame-batch.ts';
+import { FrameBatch, GSO_ECN, TAG_PRESENT, FRAME_BATCH_BYTES } from './frame-batch.ts';
 import { ACCEPT_CSUM } from './port-plane.ts';
 import {
   appendFrame,
@@ -46,7 +46,7 @@ export const GSO_SEGMENTS_MAX = 1366;
 const HEAP_BYTES = 2 * 65536 + 16384;
 
 /** Scratch memory that a SoftwareOffload needs. */
-export const OFFLOAD_SCRATCH_BYTES = BATCH * HEADER_AREA_BYTES + HEAP_BYTES;
+export const OFFLOAD_SCRATCH_BYTES = FRAME_BATCH_BYTES + BATCH * HEADER_AREA_BYTES + HEAP_BYTES;
 
 /** What `begin` returns: go on with `emit`; transmit the batch and `begin` again. Or a DROP_*. */
 export const OFFLOAD_READY = 0;
@@ -64,7 +64,7 @@ const TAG_BYTES = 4;
 
 export class SoftwareOffload {
   /** Finished frames, ready to be transmitted. */
-  readonly batch = new FrameBatch(BATCH, BATCH_SEGMENTS);
+  readonly batch: FrameBatch;
   /** 0, 1, 2, ...: the batch as a transmit list. */
   readonly list = Int32Array.from({ length: BATCH }, (_, i) => i);
   readonly #view: DataView;
@@ -84,8 +84,9 @@ export class SoftwareOffload {
     assert(scratchAt + OFFLOAD_SCRATCH_BYTES <= view.byteLength, 'scratch lies in the arena');
     this.#view = view;
     this.#bytes = bytes;
-    this.#headersAt = scratchAt;
-    this.#heapAt = scratchAt + BATCH * HEADER_AREA_BYTES;
+    this.batch = new FrameBatch({ buffer: view.buffer, at: scratchAt });
+    this.#headersAt = scratchAt + FRAME_BATCH_BYTES;
+    this.#heapAt = this.#headersAt + BATCH * HEADER_AREA_BYTES;
     this.#heapEnd = scratchAt + OFFLOAD_SCRATCH_BYTES;
     this.#heapNext = this.#heapAt;
   }

@@ -1,6 +1,6 @@
 import { strictEqual } from 'node:assert';
-import { FrameBatch, HEADER_SLOT_BYTES, HEADER_SLOT_START } from './frame-batch.ts';
-import { OFFLOAD_SCRATCH_BYTES, type PortPlane, Switch } from './index.ts';
+import { FRAME_BATCH_BYTES, FrameBatch, HEADER_SLOT_BYTES, HEADER_SLOT_START } from './frame-batch.ts';
+import { SWITCH_SCRATCH_BYTES, type PortPlane, Switch } from './index.ts';
 import { RX_FRAMES, TX_FRAMES } from './counters.ts';
 
 /**
@@ -55,7 +55,7 @@ class BenchPort implements PortPlane {
 const ADDRESS = 0x02000000;
 const settings = { vlan: { mode: 'access', vid: 1 }, macLimit: 4096, reflect: false } as const;
 
-const scratchBatch = new FrameBatch();
+const scratchBatch = new FrameBatch({ buffer: new ArrayBuffer(FRAME_BATCH_BYTES), at: 0 });
 
 type Case = {
   name: string;
@@ -85,7 +85,7 @@ const CASES: Case[] = [
 ];
 
 function run(test: Case): number {
-  const view = new DataView(new ArrayBuffer(OFFLOAD_SCRATCH_BYTES));
+  const view = new DataView(new ArrayBuffer(SWITCH_SCRATCH_BYTES));
   const bytes = new Uint8Array(view.buffer);
   const table = new Switch({ view, bytes, scratchAt: 0 });
   const targets = Int32Array.from({ length: 64 }, (_, i) => test.target(i));

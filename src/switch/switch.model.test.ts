@@ -5,7 +5,7 @@ import { COUNTER_NAMES, readCounters } from './counters.ts';
 import { FakeArena, FakePort } from './fake-port.ts';
 import { sweepMacs } from './mac-table.hot.ts';
 import { MacTable } from './mac-table.ts';
-import { OFFLOAD_SCRATCH_BYTES } from './offload.ts';
+import { SWITCH_SCRATCH_BYTES } from './switch.ts';
 import { Switch } from './switch.ts';
 import type { PortVlan } from './vlan.ts';
 
@@ -135,7 +135,7 @@ test('forwards as the model does: learning, ageing, limits, VLANs, flood sets', 
   const vlans = fc.array(vlan, { minLength: PORTS, maxLength: PORTS });
   fc.assert(
     fc.property(vlans, fc.array(step, { maxLength: 8 }), fc.nat(4), (rules, steps, macLimit) => {
-      const arena = new FakeArena(1 << 19, OFFLOAD_SCRATCH_BYTES);
+      const arena = new FakeArena(1 << 19, SWITCH_SCRATCH_BYTES);
       const { view, bytes } = arena;
       const macTable = MacTable.create({ capacity: 100, ageingSeconds: AGEING_S });
       const bridge = new Switch({ view, bytes, scratchAt: 0, macTable });

@@ -4,7 +4,7 @@ import { MAX_FRAME_BYTES } from '../base/limits.ts';
 import { type CounterName, readCounters } from './counters.ts';
 import { FakeArena, FakePort } from './fake-port.ts';
 import type { FrameTap } from './frame-tap.ts';
-import { OFFLOAD_SCRATCH_BYTES } from './offload.ts';
+import { SWITCH_SCRATCH_BYTES } from './switch.ts';
 import { type PortSettings, Switch } from './switch.ts';
 
 const access = (vid: number): PortSettings => ({
@@ -20,7 +20,7 @@ const trunk = (allowed: readonly number[] | 'all', native: number | null): PortS
 });
 
 function setup(settings: readonly PortSettings[]) {
-  const arena = new FakeArena(1 << 22, OFFLOAD_SCRATCH_BYTES);
+  const arena = new FakeArena(1 << 22, SWITCH_SCRATCH_BYTES);
   const { view, bytes } = arena;
   const bridge = new Switch({ view, bytes, scratchAt: 0 });
   const ports = settings.map((setting, index) => {

@@ -1,5 +1,5 @@
 import { assert } from '../base/assert.ts';
-import { BATCH, BATCH_SEGMENTS, MAX_PORTS } from '../base/limits.ts';
+import { BATCH, MAX_PORTS } from '../base/limits.ts';
 import {
   COUNTER_COLUMNS,
   COUNTERS_BYTES,
@@ -23,10 +23,10 @@ import {
   judgeFrames,
   reflectFrames,
 } from './forward.hot.ts';
-import { FrameBatch } from './frame-batch.ts';
+import { FRAME_BATCH_BYTES, FrameBatch } from './frame-batch.ts';
 import type { FrameTap } from './frame-tap.ts';
 import { MacTable } from './mac-table.ts';
-import { OFFLOAD_FULL, OFFLOAD_READY, SoftwareOffload } from './offload.ts';
+import { OFFLOAD_FULL, OFFLOAD_READY, OFFLOAD_SCRATCH_BYTES, SoftwareOffload } from './offload.ts';
 import type { PortPlane } from './port-plane.ts';
 import { FloodSets, type PortVlan, VlanRules } from './vlan.ts';
 
@@ -43,14 +43,15 @@ export type SwitchOptions = {
   /** Bytes that frame segments point into: the arena, or one buffer in a test. */
   readonly view: DataView;
   readonly bytes: Uint8Array;
-  /** Arena offset of OFFLOAD_SCRATCH_BYTES of own memory. */
+  /** Arena offset of SWITCH_SCRATCH_BYTES of own memory. */
   readonly scratchAt: number;
   readonly macTable?: MacTable;
   /** COUNTERS_BYTES of zeroed shared memory; made here when not given. */
   readonly counters?: SharedArrayBuffer;
-  /** Frames that one round takes from a port. */
-  readonly batchFrames?: number;
 };
+
+/** Own memory that a switch needs: the header slots of its batch, and what offloads need. */
+export const SWITCH_SCRATCH_BYTES = FRAME_BATCH_BYTES + OFFLOAD_SCRATCH_BYTES;
 
 /** Tags of a port that reflects stay as they are. */
 const KEEP_TAGS = -1;
@@ -95,13 +96,13 @@ export class Switch {
   #unflushedCount = 0;
 
   constructor(options: SwitchOptions) {
-    const frames = options.batchFrames ?? BATCH;
+    const { view, bytes, scratchAt } = options;
     this.macTable = options.macTable ?? MacTable.create();
     this.counters = new Float64Array(options.counters ?? new SharedArrayBuffer(COUNTERS_BYTES));
-    this.#lists = Array.from({ length: MAX_PORTS }, () => new Int32Array(frames));
-    this.#batch = new FrameBatch(frames, Math.max(BATCH_SEGMENTS, frames));
-    this.#run = new Int32Array(frames);
-    this.#offload = new SoftwareOffload(options.view, options.bytes, options.scratchAt);
+    this.#lists = Array.from({ length: MAX_PORTS }, () => new Int32Array(BATCH));
+    this.#batch = new FrameBatch({ buffer: view.buffer, at: scratchAt });
+    this.#run = new Int32Array(BATCH);
+    this.#offload = new SoftwareOffload(view, bytes, scratchAt + FRAME_BATCH_BYTES);
   }
 
   /** Puts a port into a free index. Its counters go on from where the row stands. */

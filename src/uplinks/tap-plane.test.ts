@@ -7,7 +7,7 @@ import { Socket } from 'node:net';
 import { after, before, test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import { PrivateMemory } from '../memory/index.ts';
-import { FrameBatch, HEADER_SLOT_START, OFFLOAD_SCRATCH_BYTES, Switch } from '../switch/index.ts';
+import { FRAME_BATCH_BYTES, FrameBatch, HEADER_SLOT_START, SWITCH_SCRATCH_BYTES, Switch } from '../switch/index.ts';
 import { readCounters } from '../switch/index.ts';
 import { arena } from '../sys/arena.ts';
 import type { Fd } from '../sys/fd.ts';
@@ -84,7 +84,7 @@ async function nextFrame(
 
 /** One frame of up to 64 bytes as a batch to transmit. */
 function batchOf(frame: Uint8Array, csum: { start: number; offset: number } | null): FrameBatch {
-  const batch = new FrameBatch();
+  const batch = new FrameBatch({ buffer: new ArrayBuffer(FRAME_BATCH_BYTES), at: 0 });
   batch.count = 1;
   batch.headers.set(frame, HEADER_SLOT_START);
   batch.headerAt[0] = HEADER_SLOT_START;
@@ -109,7 +109,7 @@ test('datagrams of the kernel both ways, checksums offloaded', { skip }, async (
     socket.bind(7000, '10.77.0.1');
     await once(socket, 'listening');
     socket.send('hello out there', 7001, '10.77.0.2');
-    const batch = new FrameBatch();
+    const batch = new FrameBatch({ buffer: new ArrayBuffer(FRAME_BATCH_BYTES), at: 0 });
     const request = await nextFrame(plane, batch, (type) => type === 0x0806);
     const mac = Uint8Array.of(2, 0, 0, 0, 0, 2);
     const reply = Buffer.from(request.bytes.subarray(0, 42));
@@ -151,7 +151,7 @@ test('what the kernel does not take is dropped by name', { skip }, () => {
   const frame = new Uint8Array(60);
   strictEqual(plane.transmit(batchOf(frame, null), FIRST, 1), 0);
   strictEqual(plane.counters.txDropDown, 1, 'the interface is down');
-  strictEqual(plane.receive(new FrameBatch()), 0);
+  strictEqual(plane.receive(new FrameBatch({ buffer: new ArrayBuffer(FRAME_BATCH_BYTES), at: 0 })), 0);
   plane.linkUp = false;
   ok(!plane.ready);
   fd.close();
@@ -174,7 +174,7 @@ test('TCP between two kernels through the switch, segmented by it', { skip }, as
   addInterfaceAddress(left.name, '10.78.0.1/24');
   setInterfaceUp(left.name, true);
   const { view, bytes } = arena();
-  const scratchAt = PrivateMemory.allocate(OFFLOAD_SCRATCH_BYTES).offset;
+  const scratchAt = PrivateMemory.allocate(SWITCH_SCRATCH_BYTES).offset;
   const bridge = new Switch({ view, bytes, scratchAt });
   const settings = { vlan: { mode: 'access', vid: 1 }, macLimit: 10, reflect: false } as const;
   bridge.addPort(0, left.plane, settings);

@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { ChainBatch } from './chain-batch.ts';
 import { ringBase } from './device-queue.ts';
 import {
@@ -156,7 +156,7 @@ class Model {
       const at = kind === 'kick' ? usedOffset : availOffset;
       const flags = view.getUint16(at + 2, true);
       if (flags !== 2) return flags === 0;
-      // More than a round since the last question: one wrap bit is ambiguous, yes is the safe answer.
+      // More than a round since the last question: one wrap bit is ambiguous, yes is safe.
       if (positions.length > size) return true;
       const event = view.getUint16(at, true);
       return positions.some((p) => {
@@ -368,4 +368,30 @@ function finish(model: Model): void {
   }
   assert.equal(model.pair.driver.outstanding, 0);
   assert.equal(model.pair.driver.free, model.pair.driver.size);
+}
+
+for (const [packed, size] of [
+  [false, 8],
+  [true, 8],
+  [true, 7],
+] as const) {
+  test(`70000 chains through a ${packed ? 'packed' : 'split'} ring of ${size}`, () => {
+    const { driver, device, dataGpa } = new QueuePair({ size, packed });
+    const out = new DriverBatch();
+    const chains = new ChainBatch();
+    const back = new UsedBatch();
+    for (let i = 0; i < 3; i++) out.addChain([], [{ gpa: dataGpa, len: 100 }]);
+    for (let n = 0; n < 70000; n += 3) {
+      assert.equal(addChains(driver, out, 0, 3), 3);
+      publish(driver);
+      assert.equal(takeChains(device, chains, 64), 3);
+      for (let i = 0; i < 3; i++) chains.written[i] = (n + i) % 101;
+      putUsed(device, chains, 0, 3);
+      assert.equal(reapUsed(driver, back, 64), 3);
+      for (let i = 0; i < 3; i++) {
+        assert.equal(back.id[i], out.id[i]);
+        assert.equal(back.len[i], (n + i) % 101);
+      }
+    }
+  });
 }

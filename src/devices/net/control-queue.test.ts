@@ -1,9 +1,8 @@
 import assert from 'node:assert/strict';
 import { afterEach, test } from 'node:test';
-import { FrameBatch } from '../../switch/index.ts';
 import { FAULT_CHAIN_DIRECTION } from '../../virtqueue/faults.ts';
 import * as net from '../../wire/virtio-net.ts';
-import { PortFixture } from './port-fixture.ts';
+import { PortFixture, frameBatch } from './port-fixture.ts';
 
 const MAC = Uint8Array.of(0x52, 0x54, 0, 0, 0, 1);
 const CONTROLQ = 2; // one queue pair
@@ -34,7 +33,7 @@ function command(kind: number, order: number, data: readonly number[], queue = C
 /** Whether the driver gets a frame to that address, tagged or not. */
 function delivers(destination: readonly number[], tag: number | null = null): boolean {
   const sender = new PortFixture();
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   const bytes = new Uint8Array(HEADER + 100);
   bytes.set(destination, HEADER);
   if (tag !== null) bytes.set([0x81, 0, tag >> 8, tag & 255], HEADER + 12);

@@ -21,7 +21,7 @@ import { NetVring } from './net-vring.ts';
 export type NetPlaneOptions = {
   readonly macTable: SharedArrayBuffer;
   readonly counters: SharedArrayBuffer;
-  /** Arena offset of OFFLOAD_SCRATCH_BYTES of private memory. */
+  /** Arena offset of SWITCH_SCRATCH_BYTES of private memory. */
   readonly scratchAt: number;
 };
 

@@ -4,7 +4,7 @@
  */
 import { assert } from '../../base/assert.ts';
 import { PrivateMemory } from '../../memory/index.ts';
-import { MacTable, OFFLOAD_SCRATCH_BYTES, Switch } from '../../switch/index.ts';
+import { MacTable, SWITCH_SCRATCH_BYTES, Switch } from '../../switch/index.ts';
 import { arena } from '../../sys/arena.ts';
 import { addChains, publish, reapUsed } from '../../virtqueue/driver/index.ts';
 import { VIRTIO_NET_F_MRG_RXBUF } from '../../wire/virtio-net.ts';
@@ -38,7 +38,7 @@ function refill(fixture: PortFixture, ring: FixtureRing, receive: boolean, len: 
 function measure(packed: boolean, frameBytes: number, ports: 1 | 2, seconds: number): number {
   const features = [VIRTIO_NET_F_MRG_RXBUF, ...(packed ? [VIRTIO_F_RING_PACKED] : [])];
   const fixtures = Array.from({ length: ports }, () => new PortFixture({ features }));
-  const scratch = PrivateMemory.allocate(OFFLOAD_SCRATCH_BYTES);
+  const scratch = PrivateMemory.allocate(SWITCH_SCRATCH_BYTES);
   const { view, bytes } = arena();
   const sw = new Switch({ view, bytes, scratchAt: scratch.offset, macTable: MacTable.create() });
   for (const [i, fixture] of fixtures.entries()) {

@@ -1,10 +1,9 @@
 import assert from 'node:assert/strict';
 import { afterEach, test } from 'node:test';
-import { FrameBatch } from '../../switch/index.ts';
 import { FAULT_CHAIN_DIRECTION, FAULT_CHAIN_SHORT, FAULT_DESC_ADDRESS } from '../../virtqueue/faults.ts';
 import * as net from '../../wire/virtio-net.ts';
 import { VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX } from '../../wire/virtio.ts';
-import { type FixtureOptions, PortFixture } from './port-fixture.ts';
+import { type FixtureOptions, PortFixture, frameBatch } from './port-fixture.ts';
 
 const RECEIVEQ = 0;
 const TRANSMITQ = 1;
@@ -55,7 +54,7 @@ for (const [name, bits] of FORMATS) {
   test(`${name}: a frame goes out of one guest and into another with its bytes`, () => {
     const from = fixture({ features: [...bits, net.VIRTIO_NET_F_MRG_RXBUF] });
     const to = fixture({ features: [...bits, net.VIRTIO_NET_F_MRG_RXBUF] });
-    const batch = new FrameBatch();
+    const batch = frameBatch();
     for (const len of [14, 60, 64, 65, 76, 77, 500, 1514, 1518]) {
       const bytes = frame(len, len);
       send(from, withHeader(bytes));
@@ -76,7 +75,7 @@ for (const [name, bits] of FORMATS) {
 test('a frame may be cut anywhere in its chain', () => {
   const from = fixture();
   const to = fixture();
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   const bytes = frame(200);
   for (const cuts of [[12], [1], [11, 13], [12, 26], [75], [76], [77], [5, 12, 20, 76, 100, 150]]) {
     send(from, withHeader(bytes), cuts);
@@ -93,7 +92,7 @@ test('a frame may be cut anywhere in its chain', () => {
 test('a buffer of the driver may be cut anywhere, too', () => {
   const from = fixture();
   const to = fixture();
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   const bytes = frame(200);
   for (const cuts of [[12], [1], [11, 13], [76], [12, 76], [3, 80, 211]]) {
     send(from, withHeader(bytes), [30, 90]);
@@ -112,7 +111,7 @@ test('a buffer of the driver may be cut anywhere, too', () => {
 test('a long frame fills several mergeable buffers and says how many', () => {
   const from = fixture({ features: [net.VIRTIO_NET_F_MRG_RXBUF], bufferBytes: 16384, mtu: 9000 });
   const to = fixture({ features: [net.VIRTIO_NET_F_MRG_RXBUF], mtu: 9000 });
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   const bytes = frame(9000);
   send(from, withHeader(bytes));
   from.port.receive(batch);
@@ -128,7 +127,7 @@ test('a long frame fills several mergeable buffers and says how many', () => {
 test('mergeable buffers that are not enough stay with the driver', () => {
   const from = fixture({ features: [net.VIRTIO_NET_F_MRG_RXBUF], bufferBytes: 16384, mtu: 9000 });
   const to = fixture({ features: [net.VIRTIO_NET_F_MRG_RXBUF], mtu: 9000 });
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   send(from, withHeader(frame(9000)));
   from.port.receive(batch);
   for (let n = 0; n < 3; n++) to.rings[RECEIVEQ].add([], [[to.buffer(n), 2048]]);
@@ -145,7 +144,7 @@ test('mergeable buffers that are not enough stay with the driver', () => {
 test('without mergeable buffers a frame that is too long is dropped, its successors are not', () => {
   const from = fixture();
   const to = fixture({ mtu: 9000 });
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   send(from, withHeader(frame(1500)));
   send(from, withHeader(frame(100, 9)));
   assert.equal(from.port.receive(batch), 2);
@@ -159,7 +158,7 @@ test('without mergeable buffers a frame that is too long is dropped, its success
 test('frames without a buffer are dropped and counted', () => {
   const from = fixture();
   const to = fixture();
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   for (let n = 0; n < 5; n++) send(from, withHeader(frame(100)));
   assert.equal(from.port.receive(batch), 5);
   for (let n = 0; n < 2; n++) to.rings[RECEIVEQ].add([], [[to.buffer(n), 2048]]);
@@ -177,7 +176,7 @@ test('offload fields pass between guests that negotiated them', () => {
   ];
   const from = fixture({ features, bufferBytes: 8192 });
   const to = fixture({ features });
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   // flags NEEDS_CSUM, gso TCPV4, hdr_len 54, gso_size 1448, csum_start 34, csum_offset 16
   const header = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
   send(from, withHeader(frame(4000), header));
@@ -190,7 +189,7 @@ test('offload fields pass between guests that negotiated them', () => {
 
 test('an offload that was not negotiated is dropped, the queue goes on', () => {
   const from = fixture();
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   send(from, withHeader(frame(100), [1, 0, 0, 0, 0, 0, 34, 0, 16, 0]));
   send(from, withHeader(frame(100), [0, 5, 0, 0, 100, 0, 34, 0, 6, 0]));
   assert.equal(from.port.receive(batch), 0);
@@ -202,7 +201,7 @@ test('an offload that was not negotiated is dropped, the queue goes on', () => {
 
 test('writable buffers in a transmit queue break it, by name, and nothing else', () => {
   const from = fixture();
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   from.rings[TRANSMITQ].add([], [[from.buffer(0), 100]]);
   assert.equal(from.port.receive(batch), 0);
   assert.deepEqual(from.events, [{ kind: 'fault', device: 0, index: 1, code: FAULT_CHAIN_DIRECTION }]);
@@ -214,14 +213,14 @@ test('writable buffers in a transmit queue break it, by name, and nothing else',
 test('a chain shorter than the header breaks the queue', () => {
   const from = fixture();
   send(from, new Uint8Array(11));
-  assert.equal(from.port.receive(new FrameBatch()), 0);
+  assert.equal(from.port.receive(frameBatch()), 0);
   assert.equal(from.events[0].code, FAULT_CHAIN_SHORT);
 });
 
 test('a readable buffer in a receive queue breaks it', () => {
   const from = fixture();
   const to = fixture();
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   send(from, withHeader(frame(100)));
   from.port.receive(batch);
   to.rings[RECEIVEQ].add([[to.buffer(0), 2048]], []);
@@ -234,14 +233,14 @@ test('a readable buffer in a receive queue breaks it', () => {
 test('an address outside of the guest breaks the queue', () => {
   const from = fixture();
   from.rings[TRANSMITQ].add([[from.memory.offset - 4096, 100]], []);
-  assert.equal(from.port.receive(new FrameBatch()), 0);
+  assert.equal(from.port.receive(frameBatch()), 0);
   assert.equal(from.events[0].code, FAULT_DESC_ADDRESS);
 });
 
 test('the header that was judged is the header that is delivered', () => {
   const from = fixture();
   const to = fixture();
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   const bytes = frame(1000);
   send(from, withHeader(bytes));
   from.port.receive(batch);
@@ -254,7 +253,7 @@ test('the header that was judged is the header that is delivered', () => {
 
 test('a disabled queue, or a link that is down, discards what the driver sends', () => {
   const from = fixture();
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   const transmitq = from.rings[TRANSMITQ].vring;
   transmitq.enabled = false;
   from.port.changed(transmitq, false);
@@ -285,7 +284,7 @@ test('flows are spread over receive queues and stay in theirs', () => {
   const features = [net.VIRTIO_NET_F_MQ];
   const from = fixture({ features, queuePairs: 4, bufferBytes: 512 });
   const to = fixture({ features, queuePairs: 4, bufferBytes: 512 });
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   const queueOf = (flow: number, swap: boolean): number => {
     const bytes = frame(100);
     const addresses = [10, 0, 0, 1, 10, 0, 0, flow & 0xff];
@@ -317,7 +316,7 @@ test('flows are spread over receive queues and stay in theirs', () => {
 
 test('detaching returns where a successor continues', () => {
   const from = fixture();
-  const batch = new FrameBatch();
+  const batch = frameBatch();
   for (let n = 0; n < 3; n++) send(from, withHeader(frame(100)));
   from.port.receive(batch);
   from.port.release();

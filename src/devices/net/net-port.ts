@@ -42,7 +42,7 @@ export type NetPortOptions = {
   readonly emit: (event: PlaneEvent) => void;
 };
 
-const ETHERNET_AND_TAG_BYTES = 18;
+const ETHERNET_BYTES = 14; // a tag comes on top, as the switch counts
 /** Room for the ranges of a batch and of the largest single frame behind it. */
 const PLAN_CAPACITY = 4096;
 
@@ -100,7 +100,7 @@ export class NetPort implements PortPlane {
     this.#options = options;
     this.filter.setInitialAddress(options.mac);
     this.#linkUp = options.linkUp;
-    this.maxFrameBytes = Math.min(options.mtu + ETHERNET_AND_TAG_BYTES, MAX_FRAME_BYTES);
+    this.maxFrameBytes = Math.min(options.mtu + ETHERNET_BYTES, MAX_FRAME_BYTES);
     this.#vrings = Array.from({ length: 2 * options.queuePairs + 1 }, () => null);
     this.#lists = Array.from({ length: options.queuePairs }, () => new Int32Array(BATCH));
     this.#listCounts = new Int32Array(options.queuePairs);
@@ -150,7 +150,7 @@ export class NetPort implements PortPlane {
   }
 
   set mtu(mtu: number) {
-    this.maxFrameBytes = Math.min(mtu + ETHERNET_AND_TAG_BYTES, MAX_FRAME_BYTES);
+    this.maxFrameBytes = Math.min(mtu + ETHERNET_BYTES, MAX_FRAME_BYTES);
   }
 
   /** Requests of the control queue; returns how many were answered. */
@@ -180,8 +180,14 @@ export class NetPort implements PortPlane {
       vring.notify();
       return 0;
     }
-    const arenaView = this.#arena.view;
-    const frames = readFrames(arenaView, chains, batch, this.#hdrLen, this.#hostOffloads);
+    const frames = readFrames(
+      this.#arena.view,
+      chains,
+      this.#plan,
+      batch,
+      this.#hdrLen,
+      this.#hostOffloads,
+    );
     if (frames < 0) {
       batch.count = 0;
       this.#receiving = null;
@@ -256,7 +262,6 @@ export class NetPort implements PortPlane {
     result.noBuffers = 0;
     result.tooLong = 0;
     const fault = writeFrames(
-      this.#arena.view,
       vring.queue,
       this.#writeChains,
       this.#plan,

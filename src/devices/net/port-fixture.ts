@@ -7,6 +7,7 @@ import { assert } from '../../base/assert.ts';
 import { PrivateMemory } from '../../memory/index.ts';
 import type { AddressMap } from '../../memory/address-map.ts';
 import type { PlaneEvent } from '../../runtime/data-plane.ts';
+import { FRAME_BATCH_BYTES, FrameBatch } from '../../switch/index.ts';
 import { arena } from '../../sys/arena.ts';
 import {
   addChains,
@@ -146,4 +147,10 @@ export class PortFixture {
   close(): void {
     this.memory.close();
   }
+}
+
+/** A batch with header slots in the arena, for the life of the test. */
+export function frameBatch(): FrameBatch {
+  const memory = PrivateMemory.allocate(FRAME_BATCH_BYTES);
+  return new FrameBatch({ buffer: arena().buffer, at: memory.offset });
 }

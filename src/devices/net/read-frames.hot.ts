@@ -4,10 +4,15 @@
  * The virtio-net header and the start of the frame are copied once into the frame's header slot;
  * what is judged here and in the switch is that copy. The rest of the frame stays in the guest.
  * Virtio 1.2, 5.1.6.2 "Packet Transmission".
+ *
+ * Two passes over a batch. The first looks at chains only and collects the copies; one native call
+ * then makes them all, fetching ahead, since the lines of a frame are in the other core's cache;
+ * the second judges the copies.
  */
 import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
 import type { FrameBatch } from '../../switch/frame-batch.ts';
 import { copySmall } from '../../memory/copy.hot.ts';
+import type { CopyPlan } from '../../sys/arena.ts';
 
 const FAULT_CHAIN_DIRECTION = -14; // as in virtqueue/faults.ts; net-port.test.ts holds them equal
 const FAULT_CHAIN_SHORT = -15;
@@ -41,12 +46,28 @@ export const HOST_USO = 32;
 export function readFrames(
   arena: DataView,
   chains: ChainBatch,
+  plan: CopyPlan, // empty; room for a range per chain
   batch: FrameBatch,
   hdrLen: number, //  bytes of the virtio-net header: 12, or 10 for a legacy driver
   allowed: number, // HOST_* bits that were negotiated
 ): number {
-  const headers = batch.headerView;
+  const found = collectFrames(arena, chains, plan, batch, hdrLen);
+  if (found <= 0) return found;
+  plan.run();
+  return judgeHeaders(batch, found, hdrLen, allowed);
+}
+
+/** First pass: where frames are. Returns how many, or a fault. */
+function collectFrames(
+  arena: DataView,
+  chains: ChainBatch,
+  plan: CopyPlan,
+  batch: FrameBatch,
+  hdrLen: number,
+): number {
   const count = chains.count;
+  const slots = batch.headersAt + SLOT_START - hdrLen;
+  let ranges = 0;
   let frames = 0;
   let segments = 0;
   for (let i = 0; i < count; i++) {
@@ -56,13 +77,14 @@ export function readFrames(
     if (frameLen > FRAME_MAX) continue;
     const copied = frameLen < COPY_BYTES ? frameLen : COPY_BYTES;
     const need = hdrLen + copied;
-    const at = frames * SLOT_BYTES + SLOT_START;
     const first = chains.segFirst[i];
     const firstLen = chains.segLen[first];
     batch.segFirst[frames] = segments;
     if (firstLen >= need) {
       const from = chains.segOffset[first];
-      copySmall(headers, at - hdrLen, arena, from, need);
+      plan.source[ranges] = from;
+      plan.target[ranges] = slots + frames * SLOT_BYTES;
+      plan.length[ranges++] = need;
       if (firstLen > need) {
         batch.segOffset[segments] = from + need;
         batch.segLen[segments++] = firstLen - need;
@@ -73,25 +95,48 @@ export function readFrames(
         batch.segLen[segments++] = chains.segLen[s];
       }
     } else {
-      segments = gatherFrame(arena, chains, i, batch, at - hdrLen, need, segments);
+      const at = frames * SLOT_BYTES + SLOT_START - hdrLen;
+      segments = gatherFrame(arena, chains, i, batch, at, need, segments);
     }
     batch.segCount[frames] = segments - batch.segFirst[frames];
-    batch.headerAt[frames] = at;
+    batch.headerAt[frames] = frames * SLOT_BYTES + SLOT_START;
     batch.headerLen[frames] = copied;
     batch.frameLen[frames] = frameLen;
-    const flags = headers.getUint16(at - hdrLen, true); // flags | gso_type << 8
-    if (flags === 0) {
-      batch.offload[frames] = 0;
-      batch.gsoType[frames] = 0;
-    } else if (!readOffload(headers, at - hdrLen, batch, frames, allowed)) {
-      segments = batch.segFirst[frames];
-      continue;
-    }
     frames++;
   }
+  plan.count = ranges;
   batch.count = frames;
   batch.segments = segments;
   return frames;
+}
+
+/** Second pass: the virtio-net headers. Frames that are refused are closed up over. */
+function judgeHeaders(batch: FrameBatch, count: number, hdrLen: number, allowed: number): number {
+  const headers = batch.headerView;
+  let kept = 0;
+  for (let i = 0; i < count; i++) {
+    const at = batch.headerAt[i] - hdrLen;
+    const flags = headers.getUint16(at, true); // flags | gso_type << 8
+    if (kept !== i) moveFrame(batch, i, kept);
+    if (flags === 0) {
+      batch.offload[kept] = 0;
+      batch.gsoType[kept] = 0;
+    } else if (!readOffload(headers, at, batch, kept, allowed)) {
+      continue;
+    }
+    kept++;
+  }
+  batch.count = kept;
+  return kept;
+}
+
+/** Frame `from` becomes frame `to`; its header stays in its slot. */
+function moveFrame(batch: FrameBatch, from: number, to: number): void {
+  batch.headerAt[to] = batch.headerAt[from];
+  batch.headerLen[to] = batch.headerLen[from];
+  batch.frameLen[to] = batch.frameLen[from];
+  batch.segFirst[to] = batch.segFirst[from];
+  batch.segCount[to] = batch.segCount[from];
 }
 
 /** The first `need` bytes of chain `i` lie in several segments. Returns the new segment count. */

@@ -2,21 +2,17 @@
  * From frames of the switch into chains of a receive queue (device to driver): the one copy.
  *
  * The start of a frame comes from our own header copy, the rest straight from where the source
- * guest has it; long ranges are collected and moved by one native call before anything is
- * published. Virtio 1.2, 5.1.6.3.1 "Device Requirements: Setting Up Receive Buffers" and 5.1.6.4.
+ * guest has it. Ranges are collected and moved by one native call before anything is published. Virtio 1.2, 5.1.6.3.1 "Device Requirements: Setting Up Receive Buffers" and 5.1.6.4.
  */
 import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
 import type { DeviceQueue } from '../../virtqueue/device-queue.ts';
 import type { FrameBatch } from '../../switch/frame-batch.ts';
 import type { CopyPlan } from '../../sys/arena.ts';
-import { copySmall } from '../../memory/copy.hot.ts';
 import { putUsed, takeChains, untakeChains } from '../../virtqueue/device.hot.ts';
 
 const FAULT_CHAIN_DIRECTION = -14; // as in virtqueue/faults.ts; net-port.test.ts holds them equal
 const FAULT_CHAIN_SHORT = -15;
 
-/** Ranges up to this are copied here, longer ones by the plan's one native call. */
-const SMALL_COPY = 64;
 /** Ranges that one frame adds at most: each boundary in source or target starts a new one. */
 const PLAN_RESERVE = 1300; // MAX_CHAIN_DESCRIPTORS + BATCH_SEGMENTS, rounded up
 
@@ -35,7 +31,6 @@ export class WriteResult {
  * negative fault, after which the queue is broken; `result` says what happened to the frames.
  */
 export function writeFrames(
-  arena: DataView,
   q: DeviceQueue,
   chains: ChainBatch,
   plan: CopyPlan,
@@ -72,10 +67,10 @@ export function writeFrames(
     if (used < 0) return used;
     writeHeader(batch, frame, hdrLen, used, flagMask);
     if (used === 1 && chains.segLen[chains.segFirst[next]] >= total) {
-      writeContiguous(arena, chains.segOffset[chains.segFirst[next]], plan, batch, frame, hdrLen);
+      writeContiguous(chains.segOffset[chains.segFirst[next]], plan, batch, frame, hdrLen);
       chains.written[next] = total;
     } else {
-      scatterFrame(arena, chains, next, used, plan, batch, frame, hdrLen, total);
+      scatterFrame(chains, next, used, plan, batch, frame, hdrLen, total);
     }
     next += used;
     result.delivered++;
@@ -152,7 +147,6 @@ function writeHeader(
 }
 
 function writeContiguous(
-  arena: DataView,
   target: number,
   plan: CopyPlan,
   batch: FrameBatch,
@@ -160,31 +154,27 @@ function writeContiguous(
   hdrLen: number,
 ): void {
   const own = hdrLen + batch.headerLen[frame];
-  copySmall(arena, target, batch.headerView, batch.headerAt[frame] - hdrLen, own);
+  let n = plan.count;
+  plan.source[n] = batch.headersAt + batch.headerAt[frame] - hdrLen;
+  plan.target[n] = target;
+  plan.length[n] = own;
+  plan.count = n + 1;
   const segments = batch.segCount[frame];
   if (segments === 0) return;
   let at = target + own;
   const first = batch.segFirst[frame];
   for (let s = first; s < first + segments; s++) {
-    at += moveRange(arena, plan, at, batch.segOffset[s], batch.segLen[s]);
+    n++;
+    plan.source[n] = batch.segOffset[s];
+    plan.target[n] = at;
+    plan.length[n] = batch.segLen[s];
+    at += batch.segLen[s];
   }
-}
-
-function moveRange(arena: DataView, plan: CopyPlan, to: number, from: number, len: number): number {
-  if (len <= SMALL_COPY) {
-    copySmall(arena, to, arena, from, len);
-  } else {
-    const n = plan.count++;
-    plan.target[n] = to;
-    plan.source[n] = from;
-    plan.length[n] = len;
-  }
-  return len;
+  plan.count = n + 1;
 }
 
 /** A frame into several segments, of one chain or of `used` mergeable buffers. */
 function scatterFrame(
-  arena: DataView,
   chains: ChainBatch,
   next: number,
   used: number,
@@ -198,6 +188,7 @@ function scatterFrame(
   let source = -1;
   let sourceAt = 0;
   let sourceLen = hdrLen + batch.headerLen[frame];
+  const ownAt = batch.headersAt + batch.headerAt[frame] - hdrLen;
   const firstSource = batch.segFirst[frame];
   let left = total;
   for (let c = next; c < next + used; c++) {
@@ -216,12 +207,11 @@ function scatterFrame(
           sourceLen = batch.segLen[firstSource + source];
         }
         const len = segLeft < sourceLen - sourceAt ? segLeft : sourceLen - sourceAt;
-        if (source < 0) {
-          const from = batch.headerAt[frame] - hdrLen + sourceAt;
-          copySmall(arena, to, batch.headerView, from, len);
-        } else {
-          moveRange(arena, plan, to, batch.segOffset[firstSource + source] + sourceAt, len);
-        }
+        const from = source < 0 ? ownAt : batch.segOffset[firstSource + source];
+        const n = plan.count++;
+        plan.source[n] = from + sourceAt;
+        plan.target[n] = to;
+        plan.length[n] = len;
         to += len;
         sourceAt += len;
         segLeft -= len;

@@ -78,7 +78,7 @@ export class DriverQueue {
    * the bytes that the device may write, at most 2^31 - 1.
    */
   readonly out: Int32Array;
-  /** Split: by descriptor, the next of its chain. Ours; what is in the table is the device's copy. */
+  /** Split: by descriptor, the next of its chain; what the table says is the device's copy. */
   readonly link: Uint16Array;
 
   /** Zeroes the ring. @throws VringError ERR_VRING_RING_*, as for DeviceQueue. */

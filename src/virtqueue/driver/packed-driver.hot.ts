@@ -41,8 +41,7 @@ export function addPacked(
   let free = q.free;
   // Without IN_ORDER: fewer ids are out than slots, so the stack never runs dry before them.
   let top = size - 1 - q.outstanding;
-  let orderAt = q.orderAt + q.outstanding;
-  if (orderAt >= size) orderAt -= size;
+  let orderAt = (q.orderAt + q.outstanding) % size;
   let n = 0;
   while (n < count && free > 0) {
     // The inner loop calls nothing, so that what it needs of each array is loaded once.
@@ -198,14 +197,16 @@ export function reapPacked(q: DriverQueue, into: UsedBatch, max: number): number
     const at = slot << 2;
     const word = desc[at + 3];
     if ((word & STATE) !== (wrap === 1 ? STATE : 0)) break;
-    const len = desc[at + 2];
     const id = word & 0xffff;
     const need = id < size ? out[2 * id] : 0;
     if (need === 0) {
       fault = FAULT_USED_ID;
       break;
     }
-    if (len < 0 || len > out[2 * id + 1]) {
+    // 2.8.10: the length is ignored where nothing could be written; DPDK leaves the driver's own.
+    const room = out[2 * id + 1];
+    const len = room === 0 ? 0 : desc[at + 2];
+    if (len < 0 || len > room) {
       fault = FAULT_USED_LENGTH;
       break;
     }
@@ -229,7 +230,7 @@ export function reapPacked(q: DriverQueue, into: UsedBatch, max: number): number
   return n;
 }
 
-/** At most how many used descriptors can be read now; loads ordered as in `packed-device.hot.ts`. */
+/** How many used descriptors may be read; loads are ordered as in `packed-device.hot.ts`. */
 function scoutUsed(q: DriverQueue, max: number): number {
   const { desc, size, out, outstanding } = q;
   let slot = q.nextUsed;
@@ -268,13 +269,14 @@ function reapInOrder(q: DriverQueue, into: UsedBatch, limit: number): number {
       // Ordered once per call where the processor keeps the order of loads itself.
       const word = n === 0 || q.weakOrder !== 0 ? Atomics.load(desc, at + 3) : desc[at + 3];
       if ((word & STATE) !== (q.usedWrap === 1 ? STATE : 0)) break;
-      const len = desc[at + 2];
       const id = word & 0xffff;
       if (id >= size || out[2 * id] === 0) {
         fault = FAULT_USED_ID;
         break;
       }
-      if (len < 0 || len > out[2 * id + 1]) {
+      const room = out[2 * id + 1];
+      const len = room === 0 ? 0 : desc[at + 2]; // as above
+      if (len < 0 || len > room) {
         fault = FAULT_USED_LENGTH;
         break;
       }

@@ -15,10 +15,10 @@ export const FAULT_INDIRECT_FEATURE = -10; // INDIRECT without VIRTIO_F_INDIRECT
 export const FAULT_DESC_ORDER = -11; //     a readable descriptor behind a writable one
 export const FAULT_DESC_LENGTH = -12; //    2^31 bytes or more in one direction of a chain
 export const FAULT_BUFFER_ID = -13; //      packed: the id of a chain is not below the ring size
-export const FAULT_CHAIN_DIRECTION = -14; // device-level: writable where readable is due, or reverse
+export const FAULT_CHAIN_DIRECTION = -14; // device-level: writable for readable, or reverse
 export const FAULT_CHAIN_SHORT = -15; //    device-level: too short for the device's header
 export const FAULT_MEMORY_GONE = -16; //    the memory under the queue was truncated by its owner
-export const FAULT_DEVICE_HEADER = -17; //  device-level: a header field contradicts the frame or features
+export const FAULT_DEVICE_HEADER = -17; //  device-level: a header contradicts frame or features
 
 // The other direction: ways a device can break a virtqueue, seen by our driver side.
 export const FAULT_USED_IDX = -18; //     split: used.idx says that more came back than is out

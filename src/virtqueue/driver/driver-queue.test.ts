@@ -243,6 +243,21 @@ test('with IN_ORDER a split driver uses descriptors in ring order (2.7.5)', () =
   assert.equal(next(7), 0, '0 behind the last descriptor');
 });
 
+for (const inOrder of [false, true]) {
+  test(`a packed driver ignores the length of what was only read${inOrder ? ', IN_ORDER' : ''}`, () => {
+    const pair = new QueuePair({ size: 8, packed: true, inOrder });
+    const batch = new DriverBatch();
+    batch.addChain([{ gpa: pair.dataGpa, len: 1500 }], []);
+    addChains(pair.driver, batch, 0, 1);
+    publish(pair.driver);
+    // DPDK's device sets the flags and leaves the length that the driver wrote.
+    new DataView(pair.buffer).setUint16(pair.config.descOffset + 14, 0x8080, true);
+    const into = new UsedBatch();
+    assert.equal(reapUsed(pair.driver, into, 8), 1);
+    assert.equal(into.len[0], 0);
+  });
+}
+
 test('a driver refuses memory that is no ring', () => {
   const { config } = new QueuePair({ size: 8 });
   assert.throws(

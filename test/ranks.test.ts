@@ -60,10 +60,13 @@ function importsOf(file: string): Import[] {
 }
 
 const files = globSync('**/*.ts', { cwd: SRC }).map((file) => join(SRC, file));
-const shipped = files.filter((file) => !/\.(test|fuzz|bench)\.ts$/.test(file) && file !== join(SRC, 'index.ts'));
+const shipped = files.filter(
+  (file) => !/\.(test|fuzz|bench)\.ts$/.test(file) && file !== join(SRC, 'index.ts'),
+);
 
 test('every folder has a rank', () => {
-  for (const file of shipped) assert.ok(folderOf(file) in RANKS, `${relative(SRC, file)} has no rank`);
+  for (const file of shipped)
+    assert.ok(folderOf(file) in RANKS, `${relative(SRC, file)} has no rank`);
 });
 
 test('imports point to lower ranks', () => {

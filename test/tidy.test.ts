@@ -47,21 +47,25 @@ test('files stay below 500 lines, lines below 101 columns', () => {
     const lines = read(file).split('\n');
     if (!isTest(file) && lines.length > 501) wrong.push(`${file} has ${lines.length - 1} lines`);
     for (const [i, line] of lines.entries()) {
-      if (line.length > 100 && !/https?:/.test(line)) wrong.push(`${file}:${i + 1} has ${line.length} columns`);
+      if (line.length > 100 && !/https?:/.test(line))
+        wrong.push(`${file}:${i + 1} has ${line.length} columns`);
     }
   }
   assert.deepEqual(wrong, []);
 });
 
 test('TypeScript is erasable and without blanket suppressions', () => {
-  const wrong = sources.filter((file) => file !== 'test/tidy.test.ts').flatMap((file) => {
-    const text = withoutComments(read(file));
-    const found = [];
-    if (/^\s*(export )?(const )?enum /m.test(text)) found.push(`${file}: enum`);
-    if (/^\s*(export )?namespace /m.test(text)) found.push(`${file}: namespace`);
-    if (/@ts-(ignore|nocheck)|oxlint-disable(?!-next-line)/.test(read(file))) found.push(`${file}: suppression`);
-    return found;
-  });
+  const wrong = sources
+    .filter((file) => file !== 'test/tidy.test.ts')
+    .flatMap((file) => {
+      const text = withoutComments(read(file));
+      const found = [];
+      if (/^\s*(export )?(const )?enum /m.test(text)) found.push(`${file}: enum`);
+      if (/^\s*(export )?namespace /m.test(text)) found.push(`${file}: namespace`);
+      if (/@ts-(ignore|nocheck)|oxlint-disable(?!-next-line)/.test(read(file)))
+        found.push(`${file}: suppression`);
+      return found;
+    });
   assert.deepEqual(wrong, []);
 });
 
@@ -69,5 +73,8 @@ test('only sys/ reaches the native addon', () => {
   const wrong = sources.filter(
     (file) => !file.startsWith('src/sys/') && /from '.*\/native\.ts'|vring\.node/.test(read(file)),
   );
-  assert.deepEqual(wrong.filter((file) => file !== 'test/tidy.test.ts' && file !== 'test/abi.test.ts'), []);
+  assert.deepEqual(
+    wrong.filter((file) => file !== 'test/tidy.test.ts' && file !== 'test/abi.test.ts'),
+    [],
+  );
 });

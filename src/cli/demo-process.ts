@@ -70,7 +70,9 @@ export class Service {
 
 /** Runs a command to its end and returns the JSON that it printed last. */
 export async function command<T>(args: readonly string[]): Promise<T> {
-  const child = startChild(process.execPath, [MAIN, ...args], { stdio: ['ignore', 'pipe', 'pipe'] });
+  const child = startChild(process.execPath, [MAIN, ...args], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
   let output = '';
   let messages = '';
   child.stdout?.setEncoding('utf8').on('data', (text: string) => (output += text));

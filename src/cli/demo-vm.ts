@@ -57,7 +57,9 @@ async function bulk(from: LinuxGuest, to: LinuxGuest): Promise<DemoRow> {
   // Opened for both, the fifo is a standard input that never ends: at its end nc would hang up.
   const receive = 'mkfifo /tmp/open; nc -l -p 5001 <> /tmp/open | sha256sum';
   const receiving = to.check(receive, { timeoutMs });
-  const sending = from.check(`for i in 1 2 3 4 5; do ${SEND} && break; sleep 0.3; done`, { timeoutMs });
+  const sending = from.check(`for i in 1 2 3 4 5; do ${SEND} && break; sleep 0.3; done`, {
+    timeoutMs,
+  });
   const [output] = await Promise.all([receiving, sending]);
   const seconds = (performance.now() - started) / 1000;
   const received = output.slice(0, 64);

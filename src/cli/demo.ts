@@ -124,7 +124,11 @@ async function runSoftwareGuests(
   const { received, milliseconds } = await command<PingResult>(ping);
   const { min, avg, max } = milliseconds;
   const trip = `min ${us(min)}, mean ${us(avg)}, max ${us(max)}`;
-  rows.push({ what: `ping, ${received} of ${PINGS} answered`, value: trip, how: `${IPS[0]} to ${IPS[1]}` });
+  rows.push({
+    what: `ping, ${received} of ${PINGS} answered`,
+    value: trip,
+    how: `${IPS[0]} to ${IPS[1]}`,
+  });
   await echo.end();
   for (const size of [64, 1514]) {
     // vm1 returns what it gets, and vm0 keeps WINDOW frames under way: as fast as the two guests
@@ -139,7 +143,11 @@ async function runSoftwareGuests(
   const before = service.cpuSeconds();
   await new Promise((resolve) => setTimeout(resolve, IDLE_SECONDS * 1000));
   const idle = ((service.cpuSeconds() - before) / IDLE_SECONDS) * 100;
-  rows.push({ what: 'switch when idle', value: `${idle.toFixed(1)} % CPU`, how: `over ${IDLE_SECONDS} s` });
+  rows.push({
+    what: 'switch when idle',
+    value: `${idle.toFixed(1)} % CPU`,
+    how: `over ${IDLE_SECONDS} s`,
+  });
   return rows;
 }
 
@@ -173,7 +181,11 @@ function showNext(socket: string, control: string, options: Options): void {
   if (options.json) return;
   const kept = options.keep;
   print('');
-  print(kept ? 'The switch goes on. Attach a VM to a port:' : 'With a switch that goes on (npm start -- --keep), a VM attaches so:');
+  print(
+    kept
+      ? 'The switch goes on. Attach a VM to a port:'
+      : 'With a switch that goes on (npm start -- --keep), a VM attaches so:',
+  );
   print(`  npx vring vm --socket ${kept ? socket : 'PATH'} --run --demo-guest`);
   print('The QEMU command line or libvirt XML alone:  npx vring vm --socket PATH [--libvirt]');
   if (kept) print(`Watch it:  npx vring stats --control ${control}`);

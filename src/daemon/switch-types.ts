@@ -2,9 +2,17 @@
 
 export type VlanConfig =
   | { readonly mode: 'access'; readonly vid: number }
-  | { readonly mode: 'trunk'; readonly allowed: readonly number[] | 'all'; readonly native: number | null };
+  | {
+      readonly mode: 'trunk';
+      readonly allowed: readonly number[] | 'all';
+      readonly native: number | null;
+    };
 
-export type OffloadConfig = { readonly csum: boolean; readonly tso: boolean; readonly uso: boolean };
+export type OffloadConfig = {
+  readonly csum: boolean;
+  readonly tso: boolean;
+  readonly uso: boolean;
+};
 
 type PortCommon = {
   readonly name: string;
@@ -89,7 +97,12 @@ export type PortStatus = {
   readonly counters: Readonly<Record<string, number>>;
 };
 
-export type MacEntry = { readonly mac: string; readonly vlan: number; readonly port: string; readonly ageSeconds: number };
+export type MacEntry = {
+  readonly mac: string;
+  readonly vlan: number;
+  readonly port: string;
+  readonly ageSeconds: number;
+};
 
 export type WorkerStatus = {
   readonly id: number;
@@ -99,4 +112,9 @@ export type WorkerStatus = {
   readonly cpuSeconds: number;
 };
 
-export type SwitchEvent = { readonly at: string; readonly kind: string; readonly port: string | null; readonly message: string };
+export type SwitchEvent = {
+  readonly at: string;
+  readonly kind: string;
+  readonly port: string | null;
+  readonly message: string;
+};

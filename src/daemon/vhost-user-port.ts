@@ -13,7 +13,13 @@ import { parseMac } from '../wire/ethernet.ts';
 import { protocolFeatureNames } from '../wire/vhost-user.ts';
 import { VIRTIO_NET_MIN_MTU } from '../wire/virtio-net.ts';
 import { VIRTIO_ID_NET, featureNames } from '../wire/virtio.ts';
-import { type PortContext, type PortReason, type SwitchPort, reasonOf, settingsOf } from './switch-port.ts';
+import {
+  type PortContext,
+  type PortReason,
+  type SwitchPort,
+  reasonOf,
+  settingsOf,
+} from './switch-port.ts';
 import type { PortState, PortStatus, QueueStatus, VhostUserPortConfig } from './switch-types.ts';
 
 /** A port that a VM, or our software guest, plugs into: a vhost-user back-end on a socket. */

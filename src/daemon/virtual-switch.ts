@@ -244,7 +244,8 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       const other = entry?.port.config;
       if (other === undefined) continue;
       if (other.name === config.name) throw portExists(`the name ${config.name}`, other.name);
-      if (endpointOf(other) === endpointOf(config)) throw portExists(endpointOf(config), other.name);
+      if (endpointOf(other) === endpointOf(config))
+        throw portExists(endpointOf(config), other.name);
     }
   }
 

@@ -113,6 +113,8 @@ test('a process that exits does not wait for a sleeping worker', () => {
       spinMs: 0, onEvent() {}, onCrash() {} });
     await worker.counters();
     process.exit(7);`;
-  const run = spawnSync(process.execPath, ['--input-type=module', '-e', script], { timeout: 10_000 });
+  const run = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
+    timeout: 10_000,
+  });
   assert.equal(run.status, 7, run.stderr.toString());
 });

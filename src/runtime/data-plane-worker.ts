@@ -45,7 +45,10 @@ export class DataPlaneWorker {
       spinMs: options.spinMs,
       options: options.planeOptions,
     };
-    const entry = new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url);
+    const entry = new URL(
+      import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js',
+      import.meta.url,
+    );
     this.#worker = new Worker(entry, {
       workerData: boot,
       transferList: [port2],

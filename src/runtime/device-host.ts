@@ -181,7 +181,7 @@ export class DeviceHost implements BackendTarget {
   }
 
   async sessionClosed(): Promise<void> {
-    for (const index of [...this.#running.keys()]) await this.stopVring(index);
+    for (const index of this.#running.keys()) await this.stopVring(index);
     for (const hosted of this.vrings) hosted.enabled = false;
     this.#memory = null;
     this.#status = 0;

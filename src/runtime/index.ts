@@ -1,4 +1,11 @@
 /** Workers that run data planes, and hosts that join sessions to them. */
 export { DataPlaneWorker, type DataPlaneWorkerOptions } from './data-plane-worker.ts';
-export type { CreatePlane, DataPlane, PlaneContext, PlaneEvent, VringAttach, WorkerCounters } from './data-plane.ts';
+export type {
+  CreatePlane,
+  DataPlane,
+  PlaneContext,
+  PlaneEvent,
+  VringAttach,
+  WorkerCounters,
+} from './data-plane.ts';
 export { DeviceHost, type DeviceHostOptions, type HostedVring } from './device-host.ts';

@@ -14,7 +14,13 @@ import { messageOf, VringError } from '../base/errors.ts';
 import { Epoll } from '../sys/epoll.ts';
 import { drainEventfd } from '../sys/eventfd.ts';
 import { setThreadName, threadCpuSeconds } from '../sys/thread.ts';
-import type { CreatePlane, DataPlane, PlaneEvent, VringAttach, WorkerCounters } from './data-plane.ts';
+import type {
+  CreatePlane,
+  DataPlane,
+  PlaneEvent,
+  VringAttach,
+  WorkerCounters,
+} from './data-plane.ts';
 
 export type WorkerBoot = {
   readonly name: string;

@@ -1,5 +1,10 @@
 import { strictEqual } from 'node:assert';
-import { FRAME_BATCH_BYTES, FrameBatch, HEADER_SLOT_BYTES, HEADER_SLOT_START } from './frame-batch.ts';
+import {
+  FRAME_BATCH_BYTES,
+  FrameBatch,
+  HEADER_SLOT_BYTES,
+  HEADER_SLOT_START,
+} from './frame-batch.ts';
 import { SWITCH_SCRATCH_BYTES, type PortPlane, Switch } from './index.ts';
 import { RX_FRAMES, TX_FRAMES } from './counters.ts';
 

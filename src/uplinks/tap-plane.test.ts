@@ -7,7 +7,13 @@ import { Socket } from 'node:net';
 import { after, before, test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 import { PrivateMemory } from '../memory/index.ts';
-import { FRAME_BATCH_BYTES, FrameBatch, HEADER_SLOT_START, SWITCH_SCRATCH_BYTES, Switch } from '../switch/index.ts';
+import {
+  FRAME_BATCH_BYTES,
+  FrameBatch,
+  HEADER_SLOT_START,
+  SWITCH_SCRATCH_BYTES,
+  Switch,
+} from '../switch/index.ts';
 import { readCounters } from '../switch/index.ts';
 import { arena } from '../sys/arena.ts';
 import type { Fd } from '../sys/fd.ts';
@@ -151,7 +157,10 @@ test('what the kernel does not take is dropped by name', { skip }, () => {
   const frame = new Uint8Array(60);
   strictEqual(plane.transmit(batchOf(frame, null), FIRST, 1), 0);
   strictEqual(plane.counters.txDropDown, 1, 'the interface is down');
-  strictEqual(plane.receive(new FrameBatch({ buffer: new ArrayBuffer(FRAME_BATCH_BYTES), at: 0 })), 0);
+  strictEqual(
+    plane.receive(new FrameBatch({ buffer: new ArrayBuffer(FRAME_BATCH_BYTES), at: 0 })),
+    0,
+  );
   plane.linkUp = false;
   ok(!plane.ready);
   fd.close();

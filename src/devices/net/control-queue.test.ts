@@ -10,7 +10,11 @@ const HEADER = 12;
 
 let f: PortFixture;
 function start(queuePairs = 1): void {
-  f = new PortFixture({ mac: MAC, queuePairs, features: queuePairs > 1 ? [net.VIRTIO_NET_F_MQ] : [] });
+  f = new PortFixture({
+    mac: MAC,
+    queuePairs,
+    features: queuePairs > 1 ? [net.VIRTIO_NET_F_MQ] : [],
+  });
 }
 afterEach(() => f.close());
 
@@ -54,7 +58,10 @@ const GROUP = [0x33, 0x33, 0, 0, 0, 1];
 test('a port is promiscuous until its driver asks for less', () => {
   start();
   assert.ok(delivers(OTHER));
-  assert.equal(command(net.VIRTIO_NET_CTRL_RX, net.VIRTIO_NET_CTRL_RX_PROMISC, [0]), net.VIRTIO_NET_OK);
+  assert.equal(
+    command(net.VIRTIO_NET_CTRL_RX, net.VIRTIO_NET_CTRL_RX_PROMISC, [0]),
+    net.VIRTIO_NET_OK,
+  );
   assert.ok(!delivers(OTHER));
   assert.ok(delivers([...MAC]));
   assert.ok(delivers(BROADCAST));
@@ -66,7 +73,10 @@ test('all-multicast, no-broadcast and the address tables', () => {
   start();
   command(net.VIRTIO_NET_CTRL_RX, net.VIRTIO_NET_CTRL_RX_PROMISC, [0]);
   const table = [1, 0, 0, 0, ...OTHER, 1, 0, 0, 0, ...GROUP];
-  assert.equal(command(net.VIRTIO_NET_CTRL_MAC, net.VIRTIO_NET_CTRL_MAC_TABLE_SET, table), net.VIRTIO_NET_OK);
+  assert.equal(
+    command(net.VIRTIO_NET_CTRL_MAC, net.VIRTIO_NET_CTRL_MAC_TABLE_SET, table),
+    net.VIRTIO_NET_OK,
+  );
   assert.ok(delivers(OTHER));
   assert.ok(delivers(GROUP));
   command(net.VIRTIO_NET_CTRL_MAC, net.VIRTIO_NET_CTRL_MAC_TABLE_SET, [0, 0, 0, 0, 0, 0, 0, 0]);
@@ -80,7 +90,10 @@ test('all-multicast, no-broadcast and the address tables', () => {
 test('the driver changes its address', () => {
   start();
   command(net.VIRTIO_NET_CTRL_RX, net.VIRTIO_NET_CTRL_RX_PROMISC, [0]);
-  assert.equal(command(net.VIRTIO_NET_CTRL_MAC, net.VIRTIO_NET_CTRL_MAC_ADDR_SET, OTHER), net.VIRTIO_NET_OK);
+  assert.equal(
+    command(net.VIRTIO_NET_CTRL_MAC, net.VIRTIO_NET_CTRL_MAC_ADDR_SET, OTHER),
+    net.VIRTIO_NET_OK,
+  );
   assert.ok(delivers(OTHER));
   assert.ok(!delivers([...MAC]));
   assert.equal(
@@ -93,13 +106,19 @@ test('the driver changes its address', () => {
 test('VLANs are filtered from the first command on', () => {
   start();
   assert.ok(delivers(OTHER, 7));
-  assert.equal(command(net.VIRTIO_NET_CTRL_VLAN, net.VIRTIO_NET_CTRL_VLAN_ADD, [5, 0]), net.VIRTIO_NET_OK);
+  assert.equal(
+    command(net.VIRTIO_NET_CTRL_VLAN, net.VIRTIO_NET_CTRL_VLAN_ADD, [5, 0]),
+    net.VIRTIO_NET_OK,
+  );
   assert.ok(delivers(OTHER, 5));
   assert.ok(!delivers(OTHER, 7));
   assert.ok(delivers(OTHER));
   command(net.VIRTIO_NET_CTRL_VLAN, net.VIRTIO_NET_CTRL_VLAN_DEL, [5, 0]);
   assert.ok(!delivers(OTHER, 5));
-  assert.equal(command(net.VIRTIO_NET_CTRL_VLAN, net.VIRTIO_NET_CTRL_VLAN_ADD, [0, 16]), net.VIRTIO_NET_ERR);
+  assert.equal(
+    command(net.VIRTIO_NET_CTRL_VLAN, net.VIRTIO_NET_CTRL_VLAN_ADD, [0, 16]),
+    net.VIRTIO_NET_ERR,
+  );
 });
 
 test('the driver says how many queue pairs it uses', () => {
@@ -115,10 +134,19 @@ test('commands that make no sense are answered with an error', () => {
   start();
   assert.equal(command(99, 0, [0]), net.VIRTIO_NET_ERR);
   assert.equal(command(net.VIRTIO_NET_CTRL_RX, 99, [0]), net.VIRTIO_NET_ERR);
-  assert.equal(command(net.VIRTIO_NET_CTRL_RX, net.VIRTIO_NET_CTRL_RX_PROMISC, []), net.VIRTIO_NET_ERR);
+  assert.equal(
+    command(net.VIRTIO_NET_CTRL_RX, net.VIRTIO_NET_CTRL_RX_PROMISC, []),
+    net.VIRTIO_NET_ERR,
+  );
   const endless = [255, 255, 255, 255, ...OTHER];
-  assert.equal(command(net.VIRTIO_NET_CTRL_MAC, net.VIRTIO_NET_CTRL_MAC_TABLE_SET, endless), net.VIRTIO_NET_ERR);
-  assert.equal(command(net.VIRTIO_NET_CTRL_ANNOUNCE, net.VIRTIO_NET_CTRL_ANNOUNCE_ACK, []), net.VIRTIO_NET_OK);
+  assert.equal(
+    command(net.VIRTIO_NET_CTRL_MAC, net.VIRTIO_NET_CTRL_MAC_TABLE_SET, endless),
+    net.VIRTIO_NET_ERR,
+  );
+  assert.equal(
+    command(net.VIRTIO_NET_CTRL_ANNOUNCE, net.VIRTIO_NET_CTRL_ANNOUNCE_ACK, []),
+    net.VIRTIO_NET_OK,
+  );
 });
 
 test('a command without room for the answer breaks the control queue', () => {

@@ -1,8 +1,16 @@
 import assert from 'node:assert/strict';
 import { afterEach, test } from 'node:test';
-import { FAULT_CHAIN_DIRECTION, FAULT_CHAIN_SHORT, FAULT_DESC_ADDRESS } from '../../virtqueue/faults.ts';
+import {
+  FAULT_CHAIN_DIRECTION,
+  FAULT_CHAIN_SHORT,
+  FAULT_DESC_ADDRESS,
+} from '../../virtqueue/faults.ts';
 import * as net from '../../wire/virtio-net.ts';
-import { VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX } from '../../wire/virtio.ts';
+import {
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_RING_F_EVENT_IDX,
+} from '../../wire/virtio.ts';
 import { type FixtureOptions, PortFixture, frameBatch } from './port-fixture.ts';
 
 const RECEIVEQ = 0;
@@ -47,7 +55,10 @@ const FORMATS: [string, number[]][] = [
   ['split, event idx', [VIRTIO_RING_F_EVENT_IDX]],
   ['split, in order', [VIRTIO_F_IN_ORDER]],
   ['packed', [VIRTIO_F_RING_PACKED]],
-  ['packed, event idx, in order', [VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_F_IN_ORDER]],
+  [
+    'packed, event idx, in order',
+    [VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_F_IN_ORDER],
+  ],
 ];
 
 for (const [name, bits] of FORMATS) {
@@ -99,7 +110,10 @@ test('a buffer of the driver may be cut anywhere, too', () => {
     from.port.receive(batch);
     const at = to.buffer(0);
     const edges = [0, ...cuts, 1000];
-    to.rings[RECEIVEQ].add([], edges.slice(1).map((end, i) => [at + edges[i], end - edges[i]] as const));
+    to.rings[RECEIVEQ].add(
+      [],
+      edges.slice(1).map((end, i) => [at + edges[i], end - edges[i]] as const),
+    );
     assert.equal(to.port.transmit(batch, Int32Array.of(0), 1), 1);
     from.port.release();
     assert.deepEqual(to.bytes(at + HEADER, 200), bytes, `cut at ${cuts}`);
@@ -118,7 +132,10 @@ test('a long frame fills several mergeable buffers and says how many', () => {
   for (let n = 0; n < 8; n++) to.rings[RECEIVEQ].add([], [[to.buffer(n), 2048]]);
   assert.equal(to.port.transmit(batch, Int32Array.of(0), 1), 1);
   const used = to.rings[RECEIVEQ].reap();
-  assert.deepEqual(used.map(([, len]) => len), [2048, 2048, 2048, 2048, 9012 - 4 * 2048]);
+  assert.deepEqual(
+    used.map(([, len]) => len),
+    [2048, 2048, 2048, 2048, 9012 - 4 * 2048],
+  );
   assert.equal(to.bytes(to.buffer(0), HEADER)[10], 5);
   const got = Buffer.concat(used.map(([, len], n) => to.bytes(to.buffer(n), len))).subarray(HEADER);
   assert.deepEqual(new Uint8Array(got), bytes);
@@ -152,7 +169,10 @@ test('without mergeable buffers a frame that is too long is dropped, its success
   to.rings[RECEIVEQ].add([], [[to.buffer(0), 512]]);
   assert.equal(to.port.transmit(batch, Int32Array.of(0, 1), 2), 1);
   assert.equal(to.port.counters.txDropBufferTooShort, 1);
-  assert.deepEqual(to.rings[RECEIVEQ].reap().map(([, len]) => len), [112]);
+  assert.deepEqual(
+    to.rings[RECEIVEQ].reap().map(([, len]) => len),
+    [112],
+  );
 });
 
 test('frames without a buffer are dropped and counted', () => {
@@ -204,7 +224,9 @@ test('writable buffers in a transmit queue break it, by name, and nothing else',
   const batch = frameBatch();
   from.rings[TRANSMITQ].add([], [[from.buffer(0), 100]]);
   assert.equal(from.port.receive(batch), 0);
-  assert.deepEqual(from.events, [{ kind: 'fault', device: 0, index: 1, code: FAULT_CHAIN_DIRECTION }]);
+  assert.deepEqual(from.events, [
+    { kind: 'fault', device: 0, index: 1, code: FAULT_CHAIN_DIRECTION },
+  ]);
   assert.equal(from.port.receive(batch), 0);
   assert.equal(from.events.length, 1, 'said once');
   assert.ok(from.port.ready, 'the receive queue still works');
@@ -225,7 +247,9 @@ test('a readable buffer in a receive queue breaks it', () => {
   from.port.receive(batch);
   to.rings[RECEIVEQ].add([[to.buffer(0), 2048]], []);
   assert.equal(to.port.transmit(batch, Int32Array.of(0), 1), 0);
-  assert.deepEqual(to.events, [{ kind: 'fault', device: 0, index: 0, code: FAULT_CHAIN_DIRECTION }]);
+  assert.deepEqual(to.events, [
+    { kind: 'fault', device: 0, index: 0, code: FAULT_CHAIN_DIRECTION },
+  ]);
   assert.equal(to.port.ready, false);
   assert.equal(to.port.counters.txDropBroken, 1);
 });

@@ -3,12 +3,7 @@ import type { VringAttach } from '../../runtime/data-plane.ts';
 import { releaseRegion, retainRegion } from '../../sys/arena.ts';
 import { signalEventfd } from '../../sys/eventfd.ts';
 import { DeviceQueue, ringBase } from '../../virtqueue/device-queue.ts';
-import {
-  disableKicks,
-  enableKicks,
-  hasAvailable,
-  needsCall,
-} from '../../virtqueue/device.hot.ts';
+import { disableKicks, enableKicks, hasAvailable, needsCall } from '../../virtqueue/device.hot.ts';
 
 /**
  * One virtqueue of a net device as its worker sees it: the ring and the four states around it.

@@ -19,7 +19,11 @@ import {
   UsedBatch,
 } from '../../virtqueue/driver/index.ts';
 import { VIRTIO_F_VERSION_1, featureSet, hasFeature } from '../../wire/virtio.ts';
-import { VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX } from '../../wire/virtio.ts';
+import {
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_RING_F_EVENT_IDX,
+} from '../../wire/virtio.ts';
 import { VIRTIO_RING_F_INDIRECT_DESC } from '../../wire/virtio.ts';
 import { NetPort } from './net-port.ts';
 import { NetVring } from './net-vring.ts';
@@ -43,7 +47,14 @@ export class FixtureRing {
   readonly batch = new DriverBatch();
   readonly used = new UsedBatch();
 
-  constructor(port: NetPort, index: number, at: number, size: number, features: bigint, map: AddressMap) {
+  constructor(
+    port: NetPort,
+    index: number,
+    at: number,
+    size: number,
+    features: bigint,
+    map: AddressMap,
+  ) {
     const packed = hasFeature(features, VIRTIO_F_RING_PACKED);
     const layout = ringLayout(size, packed);
     assert(layout.totalBytes <= RING_BYTES);
@@ -76,8 +87,14 @@ export class FixtureRing {
   }
 
   /** Adds one chain and shows it to the device; its id. */
-  add(readable: readonly (readonly [number, number])[], writable: readonly (readonly [number, number])[]): number {
-    const toBuffer = ([gpa, len]: readonly [number, number]): { gpa: number; len: number } => ({ gpa, len });
+  add(
+    readable: readonly (readonly [number, number])[],
+    writable: readonly (readonly [number, number])[],
+  ): number {
+    const toBuffer = ([gpa, len]: readonly [number, number]): { gpa: number; len: number } => ({
+      gpa,
+      len,
+    });
     this.batch.clear();
     this.batch.addChain(readable.map(toBuffer), writable.map(toBuffer));
     assert(addChains(this.queue, this.batch, 0, 1) === 1, 'the ring has room');

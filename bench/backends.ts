@@ -5,6 +5,7 @@
 import { vhostVdev, Testpmd, parseCycles, parseMegahertz } from '../test/peers/dpdk.ts';
 import { OvsDpdk } from '../test/peers/ovs.ts';
 import { SwitchProcess } from '../test/peers/switch.ts';
+import { PROFILE_ARGUMENTS, takeProfile } from './profile.ts';
 import { BACKEND_CORE, type Scenario, type Topology } from './scenario.ts';
 
 export type Backend = {
@@ -16,6 +17,8 @@ export type Backend = {
   startCounting(): Promise<void>;
   /** Nanoseconds of its own loop per frame since then; null when it cannot say. */
   nanosecondsPerFrame(): Promise<number | null>;
+  /** Where its time went, as text; only of a profiled one. */
+  profile?(): Promise<string>;
   close(): Promise<unknown>;
 };
 
@@ -35,28 +38,47 @@ export const VRING: BackendKind = {
   name: 'vring',
   topologies: ['loop', 'pair'],
   isInstalled: () => true,
-  async start(scenario, folder) {
-    const reflect = scenario.topology === 'loop' ? ',reflect' : '';
-    const names = portNames(scenario);
-    const ports = names.map((name) => `${name}=vhost-user:${folder}/${name}${reflect}`);
-    const control = `${folder}/control`;
-    const vswitch = await SwitchProcess.start({ ports, control, core: BACKEND_CORE });
-    let before = { busy: 0, frames: 0 };
-    return {
-      sockets: names.map((name) => `${folder}/${name}`),
-      pids: [vswitch.pid],
-      async startCounting() {
-        before = await busyTime(vswitch);
-      },
-      async nanosecondsPerFrame() {
-        const now = await busyTime(vswitch);
-        const frames = now.frames - before.frames;
-        return frames === 0 ? null : ((now.busy - before.busy) * 1e9) / frames;
-      },
-      close: () => vswitch.close(),
-    };
-  },
+  start: (scenario, folder) => startVring(scenario, folder, false),
 };
+
+/** The same under V8's profiler, which slows it down: its rates are not compared. */
+export const VRING_PROFILED: BackendKind = {
+  name: 'profiled',
+  topologies: ['loop', 'pair'],
+  isInstalled: () => true,
+  start: (scenario, folder) => startVring(scenario, folder, true),
+};
+
+async function startVring(
+  scenario: Scenario,
+  folder: string,
+  isProfiled: boolean,
+): Promise<Backend> {
+  const reflect = scenario.topology === 'loop' ? ',reflect' : '';
+  const names = portNames(scenario);
+  const vswitch = await SwitchProcess.start({
+    ports: names.map((name) => `${name}=vhost-user:${folder}/${name}${reflect}`),
+    control: `${folder}/control`,
+    core: BACKEND_CORE,
+    nodeArgs: isProfiled ? PROFILE_ARGUMENTS : [],
+    environment: isProfiled ? { VRING_PROFILE: folder } : {},
+  });
+  let before = { busy: 0, frames: 0 };
+  return {
+    sockets: names.map((name) => `${folder}/${name}`),
+    pids: [vswitch.pid],
+    async startCounting() {
+      before = await busyTime(vswitch);
+    },
+    async nanosecondsPerFrame() {
+      const now = await busyTime(vswitch);
+      const frames = now.frames - before.frames;
+      return frames === 0 ? null : ((now.busy - before.busy) * 1e9) / frames;
+    },
+    profile: () => takeProfile(vswitch.pid, folder),
+    close: () => vswitch.close(),
+  };
+}
 
 /** Seconds that the workers were busy, and frames that they took in. */
 async function busyTime(vswitch: SwitchProcess): Promise<{ busy: number; frames: number }> {

@@ -17,7 +17,7 @@ import { dirname } from 'node:path';
 import { parseArgs } from 'node:util';
 import { messageOf } from '../src/base/errors.ts';
 import { requireProgram } from '../src/vmm/programs.ts';
-import { BACKENDS, type BackendKind } from './backends.ts';
+import { BACKENDS, VRING_PROFILED, type BackendKind } from './backends.ts';
 import { machineFacts } from './machine.ts';
 import { measure } from './measure.ts';
 import { compare, ratioTable, runTable, type Rounds } from './report.ts';
@@ -30,6 +30,7 @@ const { values: options } = parseArgs({
     only: { type: 'string', default: '' },
     backends: { type: 'string', default: '' },
     json: { type: 'string', default: 'build/bench.json' },
+    profile: { type: 'boolean', default: false },
     help: { type: 'boolean', default: false },
   },
 });
@@ -39,6 +40,7 @@ const USAGE = `npm run bench -- [options]
   --seconds N        of each measured run (2)
   --only TEXT        scenarios whose name contains all words: 'pair split 64'
   --backends A,B     of vring, dpdk, ovs (all that are installed)
+  --profile          one more run of ours per scenario, under V8's profiler
   --json FILE        every run and ratio (build/bench.json)`;
 
 const LEGEND = `Above 1 we are faster. "own loops": the rival's nanoseconds per frame in
@@ -55,6 +57,10 @@ async function main(): Promise<void> {
     const rounds = await measureRounds(scenario, chosenBackends(scenario));
     measured.push({ scenario, rounds });
     console.log(`\n${runTable({ scenario, rounds })}`);
+    if (options.profile) {
+      const run = await attempt(VRING_PROFILED, scenario);
+      console.log(`where our worker's time goes:\n${run.profile ?? 'nothing was measured'}`);
+    }
   }
   const comparisons = measured.flatMap((rounds) => compare(rounds, 'vring'));
   if (comparisons.length > 0) console.log(`\n${ratioTable(comparisons)}\n${LEGEND}`);
@@ -106,6 +112,7 @@ async function attempt(kind: BackendKind, scenario: Scenario): Promise<Run> {
     backendNsPerFrame: null,
     clientNsPerFrame: null,
     waitingShare: 0,
+    profile: null,
     problem: messageOf(error),
   }));
   if (run.problem !== null) {

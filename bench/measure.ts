@@ -38,6 +38,7 @@ export async function measure(
   const elapsed = (end.atMs - start.atMs) / 1000;
   const waiting = waitingShare(start, end);
   const backendNsPerFrame = await backend.nanosecondsPerFrame();
+  const profile = kind.name === 'profiled' ? ((await backend.profile?.()) ?? null) : null;
   const forward = await client.stop();
   const cycles = parseCycles(forward);
   const megahertz = parseMegahertz(forward);
@@ -49,6 +50,7 @@ export async function measure(
     backendNsPerFrame,
     clientNsPerFrame: cycles === null || megahertz === null ? null : (cycles * 1000) / megahertz,
     waitingShare: waiting,
+    profile,
     problem: problem ?? problemOf(ppsPerPort, waiting),
   };
 }

@@ -11,6 +11,7 @@ const run = (backend: string, pps: number, ns: number, problem: string | null = 
   backendNsPerFrame: ns,
   clientNsPerFrame: 50,
   waitingShare: 0,
+  profile: null,
   problem,
 });
 

@@ -48,6 +48,8 @@ export type Run = {
   readonly clientNsPerFrame: number | null;
   /** Largest share of the time that a polling thread waited for its core. */
   readonly waitingShare: number;
+  /** Where the back-end's time went; only with --profile. */
+  readonly profile: string | null;
   /** Why a run does not count, or null. */
   readonly problem: string | null;
 };

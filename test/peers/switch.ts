@@ -32,6 +32,9 @@ export type SwitchOptions = {
   /** Name of a network namespace that it runs in. */
   readonly netns?: string | null;
   readonly args?: readonly string[];
+  /** Arguments of node itself, for instance `--cpu-prof`. */
+  readonly nodeArgs?: readonly string[];
+  readonly environment?: Readonly<Record<string, string>>;
 };
 
 /** Runs a command of `vring` to its end and returns its standard output. */
@@ -54,13 +57,15 @@ export class SwitchProcess {
 
   /** Starts the switch and waits until its control API answers. */
   static async start(options: SwitchOptions): Promise<SwitchProcess> {
-    const command = [process.execPath, MAIN, 'switch', '--control', options.control];
+    const node = [process.execPath, ...(options.nodeArgs ?? [])];
+    const command = [...node, MAIN, 'switch', '--control', options.control];
     for (const port of options.ports) command.push('--port', port);
     command.push(...(options.args ?? []));
     if (options.core != null) command.unshift('taskset', '-c', String(options.core));
     if (options.netns != null) command.unshift('ip', 'netns', 'exec', options.netns);
     const [program, ...args] = command as [string, ...string[]];
-    const child = startChild(program, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    const env = { ...process.env, ...options.environment };
+    const child = startChild(program, args, { stdio: ['ignore', 'pipe', 'pipe'], env });
     const started = new SwitchProcess(child, options.control);
     try {
       await waitFor('the control API of the switch', 20_000, async () => {

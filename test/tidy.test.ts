@@ -41,11 +41,12 @@ test('hot files hold to the hot rules', () => {
   assert.deepEqual(wrong, []);
 });
 
-test('files stay below 500 lines, lines below 101 columns', () => {
+test('files stay below 500 lines, lines below 101 columns; tests may quote long messages', () => {
   const wrong: string[] = [];
   for (const file of sources) {
     const lines = read(file).split('\n');
     if (!isTest(file) && lines.length > 501) wrong.push(`${file} has ${lines.length - 1} lines`);
+    if (isTest(file)) continue;
     for (const [i, line] of lines.entries()) {
       if (line.length > 100 && !/https?:/.test(line))
         wrong.push(`${file}:${i + 1} has ${line.length} columns`);

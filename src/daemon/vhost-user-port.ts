@@ -108,7 +108,7 @@ export class VhostUserPort implements SwitchPort {
     if (event.code !== FAULT_MEMORY_GONE) return;
     const reason = new VringError(
       'ERR_VRING_MEMORY_GONE',
-      'the front-end truncated the memory that it had shared; the session was ended, reconnect to start over',
+      'the front-end truncated the memory that it shared; its session was ended, reconnect it',
       { recovery: 'reconnect' },
     );
     void this.#endpoint?.session?.close(reason);

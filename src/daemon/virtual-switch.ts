@@ -102,7 +102,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       if (number >= MAX_PORTS) {
         throw new VringError(
           ERR_PORT_LIMIT,
-          `port ${config.name} would be one more than the ${MAX_PORTS} that a switch can have; remove one first`,
+          `port ${config.name}: a switch has ${MAX_PORTS} ports at most; remove one first`,
         );
       }
       const port = this.#create(config, number);

@@ -17,7 +17,7 @@ import type { VhostBackend } from '../base/vhost-backend.ts';
 import { GuestMemory } from '../memory/index.ts';
 import { drainEventfd, pollFd, signalEventfd, type Poll } from '../sys/index.ts';
 import { startVring, stopVring } from '../vhost-user/index.ts';
-import { PACKED_BASE_FRESH, faultName } from '../virtqueue/index.ts';
+import { faultName } from '../virtqueue/index.ts';
 import { disableCalls, enableCalls, needsKick } from '../virtqueue/driver/index.ts';
 import { formatMac } from '../wire/ethernet.ts';
 import {
@@ -36,6 +36,7 @@ import {
   VIRTIO_CONFIG_S_DRIVER_OK,
   VIRTIO_CONFIG_S_FEATURES_OK,
   hasFeature,
+  PACKED_BASE_FRESH,
 } from '../wire/virtio.ts';
 import { ControlQueue } from './control-queue.ts';
 import { readDeviceConfig, type DeviceConfig } from './device-config.ts';

@@ -4,12 +4,13 @@
  * Theory of operation. Two states that know nothing of each other (specification, "Ring states"):
  * `enabled` is what SET_VRING_ENABLE says; `running` means that the target has the ring. A ring
  * is *complete* with a size, addresses, a kick message, acked features and memory that covers it;
- * the base is 0 unless said. Whatever message completes it starts it, whatever changes it stops
- * and restarts it with the base where it was, and GET_VRING_BASE stops it for good: its next
- * start needs a new kick message. When the worker begins (first kick, or a ring found non-empty)
+ * the base is that of a new ring unless said. Whatever message completes it starts it, whatever
+ * changes it stops and restarts it with the base where it was, and GET_VRING_BASE stops it for
+ * good: its next start needs a new kick message. When the worker begins (first kick, or a ring found non-empty)
  * is the target's affair.
  */
 import { ProtocolError } from '../base/errors.ts';
+import { PACKED_BASE_FRESH } from '../wire/virtio.ts';
 import type { AddressMap } from '../memory/address-map.ts';
 import type { Fd } from '../sys/index.ts';
 import type { VringAddr } from '../wire/vhost-user.ts';
@@ -34,7 +35,8 @@ export type VringSnapshot = {
 type Vring = {
   readonly index: number;
   size: number; //            0: not known yet
-  base: number;
+  /** As SET_VRING_BASE had it, or where the ring was stopped; null: never said. */
+  base: number | null;
   addr: VringAddr | null;
   kicked: boolean; //         SET_VRING_KICK came, with an fd or with the no-fd bit
   enabled: boolean;
@@ -60,7 +62,7 @@ export class VringControl {
     this.#vrings = Array.from({ length: target.queueCount }, (_, index) => ({
       index,
       size: 0,
-      base: 0,
+      base: null,
       addr: null,
       kicked: false,
       enabled: false,
@@ -82,7 +84,7 @@ export class VringControl {
     return this.#vrings.map((vring) => ({
       index: vring.index,
       size: vring.size,
-      base: vring.base,
+      base: vring.base ?? this.#freshBase(),
       enabled: vring.enabled,
       running: vring.running,
       hasKickFd: vring.fds.kick !== null,
@@ -170,7 +172,12 @@ export class VringControl {
     vring.kicked = false;
     vring.fds.kick?.close();
     vring.fds.kick = null;
-    return vring.base;
+    return vring.base ?? this.#freshBase();
+  }
+
+  /** Where a ring starts whose base the front-end did not say. */
+  #freshBase(): number {
+    return isPacked(this.features ?? 0n) ? PACKED_BASE_FRESH : 0;
   }
 
   /**
@@ -214,9 +221,10 @@ export class VringControl {
 
   async #start(vring: Vring): Promise<void> {
     const { features, maps } = this;
-    const { index, size, base, addr } = vring;
+    const { index, size, addr } = vring;
     if (size === 0 || addr === null || !vring.kicked) return;
     if (features === null || maps === null) return;
+    const base = vring.base ?? this.#freshBase();
     checkSizeAndBase(index, size, base, features);
     const offsets = translateRing(index, addr, size, features, maps.uva);
     const { kick, call, err } = vring.fds;

@@ -5,13 +5,7 @@ import { VringError } from '../base/errors.ts';
 import { BATCH, MAX_CHAIN_DESCRIPTORS } from '../base/limits.ts';
 import * as virtio from '../wire/virtio.ts';
 import { ChainBatch, ROW_STRIDE } from './chain-batch.ts';
-import {
-  DeviceQueue,
-  PACKED_BASE_FRESH,
-  decodePackedBase,
-  encodePackedBase,
-  ringBase,
-} from './device-queue.ts';
+import { DeviceQueue, decodePackedBase, encodePackedBase, ringBase } from './device-queue.ts';
 import { hasAvailable, needsCall, putUsed, takeChains, untakeChains } from './device.hot.ts';
 import { PAIR_BASE_GPA, QueuePair, type QueuePairOptions } from './driver/queue-pair.ts';
 import * as faults from './faults.ts';
@@ -510,7 +504,7 @@ describe('a device starts', () => {
       usedWrap: 1,
     });
     assert.equal(encodePackedBase(5, 0, 3, 1), 0x8003_0005);
-    assert.deepEqual(decodePackedBase(PACKED_BASE_FRESH), {
+    assert.deepEqual(decodePackedBase(virtio.PACKED_BASE_FRESH), {
       avail: 0,
       availWrap: 1,
       used: 0,

@@ -197,9 +197,6 @@ export function ringBase(q: DeviceQueue): number {
   return encodePackedBase(q.nextAvail, q.availWrap, q.nextUsed, q.usedWrap);
 }
 
-/** Base of a packed ring that was just made: both positions 0, both wrap counters 1. */
-export const PACKED_BASE_FRESH = 0x8000_8000;
-
 /** Bits 0-14 avail index, 15 its wrap counter, 16-30 used index, 31 its wrap counter. */
 export function encodePackedBase(
   avail: number,

@@ -1,7 +1,6 @@
 export * from './chain-batch.ts';
 export {
   DeviceQueue,
-  PACKED_BASE_FRESH,
   decodePackedBase,
   encodePackedBase,
   ringBase,

@@ -208,3 +208,9 @@ export function ringLayout(size: number, packed: boolean, eventIdx = true): Ring
 function alignUp(value: number, align: number): number {
   return Math.ceil(value / align) * align;
 }
+
+/**
+ * Base of a packed ring that was just made, in vhost's encoding: bits 0-14 avail index, 15 its wrap
+ * counter, 16-30 used index, 31 its wrap counter. Both positions 0, both wrap counters 1.
+ */
+export const PACKED_BASE_FRESH = 0x8000_8000;

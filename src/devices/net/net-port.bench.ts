@@ -79,7 +79,8 @@ for (const ports of [1, 2] as const) {
   for (const packed of [false, true]) {
     for (const size of [64, 1500]) {
       const ns = measure(packed, size, ports, seconds);
-      const what = `${ports} port${ports > 1 ? 's' : ' '} ${packed ? 'packed' : 'split '} ${size} bytes`;
+      const format = packed ? 'packed' : 'split ';
+      const what = `${ports} port${ports > 1 ? 's' : ' '} ${format} ${size} bytes`;
       process.stdout.write(`${what.padEnd(30)} ${ns.toFixed(1)} ns per frame (lower quartile)\n`);
     }
   }

@@ -40,8 +40,8 @@ export const HOST_USO = 32;
 
 /**
  * Turns `chains` into frames of `batch`. Frames whose header asks for offloads that were
- * not negotiated are left out, so `chains.count - batch.count` of them were rejected. Returns the number
- * of frames or a negative fault: the driver broke the queue.
+ * not negotiated are left out, so `chains.count - batch.count` of them were rejected. Returns
+ * the number of frames or a negative fault: the driver broke the queue.
  */
 export function readFrames(
   arena: DataView,

@@ -2,7 +2,8 @@
  * From frames of the switch into chains of a receive queue (device to driver): the one copy.
  *
  * The start of a frame comes from our own header copy, the rest straight from where the source
- * guest has it. Ranges are collected and moved by one native call before anything is published. Virtio 1.2, 5.1.6.3.1 "Device Requirements: Setting Up Receive Buffers" and 5.1.6.4.
+ * guest has it. Ranges are collected and moved by one native call before anything is published.
+ * Virtio 1.2, 5.1.6.3.1 "Device Requirements: Setting Up Receive Buffers" and 5.1.6.4.
  */
 import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
 import type { DeviceQueue } from '../../virtqueue/device-queue.ts';

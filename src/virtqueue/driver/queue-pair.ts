@@ -1,6 +1,7 @@
 import type { AddressMap } from '../../memory/address-map.ts';
 import { ringLayout } from '../../wire/virtio.ts';
-import { DeviceQueue, PACKED_BASE_FRESH } from '../device-queue.ts';
+import { PACKED_BASE_FRESH } from '../../wire/virtio.ts';
+import { DeviceQueue } from '../device-queue.ts';
 import { DriverQueue, tableBytes, type DriverConfig } from './driver-queue.ts';
 
 export type QueuePairOptions = {

@@ -88,6 +88,7 @@ export class LinuxGuest {
     this.name = config.name;
     this.commandLine = shellCommand(argv);
     this.#folder = folder;
+    process.once('exit', this.#removeFolder);
     this.#bootTimeoutMs = config.bootTimeoutMs ?? BOOT_TIMEOUT_MS;
     this.#onEvent = config.onEvent ?? (() => {});
     this.#child = startChild(binary, argv.slice(1), { stdio: ['pipe', 'pipe', 'pipe'] });
@@ -203,12 +204,17 @@ export class LinuxGuest {
     await this.close();
   }
 
+  readonly #removeFolder = (): void => {
+    rmSync(this.#folder, { recursive: true, force: true });
+  };
+
   async #ended(): Promise<ExitStatus> {
     const status = await childExit(this.#child);
     const qmp = this.#qmp;
     this.#qmp = null;
     await qmp?.then((client) => client.close()).catch(() => {});
-    rmSync(this.#folder, { recursive: true, force: true });
+    process.off('exit', this.#removeFolder);
+    this.#removeFolder();
     return status;
   }
 

@@ -124,8 +124,8 @@ const owner = () =>
   text(/^([A-Za-z0-9_][A-Za-z0-9_.@-]*\$?)?(:[A-Za-z0-9_][A-Za-z0-9_.@-]*)?$/, OWNER).min(1, {
     error: OWNER,
   });
-const EXAMPLE_PATH = '/run/vring/vm0.sock';
-const SOCKET = `an absolute path of at most ${MAX_SOCKET_PATH_BYTES} bytes, such as ${EXAMPLE_PATH}`;
+const EXAMPLE = '/run/vring/vm0.sock';
+const SOCKET = `an absolute path of at most ${MAX_SOCKET_PATH_BYTES} bytes, such as ${EXAMPLE}`;
 const socketPath = () => text(/^\/[^\0]{0,105}[^/\0]$/, SOCKET);
 
 const MAC = 'a unicast MAC address, such as "52:54:00:12:34:56"';

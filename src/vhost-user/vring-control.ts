@@ -6,8 +6,8 @@
  * is *complete* with a size, addresses, a kick message, acked features and memory that covers it;
  * the base is that of a new ring unless said. Whatever message completes it starts it, whatever
  * changes it stops and restarts it with the base where it was, and GET_VRING_BASE stops it for
- * good: its next start needs a new kick message. When the worker begins (first kick, or a ring found non-empty)
- * is the target's affair.
+ * good: its next start needs a new kick message. When the worker begins (first kick, or a ring
+ * found non-empty) is the target's affair.
  */
 import { ProtocolError } from '../base/errors.ts';
 import { PACKED_BASE_FRESH } from '../wire/virtio.ts';

@@ -17,7 +17,7 @@ import {
   startChild,
   type ExitStatus,
 } from '../../src/vmm/index.ts';
-import { waitFor } from './scratch.ts';
+import { waitFor, type Scratch } from './scratch.ts';
 
 const run = promisify(execFile);
 const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -164,4 +164,16 @@ export class SwitchProcess {
   ended(): Promise<ExitStatus> {
     return childExit(this.#child);
   }
+}
+
+/** A switch with these ports: options behind `NAME=vhost-user:` and the socket `scratch/NAME`. */
+export async function startSwitch(
+  scratch: Scratch,
+  ports: Readonly<Record<string, string>>,
+): Promise<SwitchProcess> {
+  const words = Object.entries(ports).map(
+    ([name, options]) => `${name}=vhost-user:${scratch.path(name)}${options}`,
+  );
+  const control = scratch.path('control');
+  return scratch.own(await SwitchProcess.start({ ports: words, control }));
 }

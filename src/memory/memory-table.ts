@@ -37,15 +37,22 @@ export class MemoryTable {
     this.regions.push(region);
   }
 
-  /** Takes a region out; it is then the caller's, and still mapped. Null: there is none such. */
-  remove(match: RegionMatch): SharedRegion | null {
-    const at = this.regions.findIndex(
+  /** The region with these addresses and size, or null. */
+  find(match: RegionMatch): SharedRegion | null {
+    const found = this.regions.find(
       (region) =>
         BigInt(region.guestPhysAddr) === match.guestPhysAddr &&
         BigInt(region.userAddr) === match.userAddr &&
         BigInt(region.sizeBytes) === match.sizeBytes,
     );
-    return at < 0 ? null : this.regions.splice(at, 1)[0]!;
+    return found ?? null;
+  }
+
+  /** Takes a region out; it is then the caller's, and still mapped. Null: there is none such. */
+  remove(match: RegionMatch): SharedRegion | null {
+    const found = this.find(match);
+    if (found !== null) this.regions.splice(this.regions.indexOf(found), 1);
+    return found;
   }
 
   /** Guest-physical addresses: what descriptors hold. */

@@ -286,6 +286,23 @@ test('memory slots: added and removed one by one; a ring waits for its memory', 
     assert.equal(target.running.get(0)!.descOffset, target.table!.regions.at(-1)!.offset);
   }));
 
+test('QEMU before 8.0 adds and removes the same region for each queue pair', () =>
+  withSession(async (setup) => {
+    const { peer, session, target, fds } = setup;
+    await negotiate(setup);
+    const fd = fds.memory[0]!.number;
+    for (let pair = 0; pair < 2; pair++) {
+      await acked(peer, wire.VHOST_USER_ADD_MEM_REG, singleRegion(region(0)), [fd]);
+    }
+    await startRing(setup, 0);
+    assert.equal(session.state.memory!.regions, 1);
+    await acked(peer, wire.VHOST_USER_REM_MEM_REG, singleRegion(region(0)));
+    assert.ok(target.running.has(0), 'the other pair still has it');
+    await acked(peer, wire.VHOST_USER_REM_MEM_REG, singleRegion(region(0)));
+    assert.equal(target.running.has(0), false);
+    assert.equal(session.state.memory!.regions, 0);
+  }));
+
 test('509 slots, and not one more', () =>
   withSession(async (setup) => {
     const { peer, session, fds } = setup;

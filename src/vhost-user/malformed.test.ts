@@ -415,7 +415,8 @@ test('memory: ADD_MEM_REG overlaps', () =>
     },
     async (p) => {
       await prepare(p);
-      await p.peer.send(37, singleRegion(region(0)), [p.fds.memory[1]!.number]);
+      const moved = { ...region(0), userAddr: region(5).userAddr };
+      await p.peer.send(37, singleRegion(moved), [p.fds.memory[1]!.number]);
     },
   ));
 test('memory: REM_MEM_REG of what is not there', () =>

@@ -15,6 +15,11 @@ export class MemoryControl {
   readonly #target: BackendTarget;
   readonly #vrings: VringControl;
   #table: MemoryTable | null = null;
+  /**
+   * How often a region was added beyond the first time. QEMU before 8.0 says ADD_MEM_REG and
+   * REM_MEM_REG once for each queue pair of a device, with the same region.
+   */
+  readonly #again = new Map<SharedRegion, number>();
   /** Tables and regions that left while the target still has them. */
   readonly #leaving = new Set<{ close(): void }>();
 
@@ -43,13 +48,19 @@ export class MemoryControl {
     }
     const old = this.#table;
     this.#table = table;
+    this.#again.clear();
     if (old !== null) this.#leaving.add(old);
     await this.#publish(false);
   }
 
-  /** ADD_MEM_REG. */
+  /** ADD_MEM_REG. The same region once more is counted, and changes nothing. */
   async add(request: string, region: MemoryRegion, fd: Fd): Promise<void> {
     const table = this.#table ?? new MemoryTable();
+    const present = table.find(region);
+    if (present !== null) {
+      this.#again.set(present, (this.#again.get(present) ?? 0) + 1);
+      return;
+    }
     if (table.regions.length >= MAX_MEM_SLOTS) {
       const problem = `all ${MAX_MEM_SLOTS} memory slots are in use; remove a region first`;
       throw new ProtocolError('ERR_VRING_MEMORY_SLOTS', request, 'region', problem);
@@ -61,6 +72,12 @@ export class MemoryControl {
 
   /** REM_MEM_REG: the fd offset does not identify a region. */
   async remove(request: string, region: MemoryRegion): Promise<void> {
+    const present = this.#table?.find(region) ?? null;
+    const again = present === null ? 0 : (this.#again.get(present) ?? 0);
+    if (present !== null && again > 0) {
+      this.#again.set(present, again - 1);
+      return;
+    }
     const removed = this.#table?.remove(region) ?? null;
     if (removed === null) {
       const { guestPhysAddr: gpa, userAddr: uva, sizeBytes } = region;
@@ -69,6 +86,7 @@ export class MemoryControl {
         `and ${sizeBytes} bytes`;
       throw new ProtocolError('ERR_VRING_MEMORY_UNKNOWN', request, 'region', problem);
     }
+    this.#again.delete(removed);
     this.#leaving.add(removed);
     await this.#publish(true);
   }

@@ -178,6 +178,11 @@ void *vring_arena_at(double offset, double size) {
   return (void *)(arena_base + (uint64_t)offset);
 }
 
+char *vring_arena(uint64_t *size) {
+  *size = arena_size;
+  return (char *)arena_base;
+}
+
 /* A free entry, the one that was free for longest in effect. Call with the lock held. */
 static uint32_t free_entry(void) {
   for (uint32_t tried = 1; tried < MAX_REGIONS; tried++) {

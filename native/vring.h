@@ -48,6 +48,8 @@ void vring_export(napi_env env, napi_value exports, const char *name, napi_callb
 
 /* The arena's bytes [offset, offset + size), or NULL when that is not inside it. */
 void *vring_arena_at(double offset, double size);
+/* Where this process has its arena, and how large it is (far more than INT32_MAX, or 0). */
+char *vring_arena(uint64_t *size);
 
 void vring_register_arena(napi_env env, napi_value exports);
 void vring_register_bulk(napi_env env, napi_value exports);

@@ -57,7 +57,10 @@ export function readFrames(
   return judgeHeaders(batch, found, hdrLen, allowed);
 }
 
-/** First pass: where frames are. Returns how many, or a fault. */
+/**
+ * First pass: where frames are. Returns how many, or a fault. Columns are read into locals before
+ * the loop: a call in the loop would make the engine load and check each of them anew per access.
+ */
 function collectFrames(
   arena: DataView,
   chains: ChainBatch,
@@ -65,43 +68,47 @@ function collectFrames(
   batch: FrameBatch,
   hdrLen: number,
 ): number {
-  const count = chains.count;
+  const { count, readBytes, writeSegs, readSegs } = chains;
+  const { segFirst: chainFirst, segOffset: chainOffset, segLen: chainLen } = chains;
+  const { segFirst, segCount, segOffset, segLen, headerAt, headerLen, frameLen } = batch;
+  const { source, target, length } = plan;
   const slots = batch.headersAt + SLOT_START - hdrLen;
   let ranges = 0;
   let frames = 0;
   let segments = 0;
   for (let i = 0; i < count; i++) {
-    if (chains.writeSegs[i] !== 0) return FAULT_CHAIN_DIRECTION;
-    const frameLen = chains.readBytes[i] - hdrLen;
-    if (frameLen < 0) return FAULT_CHAIN_SHORT;
-    if (frameLen > FRAME_MAX) continue;
-    const copied = frameLen < COPY_BYTES ? frameLen : COPY_BYTES;
+    if (writeSegs[i] !== 0) return FAULT_CHAIN_DIRECTION;
+    const bytes = readBytes[i] - hdrLen;
+    if (bytes < 0) return FAULT_CHAIN_SHORT;
+    if (bytes > FRAME_MAX) continue;
+    const copied = bytes < COPY_BYTES ? bytes : COPY_BYTES;
     const need = hdrLen + copied;
-    const first = chains.segFirst[i];
-    const firstLen = chains.segLen[first];
-    batch.segFirst[frames] = segments;
+    const first = chainFirst[i];
+    const firstLen = chainLen[first];
+    const segmentsBefore = segments;
     if (firstLen >= need) {
-      const from = chains.segOffset[first];
-      plan.source[ranges] = from;
-      plan.target[ranges] = slots + frames * SLOT_BYTES;
-      plan.length[ranges++] = need;
+      const from = chainOffset[first];
+      source[ranges] = from;
+      target[ranges] = slots + frames * SLOT_BYTES;
+      length[ranges++] = need;
       if (firstLen > need) {
-        batch.segOffset[segments] = from + need;
-        batch.segLen[segments++] = firstLen - need;
+        segOffset[segments] = from + need;
+        segLen[segments++] = firstLen - need;
       }
-      const end = first + chains.readSegs[i];
+      const end = first + readSegs[i];
       for (let s = first + 1; s < end; s++) {
-        batch.segOffset[segments] = chains.segOffset[s];
-        batch.segLen[segments++] = chains.segLen[s];
+        segOffset[segments] = chainOffset[s];
+        segLen[segments++] = chainLen[s];
       }
     } else {
       const at = frames * SLOT_BYTES + SLOT_START - hdrLen;
       segments = gatherFrame(arena, chains, i, batch, at, need, segments);
     }
-    batch.segCount[frames] = segments - batch.segFirst[frames];
-    batch.headerAt[frames] = frames * SLOT_BYTES + SLOT_START;
-    batch.headerLen[frames] = copied;
-    batch.frameLen[frames] = frameLen;
+    segFirst[frames] = segmentsBefore;
+    segCount[frames] = segments - segmentsBefore;
+    headerAt[frames] = frames * SLOT_BYTES + SLOT_START;
+    headerLen[frames] = copied;
+    frameLen[frames] = bytes;
     frames++;
   }
   plan.count = ranges;
@@ -112,16 +119,16 @@ function collectFrames(
 
 /** Second pass: the virtio-net headers. Frames that are refused are closed up over. */
 function judgeHeaders(batch: FrameBatch, count: number, hdrLen: number, allowed: number): number {
-  const headers = batch.headerView;
+  const { headerView, offload, gsoType } = batch;
   let kept = 0;
   for (let i = 0; i < count; i++) {
-    const at = batch.headerAt[i] - hdrLen;
-    const flags = headers.getUint16(at, true); // flags | gso_type << 8
+    const at = i * SLOT_BYTES + SLOT_START - hdrLen;
+    const flags = headerView.getUint16(at, true); // flags | gso_type << 8
     if (kept !== i) moveFrame(batch, i, kept);
     if (flags === 0) {
-      batch.offload[kept] = 0;
-      batch.gsoType[kept] = 0;
-    } else if (!readOffload(headers, at, batch, kept, allowed)) {
+      offload[kept] = 0;
+      gsoType[kept] = 0;
+    } else if (!readOffload(headerView, at, batch, kept, allowed)) {
       continue;
     }
     kept++;

@@ -7,6 +7,11 @@
 #include <time.h>
 #include <unistd.h>
 
+static napi_value yield_thread(napi_env env, napi_callback_info info) {
+  (void)info;
+  return vring_result(env, sched_yield());
+}
+
 static napi_value set_thread_name(napi_env env, napi_callback_info info) {
   VRING_ARGS(1);
   char name[16];
@@ -47,5 +52,6 @@ void vring_register_thread(napi_env env, napi_value exports) {
   vring_export(env, exports, "setThreadName", set_thread_name);
   vring_export(env, exports, "cpuSeconds", cpu_seconds);
   vring_export(env, exports, "pinThread", pin_thread);
+  vring_export(env, exports, "yieldThread", yield_thread);
   vring_export(env, exports, "setns", set_ns);
 }

@@ -213,6 +213,11 @@ export class NetGuest implements FrameLink {
     });
   }
 
+  /** False before the rings start, between `stop` and `resume`, and after the end. */
+  get running(): boolean {
+    return this.#running;
+  }
+
   get queuePairs(): number {
     return this.rx.length;
   }

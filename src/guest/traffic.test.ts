@@ -103,3 +103,14 @@ test('an idle sink sleeps', async () => {
     await pair.close();
   }
 });
+
+test('traffic ends with its guest', { timeout: 10_000 }, async () => {
+  const pair = await startGuestPair({ notify: 'manual' });
+  const [a, b] = pair.guests.map(({ guest }) => guest);
+  const sinking = runTraffic({ guest: b });
+  const sending = runTraffic({ guest: a, generate: { sizeBytes: 64, targetMac: b.mac } });
+  await new Promise((resolve) => setTimeout(resolve, 500)); // the sink sleeps by then, or works
+  await pair.close();
+  assert.ok((await sending).sent.frames > 0);
+  assert.ok((await sinking).received.frames > 0);
+});

@@ -10,7 +10,7 @@
 import { assert } from '../base/assert.ts';
 import { VringError } from '../base/errors.ts';
 import { BATCH } from '../base/limits.ts';
-import { CopyPlan, processCpuSeconds } from '../sys/index.ts';
+import { CopyPlan, processCpuSeconds, yieldThread } from '../sys/index.ts';
 import { disableCalls } from '../virtqueue/driver/index.ts';
 import { parseMac } from '../wire/ethernet.ts';
 import {
@@ -135,7 +135,10 @@ const GSO_FEATURE: Readonly<Record<GsoKind, number | null>> = {
   udp6: VIRTIO_NET_F_HOST_USO,
 };
 
-/** Runs until the time is over, `signal` aborts, or the guest fails (then it throws). */
+/**
+ * Runs until the time is over, `signal` aborts, the guest is stopped or closed, or it fails (then
+ * this throws).
+ */
 export async function runTraffic(options: TrafficOptions): Promise<TrafficReport> {
   return new TrafficRun(options).run();
 }
@@ -195,7 +198,7 @@ class TrafficRun {
     const limit = generate?.frames ?? Infinity;
     const sleeps = this.#frame === null;
     let idle = 0;
-    for (;;) {
+    while (this.#guest.running) {
       const work = this.#slice(end, limit);
       const now = performance.now();
       if (now >= end || signal?.aborted === true || this.#guest.failure !== null) return;
@@ -212,7 +215,7 @@ class TrafficRun {
   async #draining(): Promise<void> {
     const end = performance.now() + DRAIN_MS;
     let quietSince = performance.now();
-    for (;;) {
+    while (this.#guest.running) {
       if (this.#receiveRound() > 0) quietSince = performance.now();
       const now = performance.now();
       if (now > end || now - quietSince > DRAIN_QUIET_MS || this.#guest.failure !== null) return;
@@ -225,12 +228,15 @@ class TrafficRun {
     const sliceEnd = Math.min(performance.now() + SLICE_MS, end);
     let work = 0;
     do {
+      const before = work;
       // The clock is read once in a few rounds: it costs as much as some frames.
       for (let i = 0; i < 8; i++) {
         work += this.#receiveRound();
         work += this.#sendRound(limit);
         if (this.#guest.failure !== null) return work;
       }
+      // What we wait for may wait for our processor: two guests and a switch on two cores.
+      if (work === before) yieldThread();
     } while (performance.now() < sliceEnd);
     return work;
   }

@@ -35,7 +35,7 @@ export type { TapOffloads, TapOptions } from './tap.ts';
 export {
   enterNetns,
   pinThread,
-  processCpuSeconds,
+  processCpuSeconds, yieldThread,
   setThreadName,
   threadCpuSeconds,
 } from './thread.ts';

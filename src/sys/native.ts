@@ -64,6 +64,7 @@ export type Native = {
   pollStop(poll: object): void;
 
   setThreadName(name: string): number;
+  yieldThread(): number;
   cpuSeconds(ofProcess: number): number;
   pinThread(cpu: number): number;
   setns(fd: number, type: number): number;

@@ -48,3 +48,10 @@ export function enterNetns(path: string): void {
   using fd = openFd(path, 0);
   check('setns', native.setns(fd.number, CLONE_NEWNET), () => path);
 }
+
+/**
+ * Lets another thread run that waits for this processor. For loops that poll while what they wait
+ * for may need the very core that they burn. Hot: returns 0 always.
+ * @syscalls sched_yield
+ */
+export const yieldThread: () => number = native.yieldThread;

@@ -1,7 +1,12 @@
 /** Errors of the control API: which status, which body. */
 import { ConfigError, messageOf, VringError } from '../base/errors.ts';
 import { ConfigProblems } from './config-problem.ts';
-import { ERR_PORT_EXISTS, ERR_PORT_LIMIT, ERR_PORT_NOT_FOUND } from './switch-control.ts';
+import {
+  ERR_CAPTURE_BUSY,
+  ERR_PORT_EXISTS,
+  ERR_PORT_LIMIT,
+  ERR_PORT_NOT_FOUND,
+} from './switch-control.ts';
 
 /** A request that cannot be served, with its HTTP status. */
 export class ApiError extends VringError {
@@ -20,6 +25,7 @@ const STATUS: Readonly<Record<string, number>> = {
   [ERR_PORT_NOT_FOUND]: 404,
   [ERR_PORT_EXISTS]: 409,
   [ERR_PORT_LIMIT]: 409,
+  [ERR_CAPTURE_BUSY]: 409,
   ERR_VRING_SOCKET_IN_USE: 409,
   ERR_VRING_CLOSED: 503,
 };

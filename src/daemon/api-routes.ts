@@ -137,7 +137,7 @@ export const ROUTES: readonly Route[] = [
       snapLen: queryInt(14, MAX_SNAP_BYTES, 'bytes kept of each frame').default(MAX_SNAP_BYTES),
     }),
     answers: { 200: { description: 'A pcapng stream.', type: 'application/x-pcapng' } },
-    errors: [404, 503],
+    errors: [404, 409, 503],
     socketOnly: true,
     async handle({ control, params, query, captures }) {
       if (captures.full) throw busy('captures');

@@ -8,7 +8,7 @@ type Json = Record<string, unknown>;
 const ERRORS: Readonly<Record<number, string>> = {
   400: 'The request is wrong; `error.path` says where.',
   404: 'There is no such port.',
-  409: 'The name, socket or interface is taken, or there are too many ports.',
+  409: 'Taken: the name, socket or interface of a port, its capture, or the last free port.',
   500: 'The switch or the kernel failed.',
   503: 'The switch starts or ends, or too many streams are open.',
 };

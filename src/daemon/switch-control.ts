@@ -57,6 +57,9 @@ export const ERR_PORT_EXISTS = 'ERR_VRING_PORT_EXISTS';
 /** The switch has MAX_PORTS ports. */
 export const ERR_PORT_LIMIT = 'ERR_VRING_PORT_LIMIT';
 
+/** The port is being captured already. */
+export const ERR_CAPTURE_BUSY = 'ERR_VRING_CAPTURE_BUSY';
+
 export function portNotFound(name: string): VringError {
   return new VringError(ERR_PORT_NOT_FOUND, `there is no port named ${JSON.stringify(name)}`);
 }

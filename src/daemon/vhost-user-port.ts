@@ -195,10 +195,11 @@ export class VhostUserPort implements SwitchPort {
     const { reason } = event;
     // An orderly end leaves the last fault on display: it says more than "disconnected".
     if (reason !== null) this.#reason = reasonOf(reason);
+    else this.#reason ??= reasonOf(frontendGone());
     if (event.kind === 'failed') {
       this.#context.report('endpoint-failed', event.reason.message);
     } else {
-      this.#context.report('session-ended', reason?.message ?? 'the front-end disconnected');
+      this.#context.report('session-ended', (reason ?? frontendGone()).message);
     }
   }
 
@@ -211,6 +212,11 @@ export class VhostUserPort implements SwitchPort {
       .catch(() => undefined);
     return true;
   }
+}
+
+/** A guest that ends, reboots or is killed: its socket just closes. */
+function frontendGone(): VringError {
+  return new VringError('ERR_VRING_DISCONNECTED', 'the front-end disconnected');
 }
 
 function runs(vring: HostedVring): boolean {

@@ -23,6 +23,7 @@ import {
 import { faultName } from '../virtqueue/faults.ts';
 import { portCounters } from './port-counters.ts';
 import {
+  ERR_CAPTURE_BUSY,
   ERR_PORT_LIMIT,
   type PortUpdate,
   type SwitchControl,
@@ -174,7 +175,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     const { port } = this.#entry(name);
     if (this.#captures.has(port.number)) {
       throw new VringError(
-        'ERR_VRING_CAPTURE_BUSY',
+        ERR_CAPTURE_BUSY,
         `port ${name} is being captured already; end that capture first`,
         { recovery: 'retry' },
       );

@@ -8,12 +8,13 @@
  *
  * Started by `DataPlaneWorker`; `workerData` is a `WorkerBoot`.
  */
+import { flushCompileCache } from 'node:module';
 import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { assert } from '../base/assert.ts';
 import { messageOf, VringError } from '../base/errors.ts';
 import { Epoll } from '../sys/epoll.ts';
 import { drainEventfd } from '../sys/eventfd.ts';
-import { setThreadName, threadCpuSeconds } from '../sys/thread.ts';
+import { setThreadName, threadCpuSeconds, yieldThread } from '../sys/thread.ts';
 import type {
   CreatePlane,
   DataPlane,
@@ -89,6 +90,7 @@ class WorkerLoop {
         this.#busyMs += nowMs - startedMs;
       } else {
         this.#emptyPolls++;
+        yieldThread(); // whoever fills our queues may wait for this very processor
       }
       startedMs = nowMs;
       if (plane.awake === 0) {
@@ -172,4 +174,5 @@ class WorkerLoop {
 const boot = workerData as WorkerBoot;
 setThreadName(boot.name);
 const { createPlane } = (await import(boot.planeModule)) as { createPlane: CreatePlane };
+flushCompileCache(); // for the next worker; this one never returns to where Node would write it
 new WorkerLoop(boot, createPlane).run();

@@ -26,6 +26,8 @@ export interface SwitchPort {
   /** Starts the data half, then whatever frames come from. Undone by `close`. */
   open(): Promise<void>;
   close(): Promise<void>;
+  /** Frees what the worker used until it removed the port. Idempotent. */
+  release(): void;
   setLink(up: boolean): Promise<void>;
   /** The worker found a queue or the memory of this port broken. */
   faulted(event: PlaneEvent): void;

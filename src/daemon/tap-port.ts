@@ -2,9 +2,9 @@ import { VringError } from '../base/errors.ts';
 import type { AddTapPort, NetPortStatus } from '../devices/net/index.ts';
 import { PrivateMemory } from '../memory/index.ts';
 import type { Fd } from '../sys/fd.ts';
-import { openTap, setInterfaceMtu, setInterfaceUp, setTapOffloads } from '../sys/tap.ts';
+import { interfaceMac, openTap, setInterfaceMtu, setInterfaceUp, setTapOffloads } from '../sys/tap.ts';
 import { TAP_ACCEPTS, TAP_ACCEPTS_USO, TAP_SCRATCH_BYTES } from '../uplinks/index.ts';
-import { type PortContext, type SwitchPort, settingsOf } from './switch-port.ts';
+import { type PortContext, type PortReason, type SwitchPort, reasonOf, settingsOf } from './switch-port.ts';
 import type { PortStatus, TapPortConfig } from './switch-types.ts';
 
 /** An uplink to the host: a TAP interface, created if it is not there, gone with the port. */
@@ -15,6 +15,8 @@ export class TapPort implements SwitchPort {
   readonly #context: PortContext;
   #fd: Fd | null = null;
   #scratch: PrivateMemory | null = null;
+  /** Set once the host deleted the interface: the fd reads nothing any more, for good. */
+  #gone: PortReason | null = null;
 
   constructor(config: TapPortConfig, context: PortContext) {
     this.config = config;
@@ -46,7 +48,9 @@ export class TapPort implements SwitchPort {
     this.#context.report('port-up', `${config.name}: attached to ${name}`);
   }
 
-  async close(): Promise<void> {
+  async close(): Promise<void> {}
+
+  release(): void {
     this.#fd?.close();
     this.#fd = null;
     this.#scratch?.close();
@@ -65,12 +69,13 @@ export class TapPort implements SwitchPort {
 
   status(_plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'> {
     const { config } = this;
+    this.#lookForInterface();
     return {
       name: config.name,
       kind: 'tap',
       endpoint: config.interface,
-      state: this.linkUp ? 'up' : 'down',
-      reason: null,
+      state: this.linkUp && this.#gone === null ? 'up' : 'down',
+      reason: this.#gone,
       linkUp: this.linkUp,
       sessions: 0,
       mtu: config.mtu,
@@ -79,5 +84,16 @@ export class TapPort implements SwitchPort {
       memory: null,
       queues: [],
     };
+  }
+
+  #lookForInterface(): void {
+    if (this.#fd === null || this.#gone !== null) return;
+    try {
+      interfaceMac(this.config.interface);
+    } catch (cause) {
+      const message = `the interface ${this.config.interface} is gone; remove the port and add it again`;
+      this.#gone = reasonOf(new VringError('ERR_VRING_INTERFACE_GONE', message, { cause }));
+      this.#context.report('port-down', message);
+    }
   }
 }

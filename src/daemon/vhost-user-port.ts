@@ -97,6 +97,8 @@ export class VhostUserPort implements SwitchPort {
     await endpoint?.close();
   }
 
+  release(): void {}
+
   async setLink(up: boolean): Promise<void> {
     this.linkUp = up;
     this.#device.linkUp = up;

@@ -112,6 +112,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
         await port.open();
       } catch (error) {
         await port.close();
+        port.release();
         throw error;
       }
       const entry: Entry = { port, vlan: config.vlan };
@@ -224,6 +225,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     // Sessions first: they ask the worker to let go of their rings.
     await entry.port.close();
     await this.#worker.request('removePort', { port: entry.port.number });
+    entry.port.release();
     this.#entries[entry.port.number] = null;
   }
 

@@ -2,9 +2,21 @@ import { VringError } from '../base/errors.ts';
 import type { AddTapPort, NetPortStatus } from '../devices/net/index.ts';
 import { PrivateMemory } from '../memory/index.ts';
 import type { Fd } from '../sys/fd.ts';
-import { interfaceMac, openTap, setInterfaceMtu, setInterfaceUp, setTapOffloads } from '../sys/tap.ts';
+import {
+  interfaceMac,
+  openTap,
+  setInterfaceMtu,
+  setInterfaceUp,
+  setTapOffloads,
+} from '../sys/tap.ts';
 import { TAP_ACCEPTS, TAP_ACCEPTS_USO, TAP_SCRATCH_BYTES } from '../uplinks/index.ts';
-import { type PortContext, type PortReason, type SwitchPort, reasonOf, settingsOf } from './switch-port.ts';
+import {
+  type PortContext,
+  type PortReason,
+  type SwitchPort,
+  reasonOf,
+  settingsOf,
+} from './switch-port.ts';
 import type { PortStatus, TapPortConfig } from './switch-types.ts';
 
 /** An uplink to the host: a TAP interface, created if it is not there, gone with the port. */
@@ -91,7 +103,8 @@ export class TapPort implements SwitchPort {
     try {
       interfaceMac(this.config.interface);
     } catch (cause) {
-      const message = `the interface ${this.config.interface} is gone; remove the port and add it again`;
+      const name = this.config.interface;
+      const message = `the interface ${name} is gone; remove the port and add it again`;
       this.#gone = reasonOf(new VringError('ERR_VRING_INTERFACE_GONE', message, { cause }));
       this.#context.report('port-down', message);
     }

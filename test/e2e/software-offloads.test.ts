@@ -135,7 +135,10 @@ for (const packed of [false, true]) {
         const headers = 14 + (kind.endsWith('4') ? 20 : 40) + (kind.startsWith('tcp') ? 20 : 8);
         await send(scratch.path('a'), kind, packed, headers + 200, 200);
         await waitFor('all frames', 5000, () => problems.length >= FRAMES);
-        deepEqual(problems, Array.from({ length: FRAMES }, () => null));
+        deepEqual(
+          problems,
+          Array.from({ length: FRAMES }, () => null),
+        );
         const after = await countersOf(vswitch, 'b');
         equal(after('csumCompleted') - before('csumCompleted'), FRAMES);
         equal(after('gsoSegmented'), before('gsoSegmented'));

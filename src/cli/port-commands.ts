@@ -202,7 +202,8 @@ export async function showMacs(options: MacOptions): Promise<void> {
   if (options.flush) {
     const result = await client.json<{ flushed: number }>(`/v1/macs${query}`, { method: 'DELETE' });
     if (options.json) return printJson(result);
-    return print(`${result.flushed} addresses are forgotten`);
+    const what = result.flushed === 1 ? 'address is' : 'addresses are';
+    return print(`${result.flushed} ${what} forgotten`);
   }
   const entries = await client.json<MacEntry[]>(`/v1/macs${query}`);
   if (options.json) return printJson(entries);

@@ -16,3 +16,4 @@ if [ ! -f "$stamp" ] || [ package-lock.json -nt "$stamp" ]; then
   touch "$stamp"
 fi
 node_modules/.bin/node native/build.cjs
+node_modules/.bin/node scripts/warm.ts

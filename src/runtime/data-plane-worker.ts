@@ -2,6 +2,7 @@ import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
 import { VringError } from '../base/errors.ts';
 import { createEventfd, signalEventfd } from '../sys/eventfd.ts';
 import type { Fd } from '../sys/fd.ts';
+import { workerEnvironment } from './compile-cache.ts';
 import type { PlaneEvent, VringAttach, WorkerCounters } from './data-plane.ts';
 import type { WorkerBoot, WorkerReply, WorkerRequest } from './worker.ts';
 
@@ -45,14 +46,13 @@ export class DataPlaneWorker {
       spinMs: options.spinMs,
       options: options.planeOptions,
     };
-    const entry = new URL(
-      import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js',
-      import.meta.url,
-    );
+    const isUnbuilt = import.meta.url.endsWith('.ts');
+    const entry = new URL(isUnbuilt ? './worker.ts' : './worker.js', import.meta.url);
     this.#worker = new Worker(entry, {
       workerData: boot,
       transferList: [port2],
       name: options.name,
+      env: workerEnvironment(isUnbuilt),
       // Some of the process's own options (--input-type) are refused for a worker, and V8's are
       // the process's anyway.
       execArgv: [],

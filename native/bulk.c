@@ -42,8 +42,8 @@ static inline void move_range(char *to, const char *from, size_t size) {
 
 /*
  * copyRanges(columns: ArrayBuffer, capacity, count): how many ranges lay outside the arena and
- * were skipped. The buffer holds source offsets (f64), target offsets (f64) and lengths (i32),
- * `capacity` of each. One buffer, because each argument costs some 20 ns.
+ * were skipped. The buffer holds source offsets, target offsets and lengths, doubles, `capacity`
+ * of each. One buffer, because each argument costs some 20 ns.
  */
 static napi_value copy_ranges(napi_env env, napi_callback_info info) {
   VRING_ARGS(3);
@@ -55,10 +55,10 @@ static napi_value copy_ranges(napi_env env, napi_callback_info info) {
     return NULL;
   }
   if (!vring_u32(env, argv[1], &capacity) || !vring_u32(env, argv[2], &count)) return NULL;
-  if (count > capacity || bytes / 20 < capacity) return vring_number(env, -EINVAL);
+  if (count > capacity || bytes / 24 < capacity) return vring_number(env, -EINVAL);
   const double *source = data;
   const double *target = source + capacity;
-  const int32_t *length = (const int32_t *)(target + capacity);
+  const double *length = target + capacity;
   uint64_t arena_bytes;
   char *const arena = vring_arena(&arena_bytes);
   int32_t refused = 0;
@@ -75,7 +75,7 @@ static napi_value copy_ranges(napi_env env, napi_callback_info info) {
     /* What is negative or no number becomes a huge offset. */
     uint64_t from = (uint64_t)(int64_t)source[i];
     uint64_t to = (uint64_t)(int64_t)target[i];
-    uint64_t size = (uint32_t)length[i];
+    uint64_t size = (uint64_t)(int64_t)length[i];
     if (size <= INT32_MAX && from <= arena_bytes - size && to <= arena_bytes - size) {
       move_range(arena + to, arena + from, size);
     } else {

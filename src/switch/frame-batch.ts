@@ -32,6 +32,21 @@ export const DESTINATION_FLOOD = -1;
  */
 export const DESTINATION_DROP = -2;
 
+/** Distance of two columns in `FrameBatch.rows`, in words. */
+export const FRAME_ROW_STRIDE = BATCH;
+// Columns of `FrameBatch.rows`; hot files have the offsets, HEADER_LEN is 64 and so on.
+const HEADER_AT = 0;
+const HEADER_LEN = 1;
+const FRAME_LEN = 2;
+const SEG_FIRST = 3;
+const SEG_COUNT = 4;
+const OFFLOAD = 5;
+const GSO_TYPE = 6;
+const VLAN = 7;
+const TAGGED = 8;
+const DESTINATION = 9;
+const COLUMNS = 10;
+
 /** Header slots of one batch. */
 export const FRAME_BATCH_BYTES = BATCH * HEADER_SLOT_BYTES;
 
@@ -50,13 +65,30 @@ export class FrameBatch {
   readonly segCapacity: number;
   count = 0;
   segments = 0;
+  /**
+   * 1: no frame has an offload or more than one segment behind its header, frame i has header slot
+   * i and starts at HEADER_SLOT_START in it, and the three sums below hold. 0: not known. Set by
+   * `receive`; the switch zeroes it before. Edits of tags leave it but not the sums.
+   */
+  plain = 0;
+  /** Sum, largest and smallest of `frameLen`. */
+  bytes = 0;
+  longest = 0;
+  shortest = 0;
 
   /** Header slots, HEADER_SLOT_BYTES each. */
   readonly headers: Uint8Array;
   /** Arena offset of `headers`, so that ports can copy into and out of it by a CopyPlan. */
   readonly headersAt: number;
   readonly headerView: DataView;
-  /** Where in `headers` the frame starts. */
+  readonly headerWords: Int32Array;
+
+  /**
+   * The int columns below, one behind the other, FRAME_ROW_STRIDE words apart: loops over many
+   * columns go through this one array, whose pointer stays in a register.
+   */
+  readonly rows: Int32Array;
+  /** Where in `headers` the frame starts: a multiple of 4. */
   readonly headerAt: Int32Array;
   /**
    * Bytes of the frame that are in `headers`. `receive` copies min(frameLen, HEADER_COPY_BYTES);
@@ -72,49 +104,54 @@ export class FrameBatch {
   readonly segLen: Int32Array;
 
   /** OFFLOAD_* bits. csumStart and csumOffset count from the start of the frame. */
-  readonly offload: Uint8Array;
+  readonly offload: Int32Array;
   readonly csumStart: Uint16Array;
   readonly csumOffset: Uint16Array;
   /** GSO_*; gsoSize is the payload bytes per segment; gsoHeaderLen a hint only. */
-  readonly gsoType: Uint8Array;
+  readonly gsoType: Int32Array;
   readonly gsoSize: Uint16Array;
   readonly gsoHeaderLen: Uint16Array;
 
   /** Set by the switch: VLAN id. */
-  readonly vlan: Uint16Array;
+  readonly vlan: Int32Array;
   /**
    * Set by the switch: TAG_PRESENT while a tag is in the header, and in the low four bits what the
    * tag says or shall say beside the VLAN: priority (3 bits) and drop eligibility (1).
    */
-  readonly tagged: Uint8Array;
+  readonly tagged: Int32Array;
   /** Set by the switch: port index, DESTINATION_FLOOD, or DESTINATION_DROP and below. */
-  readonly destination: Int16Array;
+  readonly destination: Int32Array;
 
   /** `memory`: the arena, and FRAME_BATCH_BYTES of our own memory in it for the header slots. */
   constructor(memory: HeaderMemory, capacity = BATCH, segCapacity = BATCH_SEGMENTS) {
     assert(capacity <= BATCH, 'header memory is for BATCH frames');
-    this.capacity = capacity;
-    this.segCapacity = segCapacity;
+    this.capacity = capacity | 0;
+    this.segCapacity = segCapacity | 0;
     const { buffer, at } = memory;
     this.headers = new Uint8Array(buffer, at, capacity * HEADER_SLOT_BYTES);
     this.headerView = new DataView(buffer, at, capacity * HEADER_SLOT_BYTES);
+    this.headerWords = new Int32Array(buffer, at, (capacity * HEADER_SLOT_BYTES) / 4);
     this.headersAt = at;
-    this.headerAt = new Int32Array(capacity);
-    this.headerLen = new Int32Array(capacity);
-    this.frameLen = new Int32Array(capacity);
-    this.segFirst = new Int32Array(capacity);
-    this.segCount = new Int32Array(capacity);
+    const rows = new Int32Array(COLUMNS * FRAME_ROW_STRIDE);
+    const column = (k: number) =>
+      rows.subarray(k * FRAME_ROW_STRIDE, k * FRAME_ROW_STRIDE + capacity);
+    this.rows = rows;
+    this.headerAt = column(HEADER_AT);
+    this.headerLen = column(HEADER_LEN);
+    this.frameLen = column(FRAME_LEN);
+    this.segFirst = column(SEG_FIRST);
+    this.segCount = column(SEG_COUNT);
     this.segOffset = new Float64Array(segCapacity);
     this.segLen = new Int32Array(segCapacity);
-    this.offload = new Uint8Array(capacity);
+    this.offload = column(OFFLOAD);
     this.csumStart = new Uint16Array(capacity);
     this.csumOffset = new Uint16Array(capacity);
-    this.gsoType = new Uint8Array(capacity);
+    this.gsoType = column(GSO_TYPE);
     this.gsoSize = new Uint16Array(capacity);
     this.gsoHeaderLen = new Uint16Array(capacity);
-    this.vlan = new Uint16Array(capacity);
-    this.tagged = new Uint8Array(capacity);
-    this.destination = new Int16Array(capacity);
+    this.vlan = column(VLAN);
+    this.tagged = column(TAGGED);
+    this.destination = column(DESTINATION);
   }
 }
 

@@ -19,6 +19,7 @@ const MIN_TAGGED_BYTES = 18;
 const MAX_FRAME_BYTES = 65553;
 // An Ethernet and an IPv4 header: a checksum further in front could overwrite what we judged.
 const MIN_CSUM_START = 34;
+const MAX_CSUM_START = 65531; // a tag pushed in front moves it by 4, and the column has 16 bits
 const NEEDS_CSUM = 1;
 const GSO_ECN = 0x80;
 const TYPE_AT = 12;
@@ -72,7 +73,7 @@ export function checkFrame(batch: FrameBatch, i: number): number {
 function checkOffload(batch: FrameBatch, i: number): boolean {
   const start = batch.csumStart[i];
   if ((batch.offload[i] & NEEDS_CSUM) !== 0) {
-    if (start < MIN_CSUM_START) return false;
+    if (start < MIN_CSUM_START || start > MAX_CSUM_START) return false;
     if (start + batch.csumOffset[i] + 2 > batch.frameLen[i]) return false;
   }
   const type = batch.gsoType[i];

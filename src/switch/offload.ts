@@ -42,6 +42,13 @@ export const GSO_HEADER_BYTES_MAX = HEADER_AREA_BYTES;
  */
 export const GSO_SEGMENTS_MAX = 1366;
 
+/**
+ * Segments that the frames of one round may become, all receivers together: 2 ms of work. 64 of the
+ * largest TSO frames with a usual MSS stay below it; what a guest asks for beyond is dropped as
+ * DROP_GSO_SIZE, so that it cannot take the others' time.
+ */
+export const GSO_SEGMENTS_PER_ROUND = 4096;
+
 /** Room for a batch of 1514-byte frames, or two of the largest. */
 const HEAP_BYTES = 2 * 65536 + 16384;
 
@@ -79,6 +86,9 @@ export class SoftwareOffload {
   #frameLen = 0;
   #nextSegment = 0;
 
+  /** Segments that this round may still make. */
+  #budget = GSO_SEGMENTS_PER_ROUND;
+
   /** `scratchAt` is the arena offset of OFFLOAD_SCRATCH_BYTES of our own memory. */
   constructor(view: DataView, bytes: Uint8Array, scratchAt: number) {
     assert(scratchAt + OFFLOAD_SCRATCH_BYTES <= view.byteLength, 'scratch lies in the arena');
@@ -89,6 +99,11 @@ export class SoftwareOffload {
     this.#heapAt = this.#headersAt + BATCH * HEADER_AREA_BYTES;
     this.#heapEnd = scratchAt + OFFLOAD_SCRATCH_BYTES;
     this.#heapNext = this.#heapAt;
+  }
+
+  /** A new round of the switch. */
+  startRound(): void {
+    this.#budget = GSO_SEGMENTS_PER_ROUND;
   }
 
   /** Segments that the frame of the last `begin` becomes; 0 when only its checksum is due. */
@@ -121,6 +136,7 @@ export class SoftwareOffload {
       const problem = this.#planFrame(kind, source.gsoSize[i], maxFrameBytes + tagBytes);
       if (problem !== 0) return problem;
       this.#plan[PLAN_PARTIAL] = (accepts & ACCEPT_CSUM) !== 0 ? 1 : 0;
+      this.#budget -= this.#plan[PLAN_SEGMENTS];
       this.#nextSegment = 0;
       this.#todo = SEGMENTS;
     }
@@ -138,7 +154,7 @@ export class SoftwareOffload {
       kind,
       gsoSize,
       GSO_HEADER_BYTES_MAX,
-      GSO_SEGMENTS_MAX,
+      Math.min(GSO_SEGMENTS_MAX, this.#budget),
       plan,
     );
     if (outcome === PLAN_BAD_TYPE) return DROP_GSO_TYPE;

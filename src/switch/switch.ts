@@ -173,8 +173,10 @@ export class Switch {
   forward(ingress: number): number {
     const port = this.#port(ingress);
     const batch = this.#batch;
+    batch.plain = 0;
     const count = port.plane.receive(batch);
     if (count === 0) return 0;
+    this.#offload.startRound();
     if (port.tap !== null) port.tap.ingress(batch, count);
     if (port.reflect) this.#reflect(port, count);
     else this.#judge(port, count);

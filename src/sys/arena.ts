@@ -116,19 +116,22 @@ export function regionFaults(): Uint32Array {
  */
 export class CopyPlan {
   readonly capacity: number;
+  /** The columns below, one behind the other, `capacity` apart: one base pointer for a loop. */
+  readonly ranges: Float64Array<ArrayBuffer>;
   /** Arena offsets; lengths in bytes. Written by the caller, [0, count). */
   readonly source: Float64Array;
   readonly target: Float64Array;
-  readonly length: Int32Array;
+  readonly length: Float64Array;
   count = 0;
-  #columns: ArrayBuffer;
+  readonly #columns: ArrayBuffer;
 
   constructor(capacity: number) {
-    this.capacity = capacity;
-    this.#columns = new ArrayBuffer(capacity * 20);
-    this.source = new Float64Array(this.#columns, 0, capacity);
-    this.target = new Float64Array(this.#columns, capacity * 8, capacity);
-    this.length = new Int32Array(this.#columns, capacity * 16, capacity);
+    this.capacity = capacity | 0; // a boxed double would make the field one
+    this.ranges = new Float64Array(3 * capacity);
+    this.#columns = this.ranges.buffer;
+    this.source = this.ranges.subarray(0, capacity);
+    this.target = this.ranges.subarray(capacity, 2 * capacity);
+    this.length = this.ranges.subarray(2 * capacity);
   }
 
   /** Copies the ranges in order and empties the plan. A range outside of the arena is our bug. */

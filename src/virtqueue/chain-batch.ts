@@ -14,6 +14,10 @@ const WRITE_BYTES = 6;
 const WRITTEN = 7;
 const COLUMNS = 8;
 
+/** `ChainBatch.uniform`: every chain is one segment, and all are readable, or all writable. */
+export const UNIFORM_READ = 1;
+export const UNIFORM_WRITE = 2;
+
 /**
  * A batch of descriptor chains in columns: filled by `takeChains`, read by the device, finished by
  * `putUsed`. Owned by one worker and reused; all addresses are resolved arena offsets, so nothing
@@ -26,6 +30,11 @@ export class ChainBatch {
   count = 0;
   /** Segments in use. */
   segments = 0;
+  /**
+   * UNIFORM_*, or 0 when not known to be: then chain i is segment i, and nothing else of a row
+   * needs to be looked at but its head. Set by the takers.
+   */
+  uniform = 0;
 
   /**
    * All the columns below, one behind the other, ROW_STRIDE words apart. The takers write through

@@ -26,6 +26,9 @@ export const FAULT_USED_ID = -19; //      no id of this ring, or not outstanding
 export const FAULT_USED_LENGTH = -20; //  more bytes written than the chain has room for
 export const FAULT_USED_ORDER = -21; //   IN_ORDER: a used entry covers more than was published
 
+/** The front-end's call eventfd blocks those who signal it: see `watchThread`. */
+export const FAULT_NOTIFY_BLOCKED = -22;
+
 /** Name of each fault, for counters, events and the API; index is the negated code. */
 export const FAULT_NAMES = [
   'NONE',
@@ -50,6 +53,7 @@ export const FAULT_NAMES = [
   'USED_ID',
   'USED_LENGTH',
   'USED_ORDER',
+  'NOTIFY_BLOCKED',
 ] as const;
 
 export function faultName(code: number): string {

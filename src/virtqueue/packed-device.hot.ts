@@ -56,6 +56,7 @@ const FAULT_BUFFER_ID = -13;
 export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): number {
   batch.count = 0;
   batch.segments = 0;
+  batch.uniform = 0;
   if (q.fault !== 0) return q.fault;
   const limit = max < batch.capacity ? max : batch.capacity;
   let stop = 0;
@@ -122,6 +123,7 @@ function takeVisible(q: DeviceQueue, batch: ChainBatch, limit: number, visible: 
       batch.segments = segments;
       break;
     }
+    batch.uniform = 0;
     const used = batch.rows[batch.count + SLOTS];
     batch.count++;
     left -= used;
@@ -155,6 +157,7 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, limit: number, most: numb
   let wrap = q.availWrap;
   let want = wrap === 1 ? AVAIL_BIT : USED_BIT;
   let segs = batch.segments;
+  let writes = 0;
   let n = first;
   for (; n < stopRow; n++) {
     const at = slot << 2;
@@ -166,6 +169,7 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, limit: number, most: numb
     if ((word & SLOW) !== 0 || len <= 0 || segs >= segCapacity || id >= size) break;
     if (!(address >= start && address + len * UNIT <= end)) break;
     const write = (word >> 17) & 1;
+    writes += write;
     rows[n + HEAD] = id;
     rows[n + SLOTS] = 1;
     rows[n + SEG_FIRST] = segs;
@@ -184,6 +188,8 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, limit: number, most: numb
     }
   }
   batch.segments = segs;
+  if (first !== 0 || n === 0) batch.uniform = 0;
+  else batch.uniform = writes === 0 ? 1 : writes === n ? 2 : 0; // UNIFORM_*
   batch.count = n;
   q.nextAvail = slot;
   q.availWrap = wrap;

@@ -54,6 +54,7 @@ const FAULT_DESC_LENGTH = -12;
 export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): number {
   batch.count = 0;
   batch.segments = 0;
+  batch.uniform = 0;
   if (q.fault !== 0) return q.fault;
   const nextAvail = q.nextAvail;
   const pending = (Atomics.load(q.avail, AVAIL_IDX) - nextAvail) & 0xffff;
@@ -75,6 +76,7 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
       batch.segments = segments;
       break;
     }
+    batch.uniform = 0;
     n++;
   }
   if (n === 0) {
@@ -107,6 +109,7 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, row: number, limit: numbe
   const end = q.mapEnd[range] * UNIT;
   const delta = q.mapDelta[range] * UNIT;
   let segs = batch.segments;
+  let writes = 0;
   let n = row;
   for (; n < limit; n++) {
     const head = avail[AVAIL_RING + ((nextAvail + n) & mask)];
@@ -118,6 +121,7 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, row: number, limit: numbe
     if ((tail & SLOW) !== 0 || len <= 0 || segs >= segCapacity) break;
     if (!(address >= start && address + len * UNIT <= end)) break;
     const write = (tail >> 1) & 1;
+    writes += write;
     rows[n + HEAD] = head;
     rows[n + SEG_FIRST] = segs;
     rows[n + READ_SEGS] = 1 - write;
@@ -130,6 +134,8 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, row: number, limit: numbe
     segs++;
   }
   batch.segments = segs;
+  if (row !== 0 || n === 0) batch.uniform = 0;
+  else batch.uniform = writes === 0 ? 1 : writes === n ? 2 : 0; // UNIFORM_*
   return n;
 }
 
@@ -198,7 +204,7 @@ export function putUsedSplit(
   count: number,
 ): void {
   const { used, size } = q;
-  const { head, written, writeBytes } = batch;
+  const rows = batch.rows;
   const end = first + count;
   const mask = size - 1;
   const nextUsed = q.nextUsed;
@@ -206,15 +212,15 @@ export function putUsedSplit(
   if (q.inOrder !== 0) {
     // 2.7.9: one entry with the last head stands for all, where every skipped buffer may be
     // taken as used completely. True for what was only read; bytes written need their entry.
-    while (i < end && writeBytes[i] === 0) i++;
+    while (i < end && rows[i + WRITE_BYTES] === 0) i++;
     if (i === end) i = end - 1;
     else i = first;
   }
   let at = nextUsed;
   for (; i < end; i++) {
     const entry = USED_RING + ((at & mask) << 1);
-    used[entry] = head[i];
-    used[entry + 1] = written[i];
+    used[entry] = rows[i + HEAD];
+    used[entry + 1] = rows[i + WRITTEN];
     at++;
   }
   const nowUsed = (nextUsed + count) & 0xffff;

@@ -18,7 +18,7 @@ import { FILTER_ADDRESSES_MAX, macNumber, type ReceiveFilter } from './receive-f
 const COMMAND_BYTES_MAX = 2 + 2 * (4 + 6 * FILTER_ADDRESSES_MAX);
 
 /** Commands answered per round, so that a driver cannot keep the worker from its queues. */
-const COMMANDS_PER_ROUND = 8;
+const COMMANDS_PER_ROUND = 1;
 
 export class ControlQueue {
   /** Queue pairs in use: one until the driver asks for more (5.1.6.5.6.1). */

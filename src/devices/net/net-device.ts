@@ -45,7 +45,7 @@ export class NetDevice implements VirtioDevice {
     this.#options = options;
     this.queuePairs = queuePairs;
     this.features = offeredFeatures(options);
-    if (options.mac !== null) this.#config.set(options.mac, 0);
+    this.resetAddress();
     const view = new DataView(this.#config.buffer);
     view.setUint16(6, net.VIRTIO_NET_S_LINK_UP, true);
     view.setUint16(8, queuePairs, true);
@@ -60,6 +60,12 @@ export class NetDevice implements VirtioDevice {
   /** Index of the control queue for a driver that acknowledged `features` (5.1.2). */
   static controlQueueIndex(features: bigint, queuePairs: number): number {
     return virtio.hasFeature(features, net.VIRTIO_NET_F_MQ) ? 2 * queuePairs : 2;
+  }
+
+  /** The address that we offer, in place of one that a legacy driver wrote. */
+  resetAddress(): void {
+    this.#config.fill(0, 0, 6);
+    if (this.#options.mac !== null) this.#config.set(this.#options.mac, 0);
   }
 
   get linkUp(): boolean {

@@ -119,8 +119,14 @@ export class NetPlane implements DataPlane {
     port.attach(vring, attach.features);
     const source = this.#addSource(device, port.kindOf(index, attach.features), vring);
     this.#vringSources[device][index] = source;
-    if (attach.kickFd >= 0) this.#context.watch(attach.kickFd, source.token);
-    else port.changed(vring, true); // a driver that does not kick is polled
+    if (attach.kickFd < 0) {
+      port.changed(vring, true); // a driver that does not kick is polled
+    } else {
+      this.#context.watch(attach.kickFd, source.token);
+      // The ring may still say what a device before us said: that it wants no kicks. Asked for
+      // them, the driver either kicks or has added something already.
+      if (!vring.started && vring.requestKicks()) port.changed(vring, false);
+    }
     if (source.kind !== 'receiveq') this.#wake(source, performance.now());
   }
 
@@ -128,10 +134,10 @@ export class NetPlane implements DataPlane {
     const source = this.#vringSources[device]?.[index];
     if (source === null || source === undefined) return 0;
     this.#vringSources[device][index] = null;
+    this.#removeSource(source);
     if (source.vring !== null && source.vring.kickFd >= 0) {
       this.#context.unwatch(source.vring.kickFd);
     }
-    this.#removeSource(source);
     return this.#netPort(device).detach(index);
   }
 
@@ -144,11 +150,18 @@ export class NetPlane implements DataPlane {
   }
 
   setCallFd(device: number, index: number, callFd: number): void {
+    const port = this.#netPort(device);
+    const vring = port.vring(index);
+    if (vring !== null) port.setCallFd(vring, callFd);
+  }
+
+  setErrFd(device: number, index: number, errFd: number): void {
     const vring = this.#netPort(device).vring(index);
-    if (vring === null) return;
-    vring.callFd = callFd;
-    vring.touched = true; // the new one may have missed what the old one was told
-    vring.notify();
+    if (vring !== null) vring.errFd = errFd;
+  }
+
+  resetDevice(device: number): void {
+    this.#netPort(device).reset();
   }
 
   command(name: string, payload: unknown): unknown {
@@ -199,6 +212,8 @@ export class NetPlane implements DataPlane {
     const { vring } = source;
     if (vring !== null && vring.fault === 0) {
       if (vring.kickFd < 0 || vring.requestKicks()) {
+        // Found without a kick: a ring that was not started is now, and is worked on.
+        if (!vring.started) this.#netPorts[source.port]?.changed(vring, false);
         source.lastWorkMs = nowMs;
         return;
       }
@@ -214,7 +229,7 @@ export class NetPlane implements DataPlane {
   #wake(source: Source, nowMs: number): void {
     source.lastWorkMs = nowMs;
     if (source.awakeAt >= 0) return;
-    source.vring?.pauseKicks();
+    if (source.vring?.started === true) source.vring.pauseKicks();
     source.awakeAt = this.#awake.push(source) - 1;
   }
 
@@ -256,18 +271,20 @@ export class NetPlane implements DataPlane {
   }
 
   #removePort(port: number): void {
-    const tap = this.#taps[port] ?? null;
-    if (tap !== null) {
-      const source = this.#vringSources[port][0] as Source;
-      this.#context.unwatch(tap.fd);
-      this.#removeSource(source);
-      tap.close();
-    }
-    const attached = this.#vringSources[port]?.filter((source) => source !== null) ?? [];
-    assert(tap !== null || attached.length === 0, () => `port ${port} still has rings`);
+    // First what cannot fail: from here on nobody sends to the port.
     this.#switch.removePort(port);
-    this.#netPorts[port] = this.#taps[port] = null;
+    const tap = this.#taps[port] ?? null;
+    const sources = this.#vringSources[port] ?? [];
+    this.#taps[port] = null;
     this.#vringSources[port] = [];
+    if (tap !== null) {
+      this.#removeSource(sources[0] as Source);
+      tap.close();
+      this.#context.unwatch(tap.fd);
+    } else {
+      assert(sources.every((source) => source === null || source === undefined));
+    }
+    this.#netPorts[port] = null;
   }
 
   #setLink(link: { port: number; up: boolean; mtu?: number }): void {

@@ -11,12 +11,14 @@ import {
   type PortPlane,
 } from '../../switch/port-plane.ts';
 import { CopyPlan, arena, regionFaults } from '../../sys/arena.ts';
+import { signalEventfd } from '../../sys/eventfd.ts';
 import { ChainBatch } from '../../virtqueue/chain-batch.ts';
 import { putUsed, takeChains } from '../../virtqueue/device.hot.ts';
-import { FAULT_MEMORY_GONE } from '../../virtqueue/faults.ts';
+import { FAULT_MEMORY_GONE, FAULT_NOTIFY_BLOCKED } from '../../virtqueue/faults.ts';
 import * as net from '../../wire/virtio-net.ts';
 import { VIRTIO_F_VERSION_1, hasFeature } from '../../wire/virtio.ts';
 import { ControlQueue } from './control-queue.ts';
+import { NetDevice } from './net-device.ts';
 import { flowHash } from './flow-hash.hot.ts';
 import { NetVring } from './net-vring.ts';
 import {
@@ -90,6 +92,8 @@ export class NetPort implements PortPlane {
   readonly #control: ControlQueue;
   #listCounts: Int32Array;
   #linkUp: boolean;
+  /** Pairs that the driver may use: one without VIRTIO_NET_F_MQ, whose next queue is another. */
+  #pairs = 1;
   #hdrLen = net.NET_HEADER_BYTES;
   #hostOffloads = 0;
   #mergeable = false;
@@ -109,8 +113,7 @@ export class NetPort implements PortPlane {
 
   /** What the virtqueue of that index is for a driver that acknowledged `features` (5.1.2). */
   kindOf(index: number, features: bigint): 'receiveq' | 'transmitq' | 'control' {
-    const pairs = hasFeature(features, net.VIRTIO_NET_F_MQ) ? this.#options.queuePairs : 1;
-    if (index === 2 * pairs) return 'control';
+    if (index === NetDevice.controlQueueIndex(features, this.#options.queuePairs)) return 'control';
     return index % 2 === 0 ? 'receiveq' : 'transmitq';
   }
 
@@ -131,11 +134,21 @@ export class NetPort implements PortPlane {
     if (vring === null || vring === undefined) return 0;
     this.#vrings[index] = null;
     this.#update();
-    if (this.#vrings.every((other) => other === null)) {
-      this.filter.reset();
-      this.#control.reset();
-    }
     return vring.detach();
+  }
+
+  /** Another call descriptor: signalled at once, it may have missed what the old one was told. */
+  setCallFd(vring: NetVring, callFd: number): void {
+    vring.callFd = callFd;
+    if (callFd >= 0 && signalEventfd(callFd) < 0) this.#break(vring, FAULT_NOTIFY_BLOCKED);
+  }
+
+  /** The session is over: the next driver starts with nothing set. */
+  reset(): void {
+    this.filter.reset();
+    this.#control.reset();
+    this.#plan.count = 0;
+    this.#update();
   }
 
   /** A kick arrived, or the ring's `enabled` changed. */
@@ -157,7 +170,7 @@ export class NetPort implements PortPlane {
   control(vring: NetVring): number {
     const done = this.#control.process(vring, this.#readChains, this.#arena.view);
     if (done < 0) this.#break(vring, done);
-    else vring.notify();
+    else this.#notify(vring);
     return done < 0 ? 0 : done;
   }
 
@@ -177,7 +190,7 @@ export class NetPort implements PortPlane {
     if (!vring.enabled || !this.#linkUp) {
       this.counters.rxDropDisabled += taken;
       this.release();
-      vring.notify();
+      this.#notify(vring);
       return 0;
     }
     const frames = readFrames(
@@ -195,7 +208,10 @@ export class NetPort implements PortPlane {
       return 0;
     }
     this.counters.rxDropBadHeader += taken - frames;
-    if (frames === 0) this.release();
+    if (frames === 0) {
+      this.release();
+      this.#notify(vring); // the switch flushes only ports that sent something
+    }
     return frames;
   }
 
@@ -204,7 +220,6 @@ export class NetPort implements PortPlane {
     if (vring === null) return;
     this.#receiving = null;
     const chains = this.#readChains;
-    chains.written.fill(0, 0, chains.count);
     putUsed(vring.queue, chains, 0, chains.count);
     vring.touched = true;
   }
@@ -246,7 +261,7 @@ export class NetPort implements PortPlane {
       const vring = this.#vrings[index];
       if (vring === null || !vring.touched) continue;
       if (this.#memoryGone(vring)) return;
-      vring.notify();
+      this.#notify(vring);
     }
   }
 
@@ -286,7 +301,7 @@ export class NetPort implements PortPlane {
   #memoryGone(vring: NetVring): boolean {
     for (const region of vring.regions) {
       if (this.#faults[region] === 0) continue;
-      for (const other of this.#vrings) if (other !== null) other.fault = FAULT_MEMORY_GONE;
+      for (const other of this.#vrings) other?.break(FAULT_MEMORY_GONE);
       this.counters.faults++;
       this.#update();
       const { device } = this.#options;
@@ -296,9 +311,13 @@ export class NetPort implements PortPlane {
     return false;
   }
 
+  #notify(vring: NetVring): void {
+    if (!vring.notify()) this.#break(vring, FAULT_NOTIFY_BLOCKED);
+  }
+
   #break(vring: NetVring, code: number): void {
     if (vring.fault !== 0 || this.#memoryGone(vring)) return;
-    vring.fault = code;
+    vring.break(code);
     this.counters.faults++;
     this.#update();
     this.#options.emit({ kind: 'fault', device: this.#options.device, index: vring.index, code });
@@ -306,7 +325,7 @@ export class NetPort implements PortPlane {
 
   #update(): void {
     this.#usable.length = 0;
-    const pairs = Math.min(this.#options.queuePairs, this.#control.activePairs);
+    const pairs = Math.min(this.#pairs, this.#control.activePairs);
     for (let pair = 0; pair < pairs; pair++) {
       const vring = this.#vrings[2 * pair];
       if (vring === null || !vring.usable) continue;
@@ -318,6 +337,7 @@ export class NetPort implements PortPlane {
 
   #negotiated(features: bigint): void {
     const has = (feature: number): boolean => hasFeature(features, feature);
+    this.#pairs = has(net.VIRTIO_NET_F_MQ) ? this.#options.queuePairs : 1;
     this.#mergeable = has(net.VIRTIO_NET_F_MRG_RXBUF);
     this.#hdrLen =
       this.#mergeable || has(VIRTIO_F_VERSION_1)

@@ -17,6 +17,7 @@ export class NetVring {
   readonly regions: readonly number[];
   readonly kickFd: number;
   callFd: number;
+  errFd: number;
   enabled: boolean;
   started = false;
   /** FAULT_* code, 0 while sound. */
@@ -35,6 +36,7 @@ export class NetVring {
     this.regions = attach.regions;
     this.kickFd = attach.kickFd;
     this.callFd = attach.callFd;
+    this.errFd = attach.errFd;
     this.enabled = attach.enabled;
     for (const region of this.regions) retainRegion(region);
   }
@@ -61,16 +63,26 @@ export class NetVring {
     return this.fault === 0 && enableKicks(this.queue);
   }
 
-  /** Notifies the driver if something was published and it asked to hear of it. */
-  notify(): void {
-    if (!this.touched) return;
+  /** Broken from now on; the front-end hears of it, if it gave a descriptor for that. */
+  break(code: number): void {
+    this.fault = code;
+    if (this.errFd >= 0) signalEventfd(this.errFd);
+  }
+
+  /**
+   * Notifies the driver if something was published and it asked to hear of it. False: the call was
+   * held, the front-end means us ill.
+   */
+  notify(): boolean {
+    if (!this.touched) return true;
     this.touched = false;
     if (!needsCall(this.queue)) {
       this.callsSuppressed++;
     } else if (this.callFd >= 0) {
       this.calls++;
-      signalEventfd(this.callFd);
+      return signalEventfd(this.callFd) >= 0;
     }
+    return true;
   }
 
   /** Lets go of the ring and of the memory under it; returns where a successor continues. */

@@ -20,7 +20,21 @@ const FAULT_CHAIN_SHORT = -15;
 const SLOT_BYTES = 96; //   HEADER_SLOT_BYTES
 const SLOT_START = 16; //   HEADER_SLOT_START
 const COPY_BYTES = 64; //   HEADER_COPY_BYTES
+const SLOT_WORDS = 24;
 const FRAME_MAX = 65553; // MAX_FRAME_BYTES
+const HDR_BYTES = 12; //    NET_HEADER_BYTES
+
+const UNIFORM_READ = 1;
+const CHAIN_SEG_FIRST = 512; // columns of ChainBatch.rows
+const READ_SEGS = 768;
+const WRITE_SEGS = 1024;
+const HEADER_AT = 0; //         columns of FrameBatch.rows
+const HEADER_LEN = 64;
+const FRAME_LEN = 128;
+const SEG_FIRST = 192;
+const SEG_COUNT = 256;
+const OFFLOAD = 320;
+const GSO_TYPE = 384;
 
 const HDR_NEEDS_CSUM = 1; // VIRTIO_NET_HDR_F_NEEDS_CSUM
 const HDR_DATA_VALID = 2; // VIRTIO_NET_HDR_F_DATA_VALID
@@ -51,32 +65,95 @@ export function readFrames(
   hdrLen: number, //  bytes of the virtio-net header: 12, or 10 for a legacy driver
   allowed: number, // HOST_* bits that were negotiated
 ): number {
-  const found = collectFrames(arena, chains, plan, batch, hdrLen);
+  batch.plain = 1;
+  const simple = collectSimple(chains, plan, batch, hdrLen);
+  const found =
+    simple === chains.count ? simple : collectFrames(arena, chains, plan, batch, hdrLen, simple);
   if (found <= 0) return found;
   plan.run();
+  if (batch.plain !== 0 && hdrLen === HDR_BYTES && allZero(batch, found)) return found;
+  batch.plain = 0;
   return judgeHeaders(batch, found, hdrLen, allowed);
 }
 
 /**
- * First pass: where frames are. Returns how many, or a fault. Columns are read into locals before
- * the loop: a call in the loop would make the engine load and check each of them anew per access.
+ * First pass: chains from the first on that are one readable segment with the whole header copy
+ * in it, nearly all. Returns how many. It calls nothing and keeps to few arrays, so that V8 has
+ * their pointers in registers (7 against 12 ns per frame).
  */
+function collectSimple(
+  chains: ChainBatch,
+  plan: CopyPlan,
+  batch: FrameBatch,
+  hdrLen: number,
+): number {
+  const { count, rows: chainRows, segOffset: chainOffset, segLen: chainLen } = chains;
+  const { rows, segOffset, segLen, segCapacity } = batch;
+  const { ranges, capacity } = plan;
+  const uniform = chains.uniform === UNIFORM_READ;
+  const slots = batch.headersAt + SLOT_START - hdrLen;
+  let segments = 0;
+  let bytes = 0;
+  let longest = 0;
+  let shortest = FRAME_MAX;
+  let i = 0;
+  for (; i < count && segments < segCapacity; i++) {
+    let segment = i;
+    if (!uniform) {
+      if (chainRows[i + WRITE_SEGS] !== 0 || chainRows[i + READ_SEGS] !== 1) break;
+      segment = chainRows[i + CHAIN_SEG_FIRST];
+    }
+    const from = chainOffset[segment];
+    const lenBytes = chainLen[segment] - hdrLen;
+    if (lenBytes < 0 || lenBytes > FRAME_MAX) break;
+    const copied = lenBytes < COPY_BYTES ? lenBytes : COPY_BYTES;
+    const need = hdrLen + copied;
+    ranges[i] = from;
+    ranges[i + capacity] = slots + i * SLOT_BYTES;
+    ranges[i + 2 * capacity] = need;
+    rows[i + HEADER_AT] = i * SLOT_BYTES + SLOT_START;
+    rows[i + HEADER_LEN] = copied;
+    rows[i + FRAME_LEN] = lenBytes;
+    rows[i + SEG_FIRST] = segments;
+    rows[i + SEG_COUNT] = 0;
+    rows[i + OFFLOAD] = 0;
+    rows[i + GSO_TYPE] = 0;
+    bytes += lenBytes;
+    if (lenBytes > longest) longest = lenBytes;
+    if (lenBytes < shortest) shortest = lenBytes;
+    if (lenBytes > copied) {
+      rows[i + SEG_COUNT] = 1;
+      segOffset[segments] = from + need;
+      segLen[segments++] = lenBytes - copied;
+    }
+  }
+  plan.count = i;
+  batch.count = i;
+  batch.segments = segments;
+  batch.bytes = bytes;
+  batch.longest = longest;
+  batch.shortest = shortest;
+  return i;
+}
+
+/** First pass, chains of any shape from `start` on. Returns how many frames are in the batch. */
 function collectFrames(
   arena: DataView,
   chains: ChainBatch,
   plan: CopyPlan,
   batch: FrameBatch,
   hdrLen: number,
+  start: number,
 ): number {
   const { count, readBytes, writeSegs, readSegs } = chains;
   const { segFirst: chainFirst, segOffset: chainOffset, segLen: chainLen } = chains;
-  const { segFirst, segCount, segOffset, segLen, headerAt, headerLen, frameLen } = batch;
+  const { segOffset, segLen, rows } = batch;
   const { source, target, length } = plan;
   const slots = batch.headersAt + SLOT_START - hdrLen;
-  let ranges = 0;
-  let frames = 0;
-  let segments = 0;
-  for (let i = 0; i < count; i++) {
+  let ranges = plan.count;
+  let frames = batch.count;
+  let segments = batch.segments;
+  for (let i = start; i < count; i++) {
     if (writeSegs[i] !== 0) return FAULT_CHAIN_DIRECTION;
     const bytes = readBytes[i] - hdrLen;
     if (bytes < 0) return FAULT_CHAIN_SHORT;
@@ -104,17 +181,31 @@ function collectFrames(
       const at = frames * SLOT_BYTES + SLOT_START - hdrLen;
       segments = gatherFrame(arena, chains, i, batch, at, need, segments);
     }
-    segFirst[frames] = segmentsBefore;
-    segCount[frames] = segments - segmentsBefore;
-    headerAt[frames] = frames * SLOT_BYTES + SLOT_START;
-    headerLen[frames] = copied;
-    frameLen[frames] = bytes;
+    rows[frames + HEADER_AT] = frames * SLOT_BYTES + SLOT_START;
+    rows[frames + HEADER_LEN] = copied;
+    rows[frames + FRAME_LEN] = bytes;
+    rows[frames + SEG_FIRST] = segmentsBefore;
+    rows[frames + SEG_COUNT] = segments - segmentsBefore;
+    rows[frames + OFFLOAD] = 0;
+    rows[frames + GSO_TYPE] = 0;
+    if (segments - segmentsBefore > 1) batch.plain = 0;
+    batch.bytes += bytes;
+    if (bytes > batch.longest) batch.longest = bytes;
+    if (bytes < batch.shortest) batch.shortest = bytes;
     frames++;
   }
   plan.count = ranges;
   batch.count = frames;
   batch.segments = segments;
   return frames;
+}
+
+/** Does no virtio-net header of 12 bytes ask for anything? */
+function allZero(batch: FrameBatch, count: number): boolean {
+  const words = batch.headerWords;
+  let flags = 0; // | gso_type << 8 | hdr_len << 16
+  for (let i = 0; i < count; i++) flags |= words[i * SLOT_WORDS + 1];
+  return (flags & 0xffff) === 0;
 }
 
 /** Second pass: the virtio-net headers. Frames that are refused are closed up over. */

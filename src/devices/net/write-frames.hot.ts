@@ -14,6 +14,19 @@ import { putUsed, takeChains, untakeChains } from '../../virtqueue/device.hot.ts
 const FAULT_CHAIN_DIRECTION = -14; // as in virtqueue/faults.ts; net-port.test.ts holds them equal
 const FAULT_CHAIN_SHORT = -15;
 
+const UNIFORM_WRITE = 2;
+const CHAIN_SEG_FIRST = 512; // columns of ChainBatch.rows
+const READ_SEGS = 768;
+const WRITE_SEGS = 1024;
+const WRITTEN = 1792;
+const HEADER_AT = 0; //         columns of FrameBatch.rows
+const HEADER_LEN = 64;
+const FRAME_LEN = 128;
+const SEG_FIRST = 192;
+const SEG_COUNT = 256;
+const OFFLOAD = 320;
+const GSO_TYPE = 384;
+
 /** Ranges that one frame adds at most: each boundary in source or target starts a new one. */
 const PLAN_RESERVE = 1300; // MAX_CHAIN_DESCRIPTORS + BATCH_SEGMENTS, rounded up
 
@@ -46,6 +59,7 @@ export function writeFrames(
   let have = takeChains(q, chains, count < chains.capacity ? count : chains.capacity);
   if (have < 0) return have;
   let k = 0;
+  let fault = 0;
   for (;;) {
     const simple = writeSimple(chains, next, have, plan, batch, list, k, count, hdrLen, flagMask);
     k += simple;
@@ -72,7 +86,10 @@ export function writeFrames(
       k++;
       continue;
     }
-    if (used < 0) return used;
+    if (used < 0) {
+      fault = used; // what was filled before is still published: the plan must not outlive us
+      break;
+    }
     if (plan.count + PLAN_RESERVE > plan.capacity) plan.run();
     writeHeader(batch, frame, hdrLen, used, flagMask);
     scatterFrame(chains, next, used, plan, batch, frame, hdrLen, total);
@@ -83,7 +100,7 @@ export function writeFrames(
   if (plan.count > 0) plan.run();
   if (next < have) untakeChains(q, chains, next);
   if (next > 0) putUsed(q, chains, 0, next);
-  return 0;
+  return fault;
 }
 
 /**
@@ -103,45 +120,48 @@ function writeSimple(
   hdrLen: number,
   flagMask: number,
 ): number {
-  const { readSegs, writeSegs, written, segFirst: chainFirst, segOffset: chainOffset } = chains;
-  const { segLen: chainLen } = chains;
-  const { frameLen, headerAt, headerLen, segFirst, segCount, segOffset, segLen } = batch;
-  const { headerView, offload, gsoType, headersAt } = batch;
-  const { source, target, length, capacity } = plan;
+  const { rows: chainRows, segOffset: chainOffset, segLen: chainLen } = chains;
+  const { rows, headerWords, segOffset, segLen, headersAt } = batch;
+  const { ranges, capacity } = plan;
   if (hdrLen !== 12) return 0;
+  const uniform = chains.uniform === UNIFORM_WRITE;
+  const plain = batch.plain !== 0;
   let n = plan.count;
   let k = from;
   let chain = next;
   for (; k < count && chain < have && n + 2 <= capacity; k++, chain++) {
     const frame = list[k];
-    const total = 12 + frameLen[frame];
-    const segments = segCount[frame];
-    const buffer = chainFirst[chain];
-    if (
-      segments > 1 ||
-      readSegs[chain] !== 0 ||
-      writeSegs[chain] === 0 ||
-      chainLen[buffer] < total ||
-      ((offload[frame] & flagMask) | gsoType[frame]) !== 0
-    ) {
-      break;
+    const total = 12 + rows[frame + FRAME_LEN];
+    const segments = rows[frame + SEG_COUNT];
+    let buffer = chain;
+    if (!uniform) {
+      if (chainRows[chain + READ_SEGS] !== 0 || chainRows[chain + WRITE_SEGS] === 0) break;
+      buffer = chainRows[chain + CHAIN_SEG_FIRST];
     }
-    const at = headerAt[frame] - 12;
-    headerView.setUint32(at, 0, true);
-    headerView.setUint32(at + 4, 0, true);
-    headerView.setUint32(at + 8, 0x10000, true); // num_buffers 1
+    if (chainLen[buffer] < total) break;
+    if (!plain) {
+      if (segments > 1) break;
+      if (((rows[frame + OFFLOAD] & flagMask) | rows[frame + GSO_TYPE]) !== 0) break;
+    }
+    const at = rows[frame + HEADER_AT] - 12;
+    const word = at >> 2;
+    headerWords[word] = 0;
+    headerWords[word + 1] = 0;
+    headerWords[word + 2] = 0x10000; // num_buffers 1
     const to = chainOffset[buffer];
-    const own = 12 + headerLen[frame];
-    source[n] = headersAt + at;
-    target[n] = to;
-    length[n++] = own;
+    const own = 12 + rows[frame + HEADER_LEN];
+    ranges[n] = headersAt + at;
+    ranges[n + capacity] = to;
+    ranges[n + 2 * capacity] = own;
+    n++;
     if (segments !== 0) {
-      const segment = segFirst[frame];
-      source[n] = segOffset[segment];
-      target[n] = to + own;
-      length[n++] = segLen[segment];
+      const segment = rows[frame + SEG_FIRST];
+      ranges[n] = segOffset[segment];
+      ranges[n + capacity] = to + own;
+      ranges[n + 2 * capacity] = segLen[segment];
+      n++;
     }
-    written[chain] = total;
+    chainRows[chain + WRITTEN] = total;
   }
   plan.count = n;
   return k - from;

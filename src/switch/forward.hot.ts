@@ -27,6 +27,7 @@ const FRAME_BYTES_SPAN = MAX_FRAME_BYTES - MIN_FRAME_BYTES;
 const NEEDS_CSUM = 1;
 const TYPE_AT = 12;
 const TYPE_CTAG = 0x8100;
+const TYPE_CTAG_LE = 0x0081; // the same two bytes in a little-endian word
 const LEARN_REFRESHED = 0;
 const GROUP_BIT = 0x0100; //    in the first two bytes of an address
 const SOURCE_GROUP = 0x10000; // in bytes 4 to 7 of a frame, read little-endian
@@ -35,16 +36,25 @@ const RESERVED_LO = 0xc2000000 | 0;
 const RESERVED_MASK = ~0xf;
 const PORT_SET_WORDS = 8;
 
-/** Words of `facts` that `judgeFrames` fills: what the whole batch is like. */
+const HEADER_AT = 0; // columns of FrameBatch.rows
+const FRAME_LEN = 128;
+const OFFLOAD = 320;
+const GSO_TYPE = 384;
+const VLAN = 448;
+const TAGGED = 512;
+const DESTINATION = 576;
+
+/** Words of `facts`: what the whole batch is like. */
 export const FACT_BYTES = 0; //   sum of the frames' lengths
 export const FACT_LONGEST = 1; // length of the longest
 export const FACT_SPECIAL = 2; // 1: some frame has a tag or an offload, or was dropped as malformed
-export const FACT_WORDS = 3;
+export const FACT_ONLY = 3; //    port that all frames go to and no other; FLOOD: not so
+export const FACT_WORDS = 4;
 
 /**
  * Judges frames [0 .. count) of port `ingress`: sets `vlan`, `tagged` and `destination`, and learns
  * the sources. `untagged`, `access` and `allowed` are the port's VlanRules, `row` is where its
- * counters start. A batch of plain untagged frames costs one look at each column.
+ * counters start. FACT_SPECIAL and FACT_ONLY of `facts` are set.
  */
 export function judgeFrames(
   batch: FrameBatch,
@@ -61,61 +71,118 @@ export function judgeFrames(
   row: number,
   facts: Int32Array,
 ): void {
-  // Columns in locals: a property load per access would cost a third more.
-  const { headerView, headerAt, frameLen, offload, gsoType, vlan, tagged, destination } = batch;
+  const { headerView, headerWords, rows } = batch;
   // The addresses of the last frame that was forwarded, its VLAN and its fate. VLANs begin at 1.
-  let last0 = 0;
-  let last1 = 0;
-  let last2 = 0;
+  let lastAt = -1;
   let lastVid = 0;
   let target = FLOOD;
-  let bytes = 0;
-  let longest = 0;
   let special = 0;
+  let first = FLOOD; // fate of the first frame
+  let mixed = 0; //     not all have that fate
   for (let i = 0; i < count; i++) {
-    const lenBytes = frameLen[i];
-    const at = headerAt[i];
-    bytes += lenBytes;
-    if (lenBytes > longest) longest = lenBytes;
+    if (lastAt >= 0 && lastVid === untagged) {
+      i = judgeRun(batch, i, count, lastAt, untagged, target);
+      if (i === count) break;
+    }
+    const lenBytes = rows[i + FRAME_LEN];
+    const at = rows[i + HEADER_AT];
     let vid = untagged;
     if (
       (lenBytes - MIN_FRAME_BYTES) >>> 0 > FRAME_BYTES_SPAN ||
-      ((offload[i] & NEEDS_CSUM) | gsoType[i]) !== 0 ||
+      ((rows[i + OFFLOAD] & NEEDS_CSUM) | rows[i + GSO_TYPE]) !== 0 ||
       headerView.getUint16(at + TYPE_AT) === TYPE_CTAG ||
       untagged === 0
     ) {
       special = 1;
       vid = admitFrame(batch, i, untagged, access, allowed);
       if (vid < 0) {
-        destination[i] = vid;
+        rows[i + DESTINATION] = vid;
+        mixed = 1;
         continue;
       }
-    } else tagged[i] = 0;
-    vlan[i] = vid;
+    } else rows[i + TAGGED] = 0;
+    rows[i + VLAN] = vid;
 
-    // Frames of one flow come in runs: the same fate, and nothing new to learn.
-    const word0 = headerView.getInt32(at, true);
-    const word1 = headerView.getInt32(at + 4, true);
-    const word2 = headerView.getInt32(at + 8, true);
-    if (word0 !== last0 || word1 !== last1 || word2 !== last2 || vid !== lastVid) {
-      if (word2 !== last2 || (word1 ^ last1) >>> 16 !== 0 || vid !== lastVid) {
-        if ((word1 & SOURCE_GROUP) !== 0) {
-          destination[i] = DROP_SOURCE_GROUP;
-          continue;
-        }
-        learnSource(headerView, at, vid, ingress, learnLimit, cells, head, learned, counters, row);
+    const word = at >> 2;
+    const last = lastAt >> 2;
+    const isKnown = lastAt >= 0 && vid === lastVid;
+    const isSource =
+      isKnown &&
+      headerWords[word + 2] === headerWords[last + 2] &&
+      (headerWords[word + 1] ^ headerWords[last + 1]) >>> 16 === 0;
+    if (!isSource) {
+      if ((headerWords[word + 1] & SOURCE_GROUP) !== 0) {
+        rows[i + DESTINATION] = DROP_SOURCE_GROUP;
+        mixed = 1;
+        continue;
       }
-      target = fateOf(headerView, at, vid, ingress, cells, head);
-      last0 = word0;
-      last1 = word1;
-      last2 = word2;
-      lastVid = vid;
+      learnSource(headerView, at, vid, ingress, learnLimit, cells, head, learned, counters, row);
     }
-    destination[i] = target;
+    target = fateOf(headerView, at, vid, ingress, cells, head);
+    lastAt = at;
+    lastVid = vid;
+    rows[i + DESTINATION] = target;
+    if (i === 0) first = target;
+    else if (target !== first) mixed = 1;
+  }
+  facts[FACT_SPECIAL] = special;
+  facts[FACT_ONLY] = mixed === 0 ? first : FLOOD;
+}
+
+/**
+ * Frames of one flow come in runs: plain untagged frames from `from` on with the addresses of the
+ * header at `lastAt` are in the same VLAN, have the same fate, and bring nothing new to learn.
+ * Returns the first frame that is anything else. It calls nothing, so that V8 keeps what it needs
+ * of the arrays in registers.
+ */
+function judgeRun(
+  batch: FrameBatch,
+  from: number,
+  count: number,
+  lastAt: number,
+  vid: number,
+  target: number,
+): number {
+  const { headerWords, rows } = batch;
+  const word0 = headerWords[lastAt >> 2];
+  const word1 = headerWords[(lastAt >> 2) + 1];
+  const word2 = headerWords[(lastAt >> 2) + 2];
+  let i = from;
+  for (; i < count; i++) {
+    const word = rows[i + HEADER_AT] >> 2;
+    if (
+      (rows[i + FRAME_LEN] - MIN_FRAME_BYTES) >>> 0 > FRAME_BYTES_SPAN ||
+      ((rows[i + OFFLOAD] & NEEDS_CSUM) | rows[i + GSO_TYPE]) !== 0 ||
+      (headerWords[word + 3] & 0xffff) === TYPE_CTAG_LE ||
+      headerWords[word] !== word0 ||
+      headerWords[word + 1] !== word1 ||
+      headerWords[word + 2] !== word2
+    ) {
+      break;
+    }
+    rows[i + TAGGED] = 0;
+    rows[i + VLAN] = vid;
+    rows[i + DESTINATION] = target;
+  }
+  return i;
+}
+
+/** FACT_BYTES and FACT_LONGEST of a batch that was received and not edited. */
+export function measureFrames(batch: FrameBatch, count: number, facts: Int32Array): void {
+  let bytes = batch.bytes;
+  let longest = batch.longest;
+  if (batch.plain === 0) {
+    bytes = 0;
+    longest = 0;
+    const frameLen = batch.frameLen;
+    for (let i = 0; i < count; i++) {
+      const lenBytes = frameLen[i];
+      bytes += lenBytes;
+      if (lenBytes > longest) longest = lenBytes;
+    }
   }
   facts[FACT_BYTES] = bytes;
   facts[FACT_LONGEST] = longest;
-  facts[FACT_SPECIAL] = special;
 }
 
 function learnSource(
@@ -269,13 +336,9 @@ export function reflectFrames(
 ): number {
   const { frameLen, offload, gsoType, tagged } = batch;
   let length = 0;
-  let bytes = 0;
-  let longest = 0;
   let special = 0;
   for (let i = 0; i < count; i++) {
     const lenBytes = frameLen[i];
-    bytes += lenBytes;
-    if (lenBytes > longest) longest = lenBytes;
     tagged[i] = 0;
     if (
       lenBytes < MIN_FRAME_BYTES ||
@@ -292,8 +355,6 @@ export function reflectFrames(
     }
     list[length++] = i;
   }
-  facts[FACT_BYTES] = bytes;
-  facts[FACT_LONGEST] = longest;
   facts[FACT_SPECIAL] = special;
   return length;
 }

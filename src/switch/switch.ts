@@ -1,5 +1,5 @@
 import { assert } from '../base/assert.ts';
-import { BATCH, MAX_PORTS } from '../base/limits.ts';
+import { BATCH, MAX_PORTS, MIN_FRAME_BYTES } from '../base/limits.ts';
 import {
   COUNTER_COLUMNS,
   COUNTERS_BYTES,
@@ -18,9 +18,11 @@ import {
   bucketFrames,
   FACT_BYTES,
   FACT_LONGEST,
+  FACT_ONLY,
   FACT_SPECIAL,
   FACT_WORDS,
   judgeFrames,
+  measureFrames,
   reflectFrames,
 } from './forward.hot.ts';
 import { FRAME_BATCH_BYTES, FrameBatch } from './frame-batch.ts';
@@ -56,6 +58,8 @@ export const SWITCH_SCRATCH_BYTES = FRAME_BATCH_BYTES + OFFLOAD_SCRATCH_BYTES;
 /** Tags of a port that reflects stay as they are. */
 const KEEP_TAGS = -1;
 
+const UNKNOWN = -1;
+
 type Port = {
   readonly index: number;
   readonly plane: PortPlane;
@@ -89,6 +93,8 @@ export class Switch {
   /** What the batch as a whole is like; FACT_*. */
   readonly #facts = new Int32Array(FACT_WORDS);
   readonly #run: Int32Array;
+  /** The list of all frames of a batch. */
+  readonly #all = Int32Array.from({ length: BATCH }, (_, i) => i);
   readonly #offload: SoftwareOffload;
   /** Ports that have something to publish, each once. */
   readonly #unflushed = new Int32Array(MAX_PORTS);
@@ -206,10 +212,20 @@ export class Switch {
     const batch = this.#batch;
     const row = port.index * COUNTER_COLUMNS;
     const facts = this.#facts;
-    const length = reflectFrames(batch, count, port.list, this.counters, row, facts);
+    measureFrames(batch, count, facts);
     this.counters[row + RX_FRAMES] += count;
     this.counters[row + RX_BYTES] += facts[FACT_BYTES];
-    if (length > 0) this.#deliver(port, length, KEEP_TAGS, KEEP_TAGS);
+    if (
+      batch.plain !== 0 &&
+      batch.shortest >= MIN_FRAME_BYTES &&
+      batch.longest <= port.plane.maxFrameBytes
+    ) {
+      facts[FACT_SPECIAL] = 0; // nothing to be found out about any single frame
+      this.#deliver(port, this.#all, count, KEEP_TAGS, KEEP_TAGS);
+      return;
+    }
+    const length = reflectFrames(batch, count, port.list, this.counters, row, facts);
+    if (length > 0) this.#deliver(port, port.list, length, KEEP_TAGS, KEEP_TAGS);
   }
 
   #judge(port: Port, count: number): void {
@@ -218,6 +234,8 @@ export class Switch {
     const { cells, head, learned } = this.macTable;
     const { counters } = this;
     const row = index * COUNTER_COLUMNS;
+    const facts = this.#facts;
+    measureFrames(batch, count, facts);
     judgeFrames(
       batch,
       count,
@@ -231,10 +249,16 @@ export class Switch {
       learned,
       counters,
       row,
-      this.#facts,
+      facts,
     );
     counters[row + RX_FRAMES] += count;
-    counters[row + RX_BYTES] += this.#facts[FACT_BYTES];
+    counters[row + RX_BYTES] += facts[FACT_BYTES];
+    const only = facts[FACT_ONLY];
+    if (only >= 0) {
+      const target = this.#port(only);
+      this.#deliver(target, this.#all, count, target.rules.untagged, rules.untagged);
+      return;
+    }
     const touched = this.#touched;
     const listCounts = this.#listCounts;
     const touchedCount = bucketFrames(
@@ -252,16 +276,16 @@ export class Switch {
       const target = this.#port(touched[k]);
       const length = listCounts[target.index];
       listCounts[target.index] = 0;
-      this.#deliver(target, length, target.rules.untagged, rules.untagged);
+      this.#deliver(target, target.list, length, target.rules.untagged, rules.untagged);
     }
   }
 
   /**
-   * Sends the first `count` frames of the port's list, in order. `untagged` is the VLAN that leaves
+   * Sends the first `count` frames of the list, in order. `untagged` is the VLAN that leaves
    * without a tag, `plainVlan` the one of frames that came without.
    */
-  #deliver(port: Port, count: number, untagged: number, plainVlan: number): void {
-    const { plane, list } = port;
+  #deliver(port: Port, list: Int32Array, count: number, untagged: number, plainVlan: number): void {
+    const { plane } = port;
     const batch = this.#batch;
     if (!plane.ready) {
       // Floods to a port that is not there are nobody's loss.
@@ -271,7 +295,8 @@ export class Switch {
     }
     const { accepts, maxFrameBytes } = plane;
     if (this.#isPlain(maxFrameBytes) && untagged === plainVlan) {
-      this.#send(port, batch, list, count);
+      const bytes = list === this.#all ? this.#facts[FACT_BYTES] : UNKNOWN;
+      this.#send(port, batch, list, count, bytes);
       this.#markUnflushed(port.index);
       return;
     }
@@ -282,7 +307,7 @@ export class Switch {
       const end = plainRun(batch, list, from, count, accepts, maxFrameBytes, untagged);
       if (end > from) {
         this.#sendFinished(port);
-        this.#send(port, batch, this.#slice(list, from, end), end - from);
+        this.#send(port, batch, this.#slice(list, from, end), end - from, UNKNOWN);
       }
       if (end < count) this.#finish(port, list[end]);
       from = end + 1;
@@ -329,16 +354,19 @@ export class Switch {
 
   #sendFinished(port: Port): void {
     const offload = this.#offload;
-    if (offload.batch.count > 0) this.#send(port, offload.batch, offload.list, offload.batch.count);
+    const { batch, list } = offload;
+    if (batch.count > 0) this.#send(port, batch, list, batch.count, UNKNOWN);
     offload.reset();
   }
 
-  #send(port: Port, batch: FrameBatch, list: Int32Array, count: number): void {
+  /** `bytes`: of all frames of the list, or UNKNOWN. */
+  #send(port: Port, batch: FrameBatch, list: Int32Array, count: number, bytes: number): void {
     if (port.tap !== null) port.tap.egress(batch, list, count);
     const delivered = port.plane.transmit(batch, list, count);
     const row = port.index * COUNTER_COLUMNS;
     this.counters[row + TX_FRAMES] += delivered;
-    this.counters[row + TX_BYTES] += listBytes(batch, list, delivered);
+    const isAll = delivered === count && bytes !== UNKNOWN;
+    this.counters[row + TX_BYTES] += isAll ? bytes : listBytes(batch, list, delivered);
     if (delivered !== count) this.counters[row + DROP_RECEIVER] += count - delivered;
   }
 

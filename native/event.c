@@ -1,6 +1,7 @@
 /* eventfd and epoll. */
 #include "vring.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -14,21 +15,22 @@ static napi_value eventfd_create(napi_env env, napi_callback_info info) {
 }
 
 /*
- * eventfdSignal(fd): nothing. A full counter means that the peer has its wake-up already, and it
- * must not block us: peers hand us eventfds whose O_NONBLOCK they can clear, so poll(2) is asked
- * first. Against a peer that fills the counter between the two calls nothing helps but that it
- * would have to write 2^64-2 at just that moment, each time anew, to its own disadvantage.
+ * eventfdSignal(fd): 0, or -EINTR when the call was held until the thread's watch ended it.
+ *
+ * A full counter means that the peer has its wake-up already, and it must not block us: peers hand
+ * us eventfds whose O_NONBLOCK they can clear, so poll(2) is asked first. A peer that fills the
+ * counter between the two calls all the same holds us for one tick of watchThread, and the caller
+ * is told.
  */
 static napi_value eventfd_signal(napi_env env, napi_callback_info info) {
   VRING_ARGS(1);
   int32_t fd;
   if (!vring_int(env, argv[0], &fd)) return NULL;
   struct pollfd room = {.fd = fd, .events = POLLOUT};
-  if (poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0) return NULL;
+  if (poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0) return vring_number(env, 0);
   const uint64_t one = 1;
-  ssize_t ignored = write(fd, &one, sizeof one);
-  (void)ignored;
-  return NULL;
+  if (write(fd, &one, sizeof one) < 0 && errno == EINTR) return vring_number(env, -EINTR);
+  return vring_number(env, 0);
 }
 
 /* eventfdDrain(fd): the counter, or 0 */

@@ -8,7 +8,7 @@ import {
   type EndpointEvent,
   type EndpointOptions,
 } from '../vhost-user/index.ts';
-import { FAULT_MEMORY_GONE } from '../virtqueue/faults.ts';
+import { FAULT_MEMORY_GONE, FAULT_NOTIFY_BLOCKED } from '../virtqueue/faults.ts';
 import { parseMac } from '../wire/ethernet.ts';
 import { protocolFeatureNames } from '../wire/vhost-user.ts';
 import { VIRTIO_NET_MIN_MTU } from '../wire/virtio-net.ts';
@@ -107,12 +107,11 @@ export class VhostUserPort implements SwitchPort {
 
   faulted(event: PlaneEvent): void {
     this.#host.faulted(event);
-    if (event.code !== FAULT_MEMORY_GONE) return;
-    const reason = new VringError(
-      'ERR_VRING_MEMORY_GONE',
-      'the front-end truncated the memory that it shared; its session was ended, reconnect it',
-      { recovery: 'reconnect' },
-    );
+    const offence = OFFENCES.get(event.code);
+    if (offence === undefined) return;
+    const [code, did] = offence;
+    const message = `the front-end ${did}; its session was ended, reconnect it`;
+    const reason = new VringError(code, message, { recovery: 'reconnect' });
     void this.#endpoint?.session?.close(reason);
   }
 
@@ -193,7 +192,7 @@ export class VhostUserPort implements SwitchPort {
       this.#context.report('session-started', 'a front-end connected');
       return;
     }
-    this.#mtu = this.config.mtu;
+    this.#forgetFrontEnd();
     const { reason } = event;
     // An orderly end leaves the last fault on display: it says more than "disconnected".
     if (reason !== null) this.#reason = reasonOf(reason);
@@ -205,14 +204,24 @@ export class VhostUserPort implements SwitchPort {
     }
   }
 
+  /** What a front-end set for its session ends with it. */
+  #forgetFrontEnd(): void {
+    this.#device.resetAddress();
+    if (this.#mtu !== this.config.mtu) this.#applyMtu(this.config.mtu);
+  }
+
   /** NET_SET_MTU: the front-end may lower what we offered, not raise it. */
   #setMtu(mtu: number): boolean {
     if (mtu < VIRTIO_NET_MIN_MTU || mtu > this.config.mtu) return false;
+    this.#applyMtu(mtu);
+    return true;
+  }
+
+  #applyMtu(mtu: number): void {
     this.#mtu = mtu;
     void this.#context.worker
       .request('setLink', { port: this.number, up: this.linkUp, mtu })
       .catch(() => undefined);
-    return true;
   }
 }
 
@@ -220,6 +229,12 @@ export class VhostUserPort implements SwitchPort {
 function frontendGone(): VringError {
   return new VringError('ERR_VRING_DISCONNECTED', 'the front-end disconnected');
 }
+
+/** What a front-end, not its guest, does to us: it ends the session, and not just a queue. */
+const OFFENCES: ReadonlyMap<number, readonly [code: string, did: string]> = new Map([
+  [FAULT_MEMORY_GONE, ['ERR_VRING_MEMORY_GONE', 'truncated the memory that it shared']],
+  [FAULT_NOTIFY_BLOCKED, ['ERR_VRING_NOTIFY_BLOCKED', 'made its call eventfd block us']],
+]);
 
 function runs(vring: HostedVring): boolean {
   return vring.attached && vring.enabled;

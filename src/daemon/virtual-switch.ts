@@ -172,8 +172,12 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   }
 
   /** One capture per port at a time; it ends with the port. */
-  async capture(name: string, options: { snapLen: number }): Promise<CaptureStream> {
-    const { port } = this.#entry(name);
+  capture(name: string, options: { snapLen: number }): Promise<CaptureStream> {
+    return this.#exclusively(() => this.#startCapture(this.#entry(name).port, options.snapLen));
+  }
+
+  async #startCapture(port: SwitchPort, snapLen: number): Promise<CaptureStream> {
+    const { name } = port.config;
     if (this.#captures.has(port.number)) {
       throw new VringError(
         ERR_CAPTURE_BUSY,
@@ -183,7 +187,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     }
     const stream = new CaptureStream({
       interfaceName: name,
-      snapLen: options.snapLen,
+      snapLen,
       onClose: () => {
         this.#captures.delete(port.number);
         void this.#worker.request('stopCapture', { port: port.number }).catch(() => undefined);
@@ -191,7 +195,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     });
     this.#captures.set(port.number, stream);
     await this.#worker.request('startCapture', { port: port.number, ring: stream.ring });
-    this.#report('capture', name, `capture started, ${options.snapLen} bytes per frame`);
+    this.#report('capture', name, `capture started, ${snapLen} bytes per frame`);
     return stream;
   }
 
@@ -204,9 +208,12 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     if (this.#closed) return;
     this.#closed = true;
     await this.#changes.catch(() => undefined);
-    for (const entry of this.#entries) if (entry !== null) await this.#remove(entry);
-    await this.#worker.close();
-    this.#scratch.close();
+    try {
+      for (const entry of this.#entries) if (entry !== null) await this.#remove(entry);
+    } finally {
+      await this.#worker.close();
+      this.#scratch.close();
+    }
   }
 
   #create(config: PortConfig, number: number): SwitchPort {

@@ -39,7 +39,7 @@ export class ControlQueue {
     this.#onFault = onFault;
   }
 
-  /** The vring's index is 2 * max_virtqueue_pairs, known after the configuration was read. */
+  /** Behind the data queues, of which there are two without MQ; see virtio 1.2, 5.1.2. */
   setIndex(index: number): void {
     this.queue.index = index;
   }

@@ -26,6 +26,7 @@ import {
   VIRTIO_NET_F_CTRL_VQ,
   VIRTIO_NET_F_HOST_USO,
   VIRTIO_NET_F_MAC,
+  VIRTIO_NET_F_MQ,
   VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_NET_HDR_F_DATA_VALID,
   VIRTIO_NET_HDR_F_NEEDS_CSUM,
@@ -338,7 +339,7 @@ export class NetGuest implements FrameLink {
   }
 
   async #begin(maxPairs: number): Promise<void> {
-    this.control?.setIndex(2 * maxPairs);
+    this.control?.setIndex(hasFeature(this.features, VIRTIO_NET_F_MQ) ? 2 * maxPairs : 2);
     await this.backend.setMemTable([this.#memory.backendRegion()]);
     this.#bases = this.#queues().map(() => (this.packed ? PACKED_BASE_FRESH : 0));
     for (const queue of this.rx) refillRx(queue);

@@ -48,7 +48,11 @@ export class SharedRegion {
     // The kernel maps whole pages. Keeping the file's phase within 2 MiB lets it use huge ones.
     const lead = fdOffset % pageSizeBytes;
     const phase = (fdOffset - lead) % RANGE_UNIT_BYTES;
-    const range = reserveRange(phase + lead + sizeBytes, Math.max(pageSizeBytes, RANGE_UNIT_BYTES));
+    const pages = Math.ceil((lead + sizeBytes) / pageSizeBytes);
+    const range = reserveRange(
+      phase + pages * pageSizeBytes,
+      Math.max(pageSizeBytes, RANGE_UNIT_BYTES),
+    );
     try {
       const mapAt = range.offset + phase;
       const handle = mapRegionAt(mapAt, lead + sizeBytes, fd, fdOffset - lead);
@@ -126,9 +130,10 @@ function checkEnd(name: string, field: string, start: bigint, sizeBytes: bigint)
 function checkFd(fd: number, description: RegionDescription, name: string): number {
   const { sizeBytes, fdOffset } = description;
   const stat = fdStat(fd);
-  if (stat.kind !== 'file' && stat.kind !== 'memfd-like') {
+  if (stat.kind !== 'memfd-like') {
+    // A file of a disk would make the data plane wait for that disk, or for a stranger's FUSE.
     const what = stat.kind === 'other' ? 'no regular file' : `a ${stat.kind}`;
-    const text = `${name}: its fd is ${what}, expected a memfd, hugetlbfs or regular file`;
+    const text = `${name}: its fd is ${what}, expected a memfd, or a file of tmpfs or hugetlbfs`;
     throw new MemoryError('ERR_VRING_MEMORY_FD', 'fd', text);
   }
   if (fdOffset < 0n || fdOffset + sizeBytes > BigInt(stat.sizeBytes)) {

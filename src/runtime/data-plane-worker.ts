@@ -91,6 +91,16 @@ export class DataPlaneWorker {
     return this.request('setCallFd', { device, index, callFd });
   }
 
+  /** After it resolves the previous descriptor is no longer written. */
+  setErrFd(device: number, index: number, errFd: number): Promise<void> {
+    return this.request('setErrFd', { device, index, errFd });
+  }
+
+  /** The session of the device is over: what its driver had set is forgotten. */
+  resetDevice(device: number): Promise<void> {
+    return this.request('resetDevice', { device });
+  }
+
   counters(): Promise<WorkerCounters> {
     return this.request('counters', undefined);
   }

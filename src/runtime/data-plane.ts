@@ -61,7 +61,11 @@ export interface DataPlane {
   /** Takes the ring out of use; it is not touched afterwards. Returns its base. */
   detachVring(device: number, index: number): number;
   enableVring(device: number, index: number, enabled: boolean): void;
+  /** -1 for none. A new one is signalled: it may have missed what the old one was told. */
   setCallFd(device: number, index: number, callFd: number): void;
+  setErrFd(device: number, index: number, errFd: number): void;
+  /** The session of the device is over: what its driver had set is forgotten. */
+  resetDevice(device: number): void;
 
   /** Everything that is particular to the plane: ports, tables, captures. */
   command(name: string, payload: unknown): unknown;

@@ -9,7 +9,6 @@
  */
 import type { VirtioDevice } from '../base/virtio-device.ts';
 import type { MemoryTable } from '../memory/index.ts';
-import { signalEventfd } from '../sys/eventfd.ts';
 import type { Fd } from '../sys/fd.ts';
 import type { BackendTarget, StartVring } from '../vhost-user/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
@@ -47,8 +46,6 @@ export type HostedVring = {
   fault: string | null;
 };
 
-type RunningVring = { readonly kick: Fd | null; call: Fd | null; err: Fd | null };
-
 export class DeviceHost implements BackendTarget {
   readonly features: bigint;
   readonly protocolFeatures: bigint;
@@ -61,7 +58,8 @@ export class DeviceHost implements BackendTarget {
   ackedProtocol = 0n;
 
   readonly #options: DeviceHostOptions;
-  readonly #running = new Map<number, RunningVring>();
+  /** Rings that the worker has, or may have. */
+  readonly #running = new Set<number>();
   #memory: MemoryTable | null = null;
   #status = 0;
 
@@ -102,6 +100,8 @@ export class DeviceHost implements BackendTarget {
 
   async startVring(index: number, vring: StartVring): Promise<void> {
     const hosted = this.vrings[index];
+    // Entered first: whatever becomes of the request, the ring is detached before its fds close.
+    this.#running.add(index);
     await this.#options.worker.attachVring({
       device: this.#options.number,
       index,
@@ -125,7 +125,6 @@ export class DeviceHost implements BackendTarget {
       enabled: vring.enabled,
     });
     hosted.enabled = vring.enabled;
-    this.#running.set(index, { kick: vring.kick, call: vring.call, err: vring.err });
     hosted.size = vring.size;
     hosted.attached = true;
     hosted.fault = null;
@@ -149,15 +148,13 @@ export class DeviceHost implements BackendTarget {
   }
 
   async setVringCall(index: number, fd: Fd | null): Promise<void> {
-    const running = this.#running.get(index);
-    if (running === undefined) return;
+    if (!this.#running.has(index)) return;
     await this.#options.worker.setCallFd(this.#options.number, index, fd?.number ?? -1);
-    running.call = fd;
   }
 
   async setVringErr(index: number, fd: Fd | null): Promise<void> {
-    const running = this.#running.get(index);
-    if (running !== undefined) running.err = fd;
+    if (!this.#running.has(index)) return;
+    await this.#options.worker.setErrFd(this.#options.number, index, fd?.number ?? -1);
   }
 
   getConfig(offset: number, sizeBytes: number): Uint8Array | null {
@@ -181,7 +178,8 @@ export class DeviceHost implements BackendTarget {
   }
 
   async sessionClosed(): Promise<void> {
-    for (const index of this.#running.keys()) await this.stopVring(index);
+    for (const index of this.#running) await this.stopVring(index);
+    await this.#options.worker.resetDevice(this.#options.number);
     for (const hosted of this.vrings) hosted.enabled = false;
     this.#memory = null;
     this.#status = 0;
@@ -190,13 +188,11 @@ export class DeviceHost implements BackendTarget {
     this.#options.onChange();
   }
 
-  /** The worker found a queue broken: remember its name and tell the front-end. */
+  /** The worker found a queue broken, and has told the front-end. */
   faulted(event: PlaneEvent): void {
     for (const hosted of this.vrings) {
       if (!hosted.attached || (event.index !== -1 && event.index !== hosted.index)) continue;
       hosted.fault = faultName(event.code);
-      const err = this.#running.get(hosted.index)?.err;
-      if (err !== null && err !== undefined && !err.closed) signalEventfd(err.number);
     }
     this.#options.onChange();
   }

@@ -37,6 +37,8 @@ class TestPlane implements DataPlane {
 
   enableVring(): void {}
   setCallFd(): void {}
+  setErrFd(): void {}
+  resetDevice(): void {}
 
   command(name: string, payload: unknown): unknown {
     if (name === 'kicks') return this.#kicks;

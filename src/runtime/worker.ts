@@ -14,7 +14,13 @@ import { assert } from '../base/assert.ts';
 import { messageOf, VringError } from '../base/errors.ts';
 import { Epoll } from '../sys/epoll.ts';
 import { drainEventfd } from '../sys/eventfd.ts';
-import { setThreadName, threadCpuSeconds, yieldThread } from '../sys/thread.ts';
+import {
+  pauseWatch,
+  setThreadName,
+  threadCpuSeconds,
+  watchThread,
+  yieldThread,
+} from '../sys/thread.ts';
 import type {
   CreatePlane,
   DataPlane,
@@ -43,6 +49,9 @@ export type WorkerReply =
  * `epoll_wait` costs 0.5 us, so this is one per cent of a busy worker's time.
  */
 const EVENT_CHECK_MS = 0.05;
+
+/** Longest that a descriptor shared with a stranger can hold the worker, milliseconds. */
+const WATCH_MS = 20;
 
 const MAILBOX_TOKEN = 0x7fff_ffff;
 const TOKENS_PER_WAIT = 64;
@@ -79,6 +88,7 @@ class WorkerLoop {
 
   run(): void {
     const plane = this.#plane;
+    watchThread(WATCH_MS);
     let checkedMs = performance.now();
     let startedMs = checkedMs;
     while (this.#running) {
@@ -95,13 +105,16 @@ class WorkerLoop {
       startedMs = nowMs;
       if (plane.awake === 0) {
         this.#sleeps++;
+        pauseWatch(); // a sleeping worker is not woken for nothing
         this.#handleEvents(-1, nowMs);
+        watchThread(WATCH_MS);
         startedMs = checkedMs = performance.now();
       } else if (nowMs - checkedMs > EVENT_CHECK_MS) {
         this.#handleEvents(0, nowMs);
         checkedMs = nowMs;
       }
     }
+    watchThread(0);
     this.#epoll.close();
     this.#mailbox.close();
   }
@@ -148,6 +161,12 @@ class WorkerLoop {
         const { device, index, callFd } = payload as VringAttach;
         return this.#plane.setCallFd(device, index, callFd);
       }
+      case 'setErrFd': {
+        const { device, index, errFd } = payload as VringAttach;
+        return this.#plane.setErrFd(device, index, errFd);
+      }
+      case 'resetDevice':
+        return this.#plane.resetDevice((payload as VringAttach).device);
       case 'counters':
         return this.#counters();
       case 'stop':

@@ -16,11 +16,12 @@ export function createEventfd(what: string): Fd {
 
 /**
  * Adds one. Hot: errors are ignored (a full counter means that the peer has its wake-up already, a
- * closed one that the session is about to end), nothing is returned or allocated. Does not block,
- * also where a peer made its eventfd a blocking one and filled it: see native/event.c.
+ * closed one that the session is about to end), nothing is allocated. Returns 0, or -EINTR when a
+ * peer that made its eventfd a blocking one held the call until `watchThread` ended it: see
+ * native/event.c.
  * @syscalls poll write
  */
-export const signalEventfd: (fd: number) => void = native.eventfdSignal;
+export const signalEventfd: (fd: number) => number = native.eventfdSignal;
 
 /**
  * Takes the counter: its value, or 0 when nobody signalled.

@@ -1,5 +1,5 @@
 /** File descriptors: one owner each, closed once. */
-import { readdirSync } from 'node:fs';
+import { readdirSync, readlinkSync } from 'node:fs';
 import { VringError } from '../base/errors.ts';
 import { S_IFCHR, S_IFREG, S_IFSOCK } from '../wire/linux.ts';
 import { check } from './errors.ts';
@@ -126,4 +126,12 @@ export function openFdCount(): number {
  */
 export function setNonblocking(number: number, on: boolean): void {
   check('fcntl', native.setNonblocking(number, on ? 1 : 0), () => `fd ${number}`);
+}
+
+/**
+ * What an open fd leads to, as the kernel names it: a path, `anon_inode:[eventfd]`, `socket:[123]`.
+ * @syscalls readlink
+ */
+export function fdTarget(number: number): string {
+  return readlinkSync(`/proc/self/fd/${number}`);
 }

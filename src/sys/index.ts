@@ -17,7 +17,7 @@ export { Epoll } from './epoll.ts';
 export type { EpollOptions } from './epoll.ts';
 export { check, errnoName, sysError } from './errors.ts';
 export { createEventfd, drainEventfd, signalEventfd } from './eventfd.ts';
-export { closeFd, dupFd, Fd, fdStat, openFd, openFdCount, setNonblocking } from './fd.ts';
+export { closeFd, dupFd, Fd, fdStat, fdTarget, openFd, openFdCount, setNonblocking } from './fd.ts';
 export type { FdStat } from './fd.ts';
 export { createMemfd, truncate } from './memfd.ts';
 export type { MemfdOptions } from './memfd.ts';
@@ -35,7 +35,10 @@ export type { TapOffloads, TapOptions } from './tap.ts';
 export {
   enterNetns,
   pinThread,
-  processCpuSeconds, yieldThread,
+  pauseWatch,
+  processCpuSeconds,
+  watchThread,
+  yieldThread,
   setThreadName,
   threadCpuSeconds,
 } from './thread.ts';

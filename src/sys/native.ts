@@ -43,7 +43,7 @@ export type Native = {
   ioctlValue(fd: number, request: number, argument: number): number;
 
   eventfdCreate(): number;
-  eventfdSignal(fd: number): void;
+  eventfdSignal(fd: number): number;
   eventfdDrain(fd: number): number;
   epollCreate(): number;
   epollAdd(epoll: number, fd: number, token: number, events: number): number;
@@ -65,6 +65,8 @@ export type Native = {
 
   setThreadName(name: string): number;
   yieldThread(): number;
+  watchThread(intervalMs: number): number;
+  pauseWatch(): number;
   cpuSeconds(ofProcess: number): number;
   pinThread(cpu: number): number;
   setns(fd: number, type: number): number;

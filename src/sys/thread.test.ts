@@ -1,7 +1,17 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
-import { pinThread, processCpuSeconds, setThreadName, threadCpuSeconds } from './index.ts';
+import {
+  createEventfd,
+  drainEventfd,
+  pauseWatch,
+  pinThread,
+  processCpuSeconds,
+  setNonblocking,
+  setThreadName,
+  threadCpuSeconds,
+  watchThread,
+} from './index.ts';
 
 test('names, cut to what the kernel takes', () => {
   const before = readFileSync('/proc/self/comm', 'utf8').trim();
@@ -23,4 +33,18 @@ test('CPU time rises while we compute', () => {
 test('a CPU that does not exist', () => {
   assert.throws(() => pinThread(1023), { errnoName: 'EINVAL' });
   assert.throws(() => pinThread(100000), { errnoName: 'EINVAL' });
+});
+
+test('a watched thread is not held by a descriptor that blocks', () => {
+  using event = createEventfd('nobody signals it');
+  setNonblocking(event.number, false);
+  watchThread(20);
+  try {
+    const before = performance.now();
+    assert.equal(drainEventfd(event.number), 0, 'interrupted, not signalled');
+    assert.ok(performance.now() - before < 2000);
+    assert.equal(pauseWatch(), 0);
+  } finally {
+    watchThread(0);
+  }
 });

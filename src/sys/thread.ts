@@ -55,3 +55,18 @@ export function enterNetns(path: string): void {
  * @syscalls sched_yield
  */
 export const yieldThread: () => number = native.yieldThread;
+
+/**
+ * From now on no blocking call holds this thread longer than `intervalMs`: a signal interrupts it
+ * (EINTR). 0 ends that. For threads that touch descriptors which they share with strangers.
+ * @syscalls timer_create timer_settime timer_delete rt_sigaction
+ */
+export function watchThread(intervalMs: number): void {
+  check('timer_create', native.watchThread(intervalMs), () => `every ${intervalMs} ms`);
+}
+
+/**
+ * The watch does not tick until `watchThread` is called again: before the thread sleeps. Hot.
+ * @syscalls timer_settime
+ */
+export const pauseWatch: () => number = native.pauseWatch;

@@ -7,7 +7,7 @@
  */
 import { MAX_MEM_SLOTS, MAX_RING_SIZE } from '../base/limits.ts';
 import { ProtocolError } from '../base/errors.ts';
-import { type Fd, fdStat, setNonblocking } from '../sys/index.ts';
+import { type Fd, fdTarget, setNonblocking } from '../sys/index.ts';
 import type { ConfigAccess, VringFd } from '../wire/vhost-user-parse.ts';
 import {
   ConfigHeader,
@@ -162,17 +162,21 @@ export const getVringBase: Handler<VringState> = async ({ vrings }, { request, v
   return VringState.encode({ index: value.index, num: await vrings.stop(vring) });
 };
 
-/** @throws ProtocolError ERR_VRING_MESSAGE_FDS: a file cannot be waited for or signalled. */
+/**
+ * Only eventfds: what else a front-end may have cannot be waited for (a file, /dev/null, O_PATH),
+ * or does more than count when it is written to.
+ * @throws ProtocolError ERR_VRING_MESSAGE_FDS
+ */
 function takeEventFd(request: string, fds: Fd[]): Fd | null {
   const fd = fds[0];
   if (fd === undefined) return null;
-  const { kind } = fdStat(fd.number);
-  if (kind === 'file' || kind === 'memfd-like') {
-    const problem = `the fd is a file (${kind}), expected an eventfd or a pipe`;
+  const what = fdTarget(fd.number);
+  if (what !== 'anon_inode:[eventfd]') {
+    const problem = `the fd is ${what}, expected an eventfd`;
     throw new ProtocolError('ERR_VRING_MESSAGE_FDS', request, 'fds', problem);
   }
-  fds.shift();
   setNonblocking(fd.number, true); // a full or empty counter must never hold a thread of ours
+  fds.shift();
   return fd;
 }
 

@@ -2,6 +2,7 @@
  * Limits of the vhost-user sessions, each with its reason. Those that the specification sets are
  * in `wire/vhost-user.ts`, those shared with other folders in `base/limits.ts`.
  */
+import { totalmem } from 'node:os';
 import { assert } from '../base/assert.ts';
 import {
   VHOST_MEMORY_BASELINE_NREGIONS,
@@ -20,8 +21,11 @@ export const MAX_QUEUED_BYTES = 64 * 1024;
 /** Messages taken from one socket before the event loop gets its turn: no peer starves others. */
 export const MESSAGES_PER_TURN = 32;
 
-/** Guest memory of one session. More than any host has, less than the arena (16 TiB). */
-export const MAX_SESSION_MEMORY_BYTES = 4n * 2n ** 40n;
+/**
+ * Guest memory of one session: twice what the host has. A sparse file costs its owner nothing, and
+ * the arena's addresses are shared by all sessions.
+ */
+export const MAX_SESSION_MEMORY_BYTES = 2n * BigInt(totalmem());
 
 /** How long a front-end waits for an answer. QEMU waits forever; a VM that hangs helps nobody. */
 export const CALL_TIMEOUT_MS = 5000;

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ProtocolError, type VringError } from '../base/errors.ts';
-import { createMemfd, type Fd, openFdCount, socketPair, truncate } from '../sys/index.ts';
+import { createMemfd, type Fd, openFd, openFdCount, socketPair, truncate } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
 import { BACKEND_PROTOCOL_FEATURES, BackendSession } from './backend-session.ts';
 import { MAX_PAYLOAD_BYTES } from './limits.ts';
@@ -241,13 +241,29 @@ const fdCases: [string, Expected, (p: Peer) => Promise<unknown>][] = [
   ],
   [
     'a file as kick',
-    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /is a file/ },
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /memfd.*expected an eventfd/ },
     ({ peer, fds }) => peer.send(12, u64(0), [fds.memory[0]!.number]),
   ],
   [
     'a file as call',
     { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', request: 'VHOST_USER_SET_VRING_CALL' },
     ({ peer, fds }) => peer.send(13, u64(0), [fds.memory[0]!.number]),
+  ],
+  [
+    '/dev/null as kick',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', text: /is \/dev\/null, expected an eventfd/ },
+    async ({ peer }) => {
+      using device = openFd('/dev/null', 2);
+      await peer.send(12, u64(0), [device.number]);
+    },
+  ],
+  [
+    'an O_PATH fd as call',
+    { code: 'ERR_VRING_MESSAGE_FDS', field: 'fds', request: 'VHOST_USER_SET_VRING_CALL' },
+    async ({ peer }) => {
+      using path = openFd('/dev', 0o10000000);
+      await peer.send(13, u64(0), [path.number]);
+    },
   ],
   [
     'reserved bits of kick',

@@ -347,3 +347,46 @@ test('detaching returns where a successor continues', () => {
   assert.equal(from.port.detach(TRANSMITQ), 3);
   assert.equal(from.port.vring(TRANSMITQ), null);
 });
+
+test('a fault behind good buffers publishes those, and leaves no copies for later', () => {
+  const from = fixture();
+  const to = fixture();
+  const batch = frameBatch();
+  send(from, withHeader(frame(100)));
+  send(from, withHeader(frame(100)));
+  assert.equal(from.port.receive(batch), 2);
+  to.rings[RECEIVEQ].add([], [[to.buffer(0), 2048]]);
+  to.rings[RECEIVEQ].add([[to.buffer(1), 2048]], []); // readable: breaks the queue
+  assert.equal(to.port.transmit(batch, Int32Array.of(0, 1), 2), 1);
+  assert.equal(to.events[0].code, FAULT_CHAIN_DIRECTION);
+  assert.deepEqual(
+    to.rings[RECEIVEQ].reap().map(([, len]) => len),
+    [112],
+  );
+  from.port.release();
+  // A stale copy would write into the old buffer when the port sends again.
+  to.write(to.buffer(0), new Uint8Array(200));
+  to.port.detach(RECEIVEQ);
+  to.port.reset();
+  to.port.receive(batch);
+  assert.deepEqual(to.bytes(to.buffer(0), 200), new Uint8Array(200));
+});
+
+test('the queue behind the only pair is the control queue, not a receive queue', () => {
+  const to = fixture({ queuePairs: 2, features: [net.VIRTIO_NET_F_CTRL_VQ] });
+  const from = fixture();
+  const batch = frameBatch();
+  for (let n = 0; n < 8; n++) {
+    const bytes = frame(100);
+    bytes.set([8, 0, 0x45], 12);
+    bytes[23] = 17;
+    bytes.set([10, 0, 0, n, 10, 0, 0, 1], 26);
+    send(from, withHeader(bytes));
+    from.port.receive(batch);
+    to.rings[RECEIVEQ].add([], [[to.buffer(n), 2048]]);
+    assert.equal(to.port.transmit(batch, Int32Array.of(0), 1), 1);
+    from.port.release();
+    from.rings[TRANSMITQ].reap();
+  }
+  assert.deepEqual(to.events, []);
+});

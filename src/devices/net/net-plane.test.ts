@@ -1,0 +1,178 @@
+/** The worker's half of the switch, without a worker: attaching, starting, sleeping, breaking. */
+import assert from 'node:assert/strict';
+import { afterEach, beforeEach, test } from 'node:test';
+import { PrivateMemory } from '../../memory/index.ts';
+import type { PlaneEvent, VringAttach } from '../../runtime/data-plane.ts';
+import { COUNTERS_BYTES, MacTable, SWITCH_SCRATCH_BYTES } from '../../switch/index.ts';
+import { arena } from '../../sys/arena.ts';
+import { createEventfd, drainEventfd } from '../../sys/eventfd.ts';
+import type { Fd } from '../../sys/fd.ts';
+import {
+  addChains,
+  DriverBatch,
+  DriverQueue,
+  needsKick,
+  publish,
+  ringLayout,
+} from '../../virtqueue/driver/index.ts';
+import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from '../../wire/virtio.ts';
+import { PACKED_BASE_FRESH, VIRTIO_RING_F_EVENT_IDX, featureSet } from '../../wire/virtio.ts';
+import { type NetPlane, createPlane } from './net-plane.ts';
+
+const SPIN_MS = 1;
+const RING_SIZE = 64;
+const RECEIVEQ = 0;
+const TRANSMITQ = 1;
+
+let plane: NetPlane;
+let events: PlaneEvent[];
+let watched: Map<number, number>;
+let memory: PrivateMemory;
+let kicks: Fd[];
+let calls: Fd[];
+
+beforeEach(() => {
+  events = [];
+  watched = new Map();
+  memory = PrivateMemory.allocate(SWITCH_SCRATCH_BYTES + 2 ** 20);
+  plane = createPlane({
+    watch: (fd, token) => void watched.set(fd, token),
+    unwatch: (fd) => assert.ok(watched.delete(fd), `${fd} is watched`),
+    emit: (event) => void events.push(event),
+    spinMs: SPIN_MS,
+    options: {
+      macTable: MacTable.create().memory,
+      counters: new SharedArrayBuffer(COUNTERS_BYTES),
+      scratchAt: memory.offset,
+    },
+  }) as NetPlane;
+  const settings = { vlan: { mode: 'access', vid: 1 }, macLimit: 16, reflect: true } as const;
+  const port = { port: 0, settings, queuePairs: 1, mtu: 1500, mac: null, linkUp: true };
+  plane.command('addNetPort', port);
+  kicks = [createEventfd('kick'), createEventfd('kick')];
+  calls = [createEventfd('call'), createEventfd('call')];
+});
+
+afterEach(() => {
+  for (const fd of [...kicks, ...calls]) fd.close();
+  memory.close();
+});
+
+function ring(index: number, bits: number[]): { queue: DriverQueue; attach: VringAttach } {
+  const packed = bits.includes(VIRTIO_F_RING_PACKED);
+  const layout = ringLayout(RING_SIZE, packed);
+  const at = memory.offset + SWITCH_SCRATCH_BYTES + index * 65536;
+  const config = {
+    size: RING_SIZE,
+    packed,
+    eventIdx: bits.includes(VIRTIO_RING_F_EVENT_IDX),
+    indirect: false,
+    inOrder: false,
+    descOffset: at,
+    availOffset: at + layout.availAt,
+    usedOffset: at + layout.usedAt,
+  };
+  const end = memory.offset + memory.sizeBytes;
+  const attach: VringAttach = {
+    device: 0,
+    index,
+    config: { ...config, base: packed ? PACKED_BASE_FRESH : 0 },
+    map: {
+      count: 1,
+      start: Float64Array.of(memory.offset),
+      end: Float64Array.of(end),
+      delta: Float64Array.of(0),
+    },
+    regions: [],
+    features: featureSet(VIRTIO_F_VERSION_1, ...bits),
+    kickFd: kicks[index].number,
+    callFd: calls[index].number,
+    errFd: -1,
+    enabled: true,
+  };
+  return { queue: new DriverQueue(config, arena().buffer), attach };
+}
+
+/** Adds one buffer; whether the driver would kick for it. */
+function add(queue: DriverQueue, index: number, bytes: number): boolean {
+  const batch = new DriverBatch();
+  const gpa = memory.offset + SWITCH_SCRATCH_BYTES + 2 ** 18 + index * 65536;
+  const buffer = [{ gpa, len: bytes }];
+  batch.addChain(index === TRANSMITQ ? buffer : [], index === TRANSMITQ ? [] : buffer);
+  assert.equal(addChains(queue, batch, 0, 1), 1);
+  publish(queue);
+  return needsKick(queue);
+}
+
+/** Rounds until nothing is awake, at most so many. */
+function settle(): void {
+  for (let round = 0; round < 50 && plane.awake > 0; round++) plane.poll(round * SPIN_MS);
+}
+
+const FORMS: [string, number[]][] = [
+  ['split', []],
+  ['split, event idx', [VIRTIO_RING_F_EVENT_IDX]],
+  ['packed', [VIRTIO_F_RING_PACKED]],
+  ['packed, event idx', [VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX]],
+];
+
+for (const [name, bits] of FORMS) {
+  test(`${name}: a chain added right after the ring was attached is found or kicked for`, () => {
+    const { queue, attach } = ring(TRANSMITQ, bits);
+    plane.attachVring(attach);
+    const kicked = add(queue, TRANSMITQ, 100);
+    if (kicked) plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+    settle();
+    assert.equal(plane.awake, 0, 'the worker can sleep');
+    const status = plane.command('portStatus', { port: 0 }) as { vrings: { started: boolean }[] };
+    assert.equal(status.vrings[0].started, true);
+    assert.ok(queue.outstanding > 0);
+  });
+
+  test(`${name}: a receive queue that was empty when it was attached again gets its kick`, () => {
+    const { queue, attach } = ring(RECEIVEQ, bits);
+    plane.attachVring(attach);
+    if (add(queue, RECEIVEQ, 2048)) plane.ready(watched.get(kicks[0].number) as number, 0);
+    // Now it runs and wants no kicks. The front-end changes its memory table: off and on again,
+    // with the ring drained in between.
+    const base = plane.detachVring(0, RECEIVEQ);
+    const drained = queue.packed === 0 ? base + 1 : base + 0x1_0001;
+    const again = { ...attach, config: { ...attach.config, base: drained } };
+    plane.attachVring(again);
+    if (add(queue, RECEIVEQ, 2048)) plane.ready(watched.get(kicks[0].number) as number, 0);
+    const status = plane.command('portStatus', { port: 0 }) as { vrings: { started: boolean }[] };
+    assert.equal(status.vrings[0].started, true);
+  });
+}
+
+test('a call descriptor that comes late is signalled', () => {
+  const { attach } = ring(RECEIVEQ, []);
+  plane.attachVring({ ...attach, callFd: -1 });
+  plane.setCallFd(0, RECEIVEQ, calls[0].number);
+  assert.equal(drainEventfd(calls[0].number), 1);
+});
+
+test('a broken queue tells the front-end once, and the worker sleeps', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  const err = createEventfd('err');
+  plane.attachVring({ ...attach, errFd: err.number });
+  add(queue, TRANSMITQ, 5); // shorter than the virtio-net header
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+  settle();
+  assert.equal(events.length, 1);
+  assert.equal(drainEventfd(err.number), 1);
+  assert.equal(plane.awake, 0);
+  err.close();
+});
+
+test('what was attached is detached, and nothing stays watched', () => {
+  plane.attachVring(ring(RECEIVEQ, []).attach);
+  plane.attachVring(ring(TRANSMITQ, []).attach);
+  assert.equal(watched.size, 2);
+  plane.detachVring(0, RECEIVEQ);
+  plane.detachVring(0, TRANSMITQ);
+  assert.equal(watched.size, 0);
+  assert.equal(plane.awake, 0);
+  plane.command('removePort', { port: 0 });
+  assert.throws(() => plane.attachVring(ring(RECEIVEQ, []).attach), { code: 'ERR_VRING_WORKER' });
+});

@@ -32,9 +32,13 @@ export class ChainBatch {
   segments = 0;
   /**
    * UNIFORM_*, or 0 when not known to be: then chain i is segment i, and nothing else of a row
-   * needs to be looked at but its head. Set by the takers.
+   * needs to be looked at but its head. Set by the takers, only where `lazy`.
    */
   uniform = 0;
+  /** 1: rows of a uniform batch are left unfilled; who needs them calls `fillRows`. */
+  readonly lazy: number;
+  /** 1: rows hold head, slots and written only. */
+  unfilled = 0;
 
   /**
    * All the columns below, one behind the other, ROW_STRIDE words apart. The takers write through
@@ -63,11 +67,12 @@ export class ChainBatch {
   readonly segOffset: Float64Array;
   readonly segLen: Int32Array;
 
-  constructor(capacity = BATCH, segCapacity = BATCH_SEGMENTS) {
+  constructor(capacity = BATCH, segCapacity = BATCH_SEGMENTS, lazy = false) {
     assert(capacity > 0 && capacity <= ROW_STRIDE, 'capacity of a ChainBatch');
     assert(segCapacity > 0, 'segment capacity of a ChainBatch');
     this.capacity = capacity | 0; // a boxed double would make the field one, see DeviceQueue
     this.segCapacity = segCapacity | 0;
+    this.lazy = lazy ? 1 : 0;
     const rows = new Int32Array(COLUMNS * ROW_STRIDE);
     const column = (k: number) => rows.subarray(k * ROW_STRIDE, k * ROW_STRIDE + capacity);
     this.rows = rows;

@@ -70,6 +70,21 @@ export function finishRow(
   rows[row + WRITTEN] = 0;
 }
 
+/** Fills the rows of a uniform batch in, for those who look at more than its segments. */
+export function fillRows(batch: ChainBatch, count: number): void {
+  batch.unfilled = 0;
+  const { rows, segLen } = batch;
+  const write = batch.uniform - 1; // UNIFORM_READ 1, UNIFORM_WRITE 2
+  for (let i = 0; i < count; i++) {
+    const len = segLen[i];
+    rows[i + SEG_FIRST] = i;
+    rows[i + READ_SEGS] = 1 - write;
+    rows[i + WRITE_SEGS] = write;
+    rows[i + READ_BYTES] = len & (write - 1);
+    rows[i + WRITE_BYTES] = len & -write;
+  }
+}
+
 /**
  * Appends the buffer of one descriptor to `batch`, from `batch.segments` on. Returns 0, NO_ROOM,
  * or a fault, and leaves the range of the buffer's end in `q.lastRange`.

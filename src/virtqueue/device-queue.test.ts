@@ -2,9 +2,10 @@ import assert from 'node:assert/strict';
 import { readFileSync, readdirSync } from 'node:fs';
 import { describe, test } from 'node:test';
 import { VringError } from '../base/errors.ts';
-import { BATCH, MAX_CHAIN_DESCRIPTORS } from '../base/limits.ts';
+import { BATCH, BATCH_SEGMENTS, MAX_CHAIN_DESCRIPTORS } from '../base/limits.ts';
 import * as virtio from '../wire/virtio.ts';
 import { ChainBatch, ROW_STRIDE } from './chain-batch.ts';
+import { fillRows } from './chain-segments.hot.ts';
 import { DeviceQueue, decodePackedBase, encodePackedBase, ringBase } from './device-queue.ts';
 import { hasAvailable, needsCall, putUsed, takeChains, untakeChains } from './device.hot.ts';
 import { PAIR_BASE_GPA, QueuePair, type QueuePairOptions } from './driver/queue-pair.ts';
@@ -21,7 +22,7 @@ type Raw = { addr?: bigint | number; len?: number; flags?: number; next?: number
 class RawRing {
   readonly pair: QueuePair;
   readonly view: DataView;
-  readonly batch = new ChainBatch();
+  readonly batch = new ChainBatch(BATCH, BATCH_SEGMENTS, true);
   readonly gpa: number;
 
   constructor(options: QueuePairOptions) {
@@ -61,7 +62,9 @@ class RawRing {
   }
 
   take(max = BATCH): number {
-    return takeChains(this.pair.device, this.batch, max);
+    const count = takeChains(this.pair.device, this.batch, max);
+    if (this.batch.unfilled !== 0) fillRows(this.batch, count);
+    return count;
   }
 }
 

@@ -45,7 +45,7 @@ export function untakeChains(q: DeviceQueue, batch: ChainBatch, from: number): v
   if (q.packed === 0) untakeSplit(q, batch, from);
   else untakePacked(q, batch, from);
   q.counters[TAKEN] -= batch.count - from;
-  batch.segments = batch.segFirst[from];
+  batch.segments = batch.unfilled !== 0 ? from : batch.segFirst[from];
   batch.count = from;
 }
 

@@ -1,4 +1,5 @@
 export * from './chain-batch.ts';
+export { fillRows } from './chain-segments.hot.ts';
 export {
   DeviceQueue,
   decodePackedBase,

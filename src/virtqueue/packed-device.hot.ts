@@ -10,7 +10,7 @@
  */
 import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
-import { addBuffer, findTable, finishRow } from './chain-segments.hot.ts';
+import { addBuffer, fillRows, findTable, finishRow } from './chain-segments.hot.ts';
 
 // Last word of a descriptor: id | flags << 16.
 const NEXT = 1 << 16;
@@ -57,6 +57,7 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
   batch.count = 0;
   batch.segments = 0;
   batch.uniform = 0;
+  batch.unfilled = 0;
   if (q.fault !== 0) return q.fault;
   const limit = max < batch.capacity ? max : batch.capacity;
   let stop = 0;
@@ -67,6 +68,13 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
     const wanted = (limit - batch.count) * q.slotsPerChain;
     const visible = visibleSlots(q, wanted);
     if (visible === 0) break;
+    if (batch.lazy !== 0 && batch.count === 0) {
+      takeUniform(q, batch, limit, visible);
+      if (batch.count >= limit) break;
+      if (batch.count > 0) continue;
+    }
+    if (batch.unfilled !== 0) fillRows(batch, batch.count);
+    batch.uniform = 0;
     stop = takeVisible(q, batch, limit, visible);
     if (stop !== 0 || visible < wanted) break;
   }
@@ -123,7 +131,6 @@ function takeVisible(q: DeviceQueue, batch: ChainBatch, limit: number, visible: 
       batch.segments = segments;
       break;
     }
-    batch.uniform = 0;
     const used = batch.rows[batch.count + SLOTS];
     batch.count++;
     left -= used;
@@ -157,7 +164,6 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, limit: number, most: numb
   let wrap = q.availWrap;
   let want = wrap === 1 ? AVAIL_BIT : USED_BIT;
   let segs = batch.segments;
-  let writes = 0;
   let n = first;
   for (; n < stopRow; n++) {
     const at = slot << 2;
@@ -169,7 +175,6 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, limit: number, most: numb
     if ((word & SLOW) !== 0 || len <= 0 || segs >= segCapacity || id >= size) break;
     if (!(address >= start && address + len * UNIT <= end)) break;
     const write = (word >> 17) & 1;
-    writes += write;
     rows[n + HEAD] = id;
     rows[n + SLOTS] = 1;
     rows[n + SEG_FIRST] = segs;
@@ -188,12 +193,58 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, limit: number, most: numb
     }
   }
   batch.segments = segs;
-  if (first !== 0 || n === 0) batch.uniform = 0;
-  else batch.uniform = writes === 0 ? 1 : writes === n ? 2 : 0; // UNIFORM_*
   batch.count = n;
   q.nextAvail = slot;
   q.availWrap = wrap;
   return n - first;
+}
+
+/**
+ * As `takeSimple`, for chains that all have the direction of the first; an empty batch becomes
+ * uniform. See its sister in `split-device.hot.ts`.
+ */
+function takeUniform(q: DeviceQueue, batch: ChainBatch, limit: number, most: number): void {
+  const { desc, size } = q;
+  const { rows, segOffset, segLen, segCapacity } = batch;
+  const range = q.lastRange;
+  const start = q.mapStart[range] * UNIT;
+  const end = q.mapEnd[range] * UNIT;
+  const delta = q.mapDelta[range] * UNIT;
+  let stopRow = limit < most ? limit : most;
+  if (stopRow > segCapacity) stopRow = segCapacity;
+  let slot = q.nextAvail;
+  let wrap = q.availWrap;
+  let want = wrap === 1 ? AVAIL_BIT : USED_BIT;
+  let direction = 0;
+  let n = 0;
+  for (; n < stopRow; n++) {
+    const at = slot << 2;
+    const word = desc[at + 3]; // before the other words, see the top of this file
+    if (n === 0) direction = word & WRITE;
+    if ((word & (STATE | SLOW | WRITE)) !== (want | direction)) break;
+    const id = word & 0xffff;
+    const len = desc[at + 2];
+    const address = desc[at + 1] + (desc[at] >>> 0) * UNIT;
+    if (len <= 0 || id >= size) break;
+    if (!(address >= start && address + len * UNIT <= end)) break;
+    rows[n + HEAD] = id;
+    rows[n + SLOTS] = 1;
+    rows[n + WRITTEN] = 0;
+    segOffset[n] = (address + delta) * 4294967296;
+    segLen[n] = len;
+    if (++slot === size) {
+      slot = 0;
+      wrap ^= 1;
+      want ^= STATE;
+    }
+  }
+  batch.segments = n;
+  batch.count = n;
+  batch.uniform = direction === 0 ? 1 : 2; // UNIFORM_*
+  batch.unfilled = n > 0 ? 1 : 0;
+  if (n > 0) q.slotsPerChain = 1;
+  q.nextAvail = slot;
+  q.availWrap = wrap;
 }
 
 /**
@@ -271,6 +322,7 @@ export function putUsedPacked(
   if (q.inOrder !== 0) {
     // 2.8.8: one descriptor with the last id stands for all, where every skipped buffer may be
     // taken as used completely. True for what was only read; bytes written need their entry.
+    if (batch.unfilled !== 0) fillRows(batch, batch.count);
     while (i < end - 1 && rows[i + WRITE_BYTES] === 0) covered += rows[i++ + SLOTS];
     if (rows[i + WRITE_BYTES] !== 0) {
       i = first;

@@ -6,6 +6,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import * as fc from 'fast-check';
 import { ChainBatch } from './chain-batch.ts';
+import { fillRows } from './chain-segments.hot.ts';
 import { ringBase } from './device-queue.ts';
 import {
   disableKicks,
@@ -172,8 +173,9 @@ class Model {
   }
 
   take(max: number, useOne: boolean): void {
-    const batch = new ChainBatch(16, 24);
+    const batch = new ChainBatch(16, 24, max % 2 === 0);
     const count = takeChains(this.pair.device, batch, max);
+    if (batch.unfilled !== 0) fillRows(batch, count);
     assert.ok(count >= 0, `fault ${count}`);
     assert.equal(batch.count, count);
     if (max > 0 && this.available.length > 0) assert.ok(count > 0, 'something is taken');

@@ -13,6 +13,7 @@ import { assert } from '../base/assert.ts';
 import type { AddressMap } from '../memory/address-map.ts';
 import { ringLayout } from '../wire/virtio.ts';
 import { ChainBatch } from './chain-batch.ts';
+import { fillRows } from './chain-segments.hot.ts';
 import { DeviceQueue, ringBase, type VringConfig } from './device-queue.ts';
 import {
   disableKicks,
@@ -199,7 +200,7 @@ function fuzzDevice(
   const map = makeMap();
   let q = new DeviceQueue(config, map, buffer);
   q.weakOrder = random.below(2);
-  const batch = new ChainBatch(1 + random.below(64), 1 + random.below(300));
+  const batch = new ChainBatch(1 + random.below(64), 1 + random.below(300), random.chance(50));
   for (let i = 0; i < calls; i++) {
     scribble();
     const taken = takeChains(q, batch, random.below(80));
@@ -217,10 +218,13 @@ function fuzzDevice(
       if (!config.packed) resync(q, config, buffer);
       continue;
     }
-    checkBatch(batch, config.size, config.packed);
     report.chains += taken;
     const keep = random.below(taken + 1);
-    untakeChains(q, batch, keep);
+    const untakeFirst = random.chance(50);
+    if (untakeFirst) untakeChains(q, batch, keep);
+    if (batch.unfilled !== 0) fillRows(batch, batch.count);
+    checkBatch(batch, config.size, config.packed);
+    if (!untakeFirst) untakeChains(q, batch, keep);
     for (let k = 0; k < keep; k++) batch.written[k] = random.below(batch.writeBytes[k] + 1);
     const part = random.below(keep + 1);
     if (config.inOrder || random.chance(50)) putUsed(q, batch, 0, keep);

@@ -7,7 +7,7 @@
  */
 import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
-import { addBuffer, findTable, finishRow } from './chain-segments.hot.ts';
+import { addBuffer, fillRows, findTable, finishRow } from './chain-segments.hot.ts';
 
 const NEXT = 1; //     VIRTQ_DESC_F_NEXT
 const WRITE = 2; //    VIRTQ_DESC_F_WRITE
@@ -55,6 +55,7 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
   batch.count = 0;
   batch.segments = 0;
   batch.uniform = 0;
+  batch.unfilled = 0;
   if (q.fault !== 0) return q.fault;
   const nextAvail = q.nextAvail;
   const pending = (Atomics.load(q.avail, AVAIL_IDX) - nextAvail) & 0xffff;
@@ -66,6 +67,13 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
   let n = 0;
   let stop = 0;
   q.visited = 0;
+  if (batch.lazy !== 0) {
+    n = takeUniform(q, batch, limit);
+    if (n < limit) {
+      if (n > 0) fillRows(batch, n);
+      batch.uniform = 0;
+    }
+  }
   // Descriptors of length zero take no segment but time: they end a batch like segments do.
   while (n < limit && q.visited <= batch.segCapacity) {
     n = takeSimple(q, batch, n, limit);
@@ -76,7 +84,6 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
       batch.segments = segments;
       break;
     }
-    batch.uniform = 0;
     n++;
   }
   if (n === 0) {
@@ -109,7 +116,6 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, row: number, limit: numbe
   const end = q.mapEnd[range] * UNIT;
   const delta = q.mapDelta[range] * UNIT;
   let segs = batch.segments;
-  let writes = 0;
   let n = row;
   for (; n < limit; n++) {
     const head = avail[AVAIL_RING + ((nextAvail + n) & mask)];
@@ -121,7 +127,6 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, row: number, limit: numbe
     if ((tail & SLOW) !== 0 || len <= 0 || segs >= segCapacity) break;
     if (!(address >= start && address + len * UNIT <= end)) break;
     const write = (tail >> 1) & 1;
-    writes += write;
     rows[n + HEAD] = head;
     rows[n + SEG_FIRST] = segs;
     rows[n + READ_SEGS] = 1 - write;
@@ -134,8 +139,42 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, row: number, limit: numbe
     segs++;
   }
   batch.segments = segs;
-  if (row !== 0 || n === 0) batch.uniform = 0;
-  else batch.uniform = writes === 0 ? 1 : writes === n ? 2 : 0; // UNIFORM_*
+  return n;
+}
+
+/**
+ * As `takeSimple`, from row 0 on, for chains that all have the direction of the first: row by row
+ * there is nothing to say of them then but the head (6 against 9 ns).
+ */
+function takeUniform(q: DeviceQueue, batch: ChainBatch, limit: number): number {
+  const { avail, desc, nextAvail, size } = q;
+  const { rows, segOffset, segLen, segCapacity } = batch;
+  const mask = size - 1;
+  const range = q.lastRange;
+  const start = q.mapStart[range] * UNIT;
+  const end = q.mapEnd[range] * UNIT;
+  const delta = q.mapDelta[range] * UNIT;
+  const most = limit < segCapacity ? limit : segCapacity;
+  let direction = 0;
+  let n = 0;
+  for (; n < most; n++) {
+    const head = avail[AVAIL_RING + ((nextAvail + n) & mask)];
+    if (head >= size) break;
+    const at = head << 2;
+    const tail = desc[at + 3]; // flags | next << 16
+    const len = desc[at + 2];
+    const address = desc[at + 1] + (desc[at] >>> 0) * UNIT;
+    if (n === 0) direction = tail & WRITE;
+    if ((tail & (SLOW | WRITE)) !== direction || len <= 0) break;
+    if (!(address >= start && address + len * UNIT <= end)) break;
+    rows[n + HEAD] = head;
+    rows[n + WRITTEN] = 0;
+    segOffset[n] = (address + delta) * 4294967296;
+    segLen[n] = len;
+  }
+  batch.segments = n;
+  batch.uniform = direction === 0 ? 1 : 2; // UNIFORM_*
+  batch.unfilled = n > 0 ? 1 : 0;
   return n;
 }
 
@@ -212,6 +251,7 @@ export function putUsedSplit(
   if (q.inOrder !== 0) {
     // 2.7.9: one entry with the last head stands for all, where every skipped buffer may be
     // taken as used completely. True for what was only read; bytes written need their entry.
+    if (batch.unfilled !== 0) fillRows(batch, batch.count);
     while (i < end && rows[i + WRITE_BYTES] === 0) i++;
     if (i === end) i = end - 1;
     else i = first;

@@ -1,4 +1,4 @@
-import { BATCH, MAX_FRAME_BYTES } from '../../base/limits.ts';
+import { BATCH, BATCH_SEGMENTS, MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { PlaneEvent } from '../../runtime/data-plane.ts';
 import type { FrameBatch } from '../../switch/frame-batch.ts';
 import {
@@ -82,8 +82,9 @@ export class NetPort implements PortPlane {
   readonly #arena = arena();
   readonly #vrings: (NetVring | null)[];
   readonly #faults = regionFaults();
-  readonly #readChains = new ChainBatch();
-  readonly #writeChains = new ChainBatch();
+  readonly #readChains = new ChainBatch(BATCH, BATCH_SEGMENTS, true);
+  readonly #writeChains = new ChainBatch(BATCH, BATCH_SEGMENTS, true);
+  readonly #controlChains = new ChainBatch();
   readonly #plan = new CopyPlan(PLAN_CAPACITY);
   readonly #result = new WriteResult();
   readonly #usable: NetVring[] = []; // receive queues that frames may go to
@@ -168,7 +169,7 @@ export class NetPort implements PortPlane {
 
   /** Requests of the control queue; returns how many were answered. */
   control(vring: NetVring): number {
-    const done = this.#control.process(vring, this.#readChains, this.#arena.view);
+    const done = this.#control.process(vring, this.#controlChains, this.#arena.view);
     if (done < 0) this.#break(vring, done);
     else this.#notify(vring);
     return done < 0 ? 0 : done;

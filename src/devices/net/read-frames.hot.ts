@@ -13,6 +13,7 @@ import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
 import type { FrameBatch } from '../../switch/frame-batch.ts';
 import { copySmall } from '../../memory/copy.hot.ts';
 import type { CopyPlan } from '../../sys/arena.ts';
+import { fillRows } from '../../virtqueue/chain-segments.hot.ts';
 
 const FAULT_CHAIN_DIRECTION = -14; // as in virtqueue/faults.ts; net-port.test.ts holds them equal
 const FAULT_CHAIN_SHORT = -15;
@@ -67,8 +68,11 @@ export function readFrames(
 ): number {
   batch.plain = 1;
   const simple = collectSimple(chains, plan, batch, hdrLen);
-  const found =
-    simple === chains.count ? simple : collectFrames(arena, chains, plan, batch, hdrLen, simple);
+  let found = simple;
+  if (simple < chains.count) {
+    if (chains.unfilled !== 0) fillRows(chains, chains.count);
+    found = collectFrames(arena, chains, plan, batch, hdrLen, simple);
+  }
   if (found <= 0) return found;
   plan.run();
   if (batch.plain !== 0 && hdrLen === HDR_BYTES && allZero(batch, found)) return found;

@@ -9,6 +9,7 @@ import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
 import type { DeviceQueue } from '../../virtqueue/device-queue.ts';
 import type { FrameBatch } from '../../switch/frame-batch.ts';
 import type { CopyPlan } from '../../sys/arena.ts';
+import { fillRows } from '../../virtqueue/chain-segments.hot.ts';
 import { putUsed, takeChains, untakeChains } from '../../virtqueue/device.hot.ts';
 
 const FAULT_CHAIN_DIRECTION = -14; // as in virtqueue/faults.ts; net-port.test.ts holds them equal
@@ -177,6 +178,7 @@ function fitChains(
   total: number,
   mergeable: boolean,
 ): number {
+  if (chains.unfilled !== 0) fillRows(chains, have);
   let room = 0;
   for (let i = next; i < have; i++) {
     if (chains.readSegs[i] !== 0) return FAULT_CHAIN_DIRECTION;

@@ -1,5 +1,5 @@
 /** What commands print: text or JSON on stdout, messages on stderr, nothing to a closed pipe. */
-import pc from 'picocolors';
+import picocolors from 'picocolors';
 import { VringError } from '../base/errors.ts';
 
 /** The command line is wrong: exit status 2. */
@@ -36,7 +36,15 @@ export function printable(text: string): string {
   return text.replaceAll(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, '?');
 }
 
-/** Colours only where picocolors finds a terminal and no NO_COLOR. */
+/**
+ * Colours only on a terminal, unless NO_COLOR is set; FORCE_COLOR has them anywhere. Asked here
+ * because picocolors also colours what a CI system writes to a file.
+ */
+export const pc = picocolors.createColors(
+  Boolean(process.env['FORCE_COLOR']) ||
+    (process.stdout.isTTY === true && !process.env['NO_COLOR'] && process.env['TERM'] !== 'dumb'),
+);
+
 export const STATE_COLOURS: Readonly<Record<string, (text: string) => string>> = {
   up: pc.green,
   listening: pc.cyan,

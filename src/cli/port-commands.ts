@@ -1,10 +1,18 @@
 /** `vring ports`, `vring port ...`, `vring macs`, `vring version`. */
-import pc from 'picocolors';
 import { resolve } from 'node:path';
 import { totalDrops } from '../daemon/switch-control.ts';
 import type { MacEntry, PortStatus, QueueStatus, VlanConfig } from '../daemon/switch-types.ts';
 import { ApiClient } from './client.ts';
-import { print, printable, printJson, short, STATE_COLOURS, table, UsageError } from './output.ts';
+import {
+  print,
+  printable,
+  printJson,
+  short,
+  STATE_COLOURS,
+  table,
+  UsageError,
+  pc,
+} from './output.ts';
 
 export type ClientOptions = { readonly control?: string; readonly json?: boolean };
 

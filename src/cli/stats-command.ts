@@ -1,10 +1,18 @@
 /** `vring stats`: rates per second, live on a terminal. */
-import pc from 'picocolors';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { totalDrops } from '../daemon/switch-control.ts';
 import type { PortStatus, WorkerStatus } from '../daemon/switch-types.ts';
 import { ApiClient } from './client.ts';
-import { print, printable, printJson, short, STATE_COLOURS, table, UsageError } from './output.ts';
+import {
+  print,
+  printable,
+  printJson,
+  short,
+  STATE_COLOURS,
+  table,
+  UsageError,
+  pc,
+} from './output.ts';
 import type { ClientOptions } from './port-commands.ts';
 
 export type StatsOptions = ClientOptions & { readonly once?: boolean; readonly interval: string };

@@ -179,16 +179,20 @@ async function show(rows: readonly DemoRow[], options: Options): Promise<void> {
 
 function showNext(socket: string, control: string, options: Options): void {
   if (options.json) return;
-  const kept = options.keep;
+  const run = 'npm run -s vring --';
   print('');
-  print(
-    kept
-      ? 'The switch goes on. Attach a VM to a port:'
-      : 'With a switch that goes on (npm start -- --keep), a VM attaches so:',
-  );
-  print(`  npx vring vm --socket ${kept ? socket : 'PATH'} --run --demo-guest`);
-  print('The QEMU command line or libvirt XML alone:  npx vring vm --socket PATH [--libvirt]');
-  if (kept) print(`Watch it:  npx vring stats --control ${control}`);
+  if (options.keep) {
+    print('The switch goes on. A Linux VM in QEMU on its first port, and what the switch sees:');
+    print(`  ${run} vm --socket ${socket} --run --demo-guest --ip 10.0.0.3/24`);
+    print(`  ${run} stats --control ${control}`);
+  } else {
+    print(
+      'A real VM attaches to a switch that goes on: npm start -- --keep, then in another terminal',
+    );
+    print(`  ${run} vm --socket PATH --run --demo-guest`);
+  }
+  print('The QEMU command line or libvirt XML alone:');
+  print(`  ${run} vm --socket PATH [--libvirt]`);
 }
 
 async function keepRunning(service: Service): Promise<void> {

@@ -81,7 +81,7 @@ export class SoftwareOffload {
   readonly #heapEnd: number;
   readonly #plan = new Int32Array(PLAN_WORDS);
   #heapNext: number;
-  #todo = NOTHING;
+  #pending = NOTHING;
   #frameAt = 0;
   #frameLen = 0;
   #nextSegment = 0;
@@ -108,7 +108,7 @@ export class SoftwareOffload {
 
   /** Segments that the frame of the last `begin` becomes; 0 when only its checksum is due. */
   get segments(): number {
-    return this.#todo === SEGMENTS ? this.#plan[PLAN_SEGMENTS] : 0;
+    return this.#pending === SEGMENTS ? this.#plan[PLAN_SEGMENTS] : 0;
   }
 
   /**
@@ -116,7 +116,7 @@ export class SoftwareOffload {
    * OFFLOAD_READY, OFFLOAD_FULL, or the DROP_* column of why it cannot be done.
    */
   begin(source: FrameBatch, i: number, accepts: number, maxFrameBytes: number): number {
-    assert(this.#todo === NOTHING, 'the frame before is done');
+    assert(this.#pending === NOTHING, 'the frame before is done');
     const lenBytes = source.frameLen[i];
     const tagBytes = (source.tagged[i] & TAG_PRESENT) !== 0 ? TAG_BYTES : 0;
     const gsoType = source.gsoType[i];
@@ -130,7 +130,7 @@ export class SoftwareOffload {
     this.#frameLen = lenBytes;
     if (gsoType === 0) {
       finishChecksum(this.#view, frameAt, lenBytes, source.csumStart[i], source.csumOffset[i]);
-      this.#todo = WHOLE_FRAME;
+      this.#pending = WHOLE_FRAME;
     } else {
       const kind = gsoType & ~GSO_ECN;
       const problem = this.#planFrame(kind, source.gsoSize[i], maxFrameBytes + tagBytes);
@@ -138,7 +138,7 @@ export class SoftwareOffload {
       this.#plan[PLAN_PARTIAL] = (accepts & ACCEPT_CSUM) !== 0 ? 1 : 0;
       this.#budget -= this.#plan[PLAN_SEGMENTS];
       this.#nextSegment = 0;
-      this.#todo = SEGMENTS;
+      this.#pending = SEGMENTS;
     }
     // Rounded up, so that copies start on a cache line's half.
     this.#heapNext += (lenBytes + 31) & ~31;
@@ -167,10 +167,10 @@ export class SoftwareOffload {
   /** Appends finished frames to `batch`. False when it is full before the frame is done. */
   emit(): boolean {
     const out = this.batch;
-    if (this.#todo === WHOLE_FRAME) {
+    if (this.#pending === WHOLE_FRAME) {
       if (out.count === out.capacity) return false;
       appendFrame(out, this.#view, this.#frameAt, this.#frameLen);
-    } else if (this.#todo === SEGMENTS) {
+    } else if (this.#pending === SEGMENTS) {
       const total = this.#plan[PLAN_SEGMENTS];
       for (; this.#nextSegment < total; this.#nextSegment++) {
         if (out.count === out.capacity) return false;
@@ -178,7 +178,7 @@ export class SoftwareOffload {
         appendGsoSegment(out, this.#view, this.#plan, this.#frameAt, headerAt, this.#nextSegment);
       }
     }
-    this.#todo = NOTHING;
+    this.#pending = NOTHING;
     return true;
   }
 
@@ -186,6 +186,6 @@ export class SoftwareOffload {
   reset(): void {
     this.batch.count = 0;
     this.batch.segments = 0;
-    if (this.#todo === NOTHING) this.#heapNext = this.#heapAt;
+    if (this.#pending === NOTHING) this.#heapNext = this.#heapAt;
   }
 }

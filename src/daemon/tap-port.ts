@@ -70,8 +70,8 @@ export class TapPort implements SwitchPort {
   }
 
   async setLink(up: boolean): Promise<void> {
-    this.linkUp = up;
     setInterfaceUp(this.config.interface, up);
+    this.linkUp = up;
     await this.#context.worker.request('setLink', { port: this.number, up });
   }
 

@@ -292,6 +292,10 @@ export class NetPlane implements DataPlane {
     if (port === null || port === undefined) return;
     port.linkUp = link.up;
     if (link.mtu !== undefined) port.mtu = link.mtu;
+    // What the host queued while the link was down was announced then, and is not again.
+    if (port instanceof TapPlane) {
+      this.#wake(this.#vringSources[link.port][0] as Source, performance.now());
+    }
   }
 
   #portStatus(port: number): NetPortStatus {

@@ -390,3 +390,32 @@ test('the queue behind the only pair is the control queue, not a receive queue',
   }
   assert.deepEqual(to.events, []);
 });
+
+test('a queue that breaks while flows are spread takes only its own frames along', () => {
+  const features = [net.VIRTIO_NET_F_MQ];
+  const from = fixture({ features, queuePairs: 4, bufferBytes: 512 });
+  const to = fixture({ features, queuePairs: 4, bufferBytes: 512 });
+  const batch = frameBatch();
+  for (let flow = 0; flow < 32; flow++) {
+    const bytes = frame(100);
+    bytes.set([8, 0, 0x45], 12);
+    bytes[23] = 17;
+    bytes.set([10, 0, 0, flow, 10, 0, 0, 200], 26);
+    from.write(from.buffer(100 + flow), withHeader(bytes));
+    from.rings[TRANSMITQ].add([[from.buffer(100 + flow), HEADER + 100]], []);
+  }
+  assert.equal(from.port.receive(batch), 32);
+  to.rings[0].add([[to.buffer(0), 512]], []); // readable: breaks receiveq1
+  for (let pair = 1; pair < 4; pair++) {
+    for (let n = 0; n < 32; n++) to.rings[2 * pair].add([], [[to.buffer(32 * pair + n), 512]]);
+  }
+  const list = Int32Array.from({ length: 32 }, (_, i) => i);
+  const delivered = to.port.transmit(batch, list, 32);
+  assert.equal(to.events.length, 1);
+  const { txDropBroken, txDropNoBuffer } = to.port.counters;
+  assert.ok(txDropBroken > 0 && delivered > 0);
+  assert.equal(delivered + txDropBroken + txDropNoBuffer, 32, 'every frame is accounted for');
+  const arrived = [1, 2, 3].map((pair) => to.rings[2 * pair].reap().length);
+  assert.ok(arrived.every((count) => count > 0));
+  assert.equal(arrived[0] + arrived[1] + arrived[2], delivered);
+});

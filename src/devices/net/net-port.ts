@@ -87,11 +87,12 @@ export class NetPort implements PortPlane {
   readonly #controlChains = new ChainBatch();
   readonly #plan = new CopyPlan(PLAN_CAPACITY);
   readonly #result = new WriteResult();
-  readonly #usable: NetVring[] = []; // receive queues that frames may go to
   readonly #lists: Int32Array[]; //     frames per queue of #usable, where there are several
   readonly #filtered = new Int32Array(BATCH);
   readonly #control: ControlQueue;
   #listCounts: Int32Array;
+  /** Receive queues that frames may go to. */
+  #usable: readonly NetVring[] = [];
   #linkUp: boolean;
   /** Pairs that the driver may use: one without VIRTIO_NET_F_MQ, whose next queue is another. */
   #pairs = 1;
@@ -233,8 +234,9 @@ export class NetPort implements PortPlane {
       list = this.#filtered;
       count = kept;
     }
-    const queues = this.#usable.length;
-    if (queues === 1) return this.#write(this.#usable[0], batch, list, count);
+    const usable = this.#usable; // a queue that breaks meanwhile leaves a new array behind
+    const queues = usable.length;
+    if (queues === 1) return this.#write(usable[0], batch, list, count);
     if (queues === 0) {
       this.counters.txDropBroken += count;
       return 0;
@@ -248,10 +250,7 @@ export class NetPort implements PortPlane {
     }
     let delivered = 0;
     for (let q = 0; q < queues; q++) {
-      const vring = this.#usable[q];
-      if (vring !== undefined && counts[q] > 0) {
-        delivered += this.#write(vring, batch, this.#lists[q], counts[q]);
-      }
+      if (counts[q] > 0) delivered += this.#write(usable[q], batch, this.#lists[q], counts[q]);
     }
     return delivered;
   }
@@ -325,15 +324,16 @@ export class NetPort implements PortPlane {
   }
 
   #update(): void {
-    this.#usable.length = 0;
+    const usable: NetVring[] = [];
     const pairs = Math.min(this.#pairs, this.#control.activePairs);
     for (let pair = 0; pair < pairs; pair++) {
       const vring = this.#vrings[2 * pair];
       if (vring === null || !vring.usable) continue;
       vring.pauseKicks(); // buffers are looked for when there are frames for them
-      this.#usable.push(vring);
+      usable.push(vring);
     }
-    this.ready = this.#linkUp && this.#usable.length > 0;
+    this.#usable = usable;
+    this.ready = this.#linkUp && usable.length > 0;
   }
 
   #negotiated(features: bigint): void {

@@ -27,6 +27,7 @@ const FRAME_BYTES_SPAN = MAX_FRAME_BYTES - MIN_FRAME_BYTES;
 const NEEDS_CSUM = 1;
 const TYPE_AT = 12;
 const TYPE_CTAG = 0x8100;
+const TAG_PRESENT = 0x10; // as in frame-batch.ts
 const TYPE_CTAG_LE = 0x0081; // the same two bytes in a little-endian word
 const LEARN_REFRESHED = 0;
 const GROUP_BIT = 0x0100; //    in the first two bytes of an address
@@ -324,7 +325,7 @@ function floodFrame(
 
 /**
  * Judges frames of a port that reflects: what is no frame is dropped, all others go into `list`.
- * Tags are not looked at. Returns how many.
+ * A tag is noted for its length alone. Returns how many.
  */
 export function reflectFrames(
   batch: FrameBatch,
@@ -334,7 +335,7 @@ export function reflectFrames(
   row: number,
   facts: Int32Array,
 ): number {
-  const { frameLen, offload, gsoType, tagged } = batch;
+  const { frameLen, offload, gsoType, tagged, headerAt, headerView } = batch;
   let length = 0;
   let special = 0;
   for (let i = 0; i < count; i++) {
@@ -353,6 +354,7 @@ export function reflectFrames(
         continue;
       }
     }
+    if (headerView.getUint16(headerAt[i] + TYPE_AT) === TYPE_CTAG) tagged[i] = TAG_PRESENT;
     list[length++] = i;
   }
   facts[FACT_SPECIAL] = special;

@@ -195,6 +195,20 @@ test('reflects frames to where they came from, tags and all, and learns nothing'
   strictEqual(ports[0].delivered.length, 2, 'and is not flooded to');
 });
 
+test('a reflecting port returns frames of full length, and a tag on top', () => {
+  const { bridge, ports, counter } = setup([{ ...access(1), reflect: true }]);
+  const longest = ports[0].maxFrameBytes;
+  const tagged = new Uint8Array(longest + 4);
+  tagged.set([0x81, 0, 0, 7], 12);
+  ports[0].outgoing.push({ bytes: tagged }, { bytes: new Uint8Array(longest + 4) });
+  bridge.forwardBatch(0);
+  deepStrictEqual(
+    ports[0].delivered.map(({ bytes }) => bytes.length),
+    [longest + 4],
+  );
+  strictEqual(counter(0, 'dropMtu'), 1);
+});
+
 test('ports come, change and go while traffic flows', () => {
   const { bridge, ports, counter } = setup([access(1), access(1)]);
   ports[1].outgoing.push(frame(host(0), host(1)));

@@ -148,7 +148,7 @@ function removeStale(path: string): void {
   if (result === -ECONNREFUSED) {
     rmSync(path, { force: true });
   } else if (result !== -ENOENT) {
-    const text = `${path}: another process listens on this socket`;
+    const text = `${path}: another process listens on this socket; end it or choose another path`;
     throw new VringError('ERR_VRING_SOCKET_IN_USE', text, { recovery: 'retry' });
   }
 }

@@ -402,7 +402,7 @@ test('close ends followers and captures', async () => {
 
 test(
   'a directory without permission is explained',
-  { skip: process.getuid?.() === 0 },
+  { skip: process.getuid?.() === 0 && 'root may use every directory: run as another user' },
   async () => {
     const locked = join(directory, 'locked');
     await (await start(join(locked, 's.sock'))).close();

@@ -36,7 +36,10 @@ export type ReceiveBulkOptions = {
   readonly signal?: AbortSignal;
 };
 
-/** How long a finished receiver still answers: the sender may not have got the last word. */
+/**
+ * How long a finished receiver still answers: the sender may not have got the last word, and repeats
+ * its FIN every 40 ms.
+ */
 const LINGER_MS = 300;
 
 type Peer = { readonly address: IpAddress; readonly port: number };

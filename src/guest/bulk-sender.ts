@@ -55,6 +55,8 @@ export type SendBulkOptions = {
 const MAX_TRANSFER_BYTES = 2 ** 40;
 const TICK_MS = 5;
 const REOPEN_MS = 200;
+/** How often FIN is repeated: some seven times while a finished receiver still answers. */
+const REFIN_MS = 40;
 const FIRST_WINDOW = 32;
 const OVERTAKEN_BY = 3;
 const MIN_RTO_MS = 20;
@@ -134,8 +136,8 @@ class BulkSender {
   #tick(): void {
     const now = performance.now();
     if (now - this.#progressAt > (this.#options.stallMs ?? 10_000)) return this.#fail();
-    if (this.#state === 'opening') this.#repeat(now, () => this.#sendOpen());
-    else if (this.#state === 'finishing') this.#repeat(now, () => this.#sendFin());
+    if (this.#state === 'opening') this.#repeat(now, REOPEN_MS, () => this.#sendOpen());
+    else if (this.#state === 'finishing') this.#repeat(now, REFIN_MS, () => this.#sendFin());
     else if (this.#state === 'sending') {
       const rto = Math.max(MIN_RTO_MS, this.#rttMs * 4);
       this.#resend(now, this.#next, now - rto);
@@ -143,8 +145,8 @@ class BulkSender {
     }
   }
 
-  #repeat(now: number, ask: () => void): void {
-    if (now - this.#askedAt < REOPEN_MS) return;
+  #repeat(now: number, everyMs: number, ask: () => void): void {
+    if (now - this.#askedAt < everyMs) return;
     this.#askedAt = now;
     ask();
   }

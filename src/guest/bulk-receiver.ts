@@ -37,8 +37,8 @@ export type ReceiveBulkOptions = {
 };
 
 /**
- * How long a finished receiver still answers: the sender may not have got the last word, and repeats
- * its FIN every 40 ms.
+ * How long a finished receiver still answers: the sender may not have got the last word, and
+ * repeats its FIN every 40 ms.
  */
 const LINGER_MS = 300;
 

@@ -5,7 +5,7 @@ import { checksumAdd, checksumFinish, pseudoHeaderSum4, pseudoHeaderSum6 } from 
 import { type CounterName, readCounters } from './counters.ts';
 import { FakeArena, type FakeFrame, FakePort } from './fake-port.ts';
 import { GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4 } from './frame-batch.ts';
-import { GSO_SEGMENTS_MAX } from './offload.ts';
+import { GSO_SEGMENTS_MAX, GSO_SEGMENTS_PER_ROUND } from './offload.ts';
 import { ACCEPT_CSUM, ACCEPT_ECN, ACCEPT_TSO4, ACCEPT_TSO6, ACCEPT_USO } from './port-plane.ts';
 import { Switch, SWITCH_SCRATCH_BYTES } from './switch.ts';
 
@@ -308,6 +308,22 @@ test('hostile fields are refused by name and bounded', () => {
   strictEqual(sent({ gsoSize: 1461 }), 0);
   strictEqual(counter(1, 'dropMtu'), 1);
   ok(sent({ gsoSize: 48 }) <= GSO_SEGMENTS_MAX);
+});
+
+test('one round makes so many segments and no more, whatever a guest asks for', () => {
+  const shape = { v6: false, udp: false, tagged: false, ipOptions: 0, tcpOptions: 0, flags: 0 };
+  const { source, send, counter } = setup(0, 1514, 1 << 23);
+  source.segmentBytes = 65_536; // 64 frames in small pieces would not fit one batch
+  const greedy = gsoFrame({ ...shape, payload: 48_000 }, 48); // 1000 segments each
+  const frames = Array.from({ length: 10 }, () => ({ ...greedy, bytes: greedy.bytes.slice() }));
+  strictEqual(send(...frames).length, 4000);
+  ok(4000 <= GSO_SEGMENTS_PER_ROUND);
+  strictEqual(counter(1, 'dropGsoSize'), 6);
+  // The next round has its own; and a full batch of ordinary TSO frames stays below it.
+  const usual = gsoFrame({ ...shape, payload: 60_000 }, 1448); // 42 segments each
+  const batch = Array.from({ length: 64 }, () => ({ ...usual, bytes: usual.bytes.slice() }));
+  strictEqual(send(...batch).length, 64 * 42);
+  strictEqual(counter(1, 'dropGsoSize'), 6);
 });
 
 test('any header of any guest ends in a drop or in frames that fit', () => {

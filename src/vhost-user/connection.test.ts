@@ -97,3 +97,12 @@ test('a message that never completes gives its fds back', async () => {
   event.close();
   assert.equal(openFdCount(), before);
 });
+
+test('a peer that dies with an answer unread has closed, like any other', async () => {
+  const [a, b] = socketPair();
+  const reader = new MessageConnection(a, options);
+  await reader.send(1, 1, new Uint8Array(8));
+  b.close(); // resets the connection: 20 bytes were never read
+  assert.equal(await reader.receive(), null);
+  reader.close();
+});

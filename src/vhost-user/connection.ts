@@ -171,11 +171,7 @@ export class MessageConnection {
     for (;;) {
       const target = this.#payload ?? this.#header;
       if (this.#filled < target.length) {
-        const got = receiveWithFds(
-          this.#socket.number,
-          target.subarray(this.#filled),
-          MAX_MESSAGE_FDS,
-        );
+        const got = this.#receiveInto(target.subarray(this.#filled));
         if (got === null) return 'again';
         this.#takeFds(got.fds, got.fdsTruncated);
         if (got.bytes === 0) return this.#endOfStream();
@@ -185,6 +181,18 @@ export class MessageConnection {
       if (this.#payload !== null) return this.#complete(this.#payload);
       this.#payload = new Uint8Array(this.#checkHeader());
       this.#filled = 0;
+    }
+  }
+
+  #receiveInto(bytes: Uint8Array): ReturnType<typeof receiveWithFds> {
+    try {
+      return receiveWithFds(this.#socket.number, bytes, MAX_MESSAGE_FDS);
+    } catch (error) {
+      // A peer that dies with answers of ours unread resets the connection: an end like others.
+      if (error instanceof SysError && error.errnoName === 'ECONNRESET') {
+        return { bytes: 0, fds: [], fdsTruncated: false };
+      }
+      throw error;
     }
   }
 

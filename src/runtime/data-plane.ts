@@ -1,4 +1,5 @@
 import type { AddressMap } from '../memory/address-map.ts';
+import type { InflightArea, IotlbUpdate, VringLog } from '../vhost-user/index.ts';
 import type { VringConfig } from '../virtqueue/device-queue.ts';
 
 /** A vring that a host hands to the data plane. All addresses are checked arena offsets. */
@@ -19,10 +20,16 @@ export type VringAttach = {
   readonly callFd: number;
   readonly errFd: number;
   readonly enabled: boolean;
+  /** True: `map` is an IOTLB; what it lacks is a miss, reported as an event, and no fault. */
+  readonly iotlb: boolean;
+  readonly log: VringLog | null;
+  readonly inflight: InflightArea | null;
 };
 
 /** Something that the control plane must hear of; rare by construction. */
-export type PlaneEvent = {
+export type PlaneEvent = PlaneFault | PlaneIotlbMiss;
+
+export type PlaneFault = {
   readonly kind: 'fault';
   readonly device: number;
   /** Virtqueue index, or -1 where the whole device is concerned. */
@@ -30,6 +37,18 @@ export type PlaneEvent = {
   /** FAULT_* code. */
   readonly code: number;
 };
+
+/** A ring stands still until `updateIotlb` brings a translation of `iova`. */
+export type PlaneIotlbMiss = {
+  readonly kind: 'iotlb-miss';
+  readonly device: number;
+  readonly index: number;
+  readonly iova: number;
+  readonly write: boolean;
+};
+
+/** `detachVring`: requests are still under way; the worker asks again in its next round. */
+export const DRAINING = -1;
 
 /** What a worker gives its plane. */
 export type PlaneContext = {
@@ -58,7 +77,10 @@ export interface DataPlane {
   ready(token: number, nowMs: number): void;
 
   attachVring(vring: VringAttach): void;
-  /** Takes the ring out of use; it is not touched afterwards. Returns its base. */
+  /**
+   * Takes the ring out of use; it is not touched afterwards. Returns its base, or DRAINING: then
+   * nothing more is taken from the ring, and the worker calls again.
+   */
   detachVring(device: number, index: number): number;
   enableVring(device: number, index: number, enabled: boolean): void;
   /** -1 for none. A new one is signalled: it may have missed what the old one was told. */
@@ -66,6 +88,10 @@ export interface DataPlane {
   setErrFd(device: number, index: number, errFd: number): void;
   /** The session of the device is over: what its driver had set is forgotten. */
   resetDevice(device: number): void;
+
+  /** IOTLB of a device; rings that missed are looked at again. */
+  updateIotlb(device: number, entry: IotlbUpdate): void;
+  invalidateIotlb(device: number, iova: number, sizeBytes: number): void;
 
   /** Everything that is particular to the plane: ports, tables, captures. */
   command(name: string, payload: unknown): unknown;

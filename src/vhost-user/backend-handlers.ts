@@ -21,11 +21,12 @@ import {
   VringState,
 } from '../wire/vhost-user.ts';
 import type { MemoryControl } from './memory-control.ts';
+import type { ProtocolState } from './state-rules.ts';
 import type { BackendTarget } from './target.ts';
 import type { VringControl } from './vring-control.ts';
 
 /** What handlers may touch of a session. */
-export type SessionContext = {
+export type SessionContext = ProtocolState & {
   readonly target: BackendTarget;
   readonly vrings: VringControl;
   readonly memory: MemoryControl;
@@ -36,6 +37,8 @@ export type SessionContext = {
   protocolFeatures: bigint | null;
   owned: boolean;
   mtu: number | null;
+  postcopy: ProtocolState['postcopy'];
+  stateTransfer: boolean;
 };
 
 /** The message at hand. */

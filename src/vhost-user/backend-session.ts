@@ -34,6 +34,7 @@ import {
   VHOST_USER_REPLY_MASK,
   VHOST_USER_VERSION,
 } from '../wire/vhost-user.ts';
+import { handlerOf } from './backend-dispatch.ts';
 import type { HandlerResult, SessionContext } from './backend-handlers.ts';
 import { closeFds, type Message, MessageConnection } from './connection.ts';
 import { MemoryControl } from './memory-control.ts';
@@ -100,6 +101,12 @@ export class BackendSession {
       protocolFeatures: null,
       owned: false,
       mtu: null,
+      postcopy: 'none',
+      stateTransfer: false,
+      isRunning: (index) => vrings.isRunning(index),
+      get runningVrings() {
+        return vrings.runningCount;
+      },
     };
     this.#connection = new MessageConnection(socket, { expectReplies: false, nameOf: requestName });
     this.closed = this.#run();
@@ -180,7 +187,8 @@ export class BackendSession {
 
   /** Everything that makes a message acceptable here and now, then its handler. */
   async #dispatch(entry: MessageEntry, message: Message): Promise<HandlerResult> {
-    const { name, handler, needs } = entry;
+    const { name, needs } = entry;
+    const handler = handlerOf(entry.id);
     if (handler === null) {
       const problem = `request ${entry.id} is not implemented and its feature was not offered`;
       throw new ProtocolError('ERR_VRING_MESSAGE_UNSUPPORTED', name, 'request', problem);
@@ -195,6 +203,11 @@ export class BackendSession {
     if (due !== undefined && due !== message.fds.length) {
       throw fdError(name, message.fds.length, `${due}, as the payload says`);
     }
+    for (const rule of entry.legal) {
+      if (rule.holds(this.#context, value)) continue;
+      const problem = `breaks the rule ${rule.id}: ${rule.says} (${rule.section})`;
+      throw new ProtocolError('ERR_VRING_MESSAGE_STATE', name, 'request', problem);
+    }
     return handler(this.#context, { request: name, value, fds: message.fds });
   }
 
@@ -205,7 +218,7 @@ export class BackendSession {
   /** Whether success or failure is to be answered by a u64. */
   #acks(entry: MessageEntry | undefined, message: Message): boolean {
     if (entry?.reply === 'payload') return false;
-    if (entry?.reply === 'both' && this.#negotiated(entry.needs!)) return true;
+    if (entry?.reply === 'both') return true;
     const asked = (message.flags & VHOST_USER_NEED_REPLY_MASK) !== 0;
     return asked && this.#negotiated(VHOST_USER_PROTOCOL_F_REPLY_ACK);
   }

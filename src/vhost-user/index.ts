@@ -19,10 +19,22 @@ export {
 export * from './limits.ts';
 export {
   BACK_END_MESSAGES,
+  backEndRequestName,
+  EVENT_MESSAGE,
   FRONT_END_MESSAGES,
   type MessageEntry,
   type ReplyKind,
+  REQUEST,
   requestName,
 } from './message-table.ts';
-export type { BackendTarget, StartVring } from './target.ts';
+export { type ProtocolState, STATE_RULES, type StateRule } from './state-rules.ts';
+export type {
+  BackendTarget,
+  FrontendRequests,
+  InflightArea,
+  IotlbUpdate,
+  MappableArea,
+  StartVring,
+  VringLog,
+} from './target.ts';
 export type { VringSnapshot } from './vring-control.ts';

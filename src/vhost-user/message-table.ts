@@ -1,15 +1,14 @@
 /**
- * Every message of the protocol, one entry each: what it looks like, who answers it how, what it
- * needs. The session dispatches by these tables and knows no message by itself.
- *
- * An entry without a handler is laid out, not implemented: the features that gate it are never
- * offered, and a front-end that sends it anyway is refused by name.
+ * The protocol as one table: every message with its sender, payload, fds, reply, what it needs
+ * and when it is legal. Pure: the back-end session, the front-end, the recorder, the fuzzer, the
+ * conformance runner and docs/protocol.md all read it, and none of them knows a message by
+ * itself. Sections are those of the specification, QEMU's docs/interop/vhost-user.rst.
  */
 import * as parse from '../wire/vhost-user-parse.ts';
 import type { PayloadRule } from '../wire/vhost-user-parse.ts';
 import * as wire from '../wire/vhost-user.ts';
-import * as handle from './backend-handlers.ts';
-import type { Handler } from './backend-handlers.ts';
+import * as rule from './state-rules.ts';
+import type { StateRule } from './state-rules.ts';
 
 /** How a message is answered. */
 export type ReplyKind =
@@ -17,41 +16,98 @@ export type ReplyKind =
   | 'payload' //  always, with a payload of its own; need_reply changes nothing
   | 'both'; //    always, but the payload is an ack (IOTLB_MSG)
 
-export type MessageEntry<T = unknown> = {
+/** Least and most fds. The payload may say more exactly, see `PayloadRule.fdCount`. */
+export type FdRange = readonly [min: number, max: number];
+
+export type MessageEntry<T = unknown, R = unknown> = {
   readonly id: number;
   /** As the specification spells it. */
   readonly name: string;
+  readonly sender: 'front-end' | 'back-end';
+  /** What it does, in a few words. */
+  readonly does: string;
   readonly payload: PayloadRule<T>;
-  /** Fewest and most fds. The payload may say more exactly, see `PayloadRule.fdCount`. */
-  readonly fds: readonly [min: number, max: number];
+  readonly fds: FdRange;
+  /** What the fds are; empty without any. */
+  readonly fdsAre: string;
   readonly reply: ReplyKind;
+  /** Of a reply of the message's own; null for acks. */
+  readonly replyPayload: PayloadRule<R> | null;
+  readonly replyFds: FdRange;
   /** Protocol feature bit that must be negotiated, or null. */
   readonly needs: number | null;
-  readonly handler: Handler<T> | null;
+  /** Virtio feature bit that must be acked, or null. */
+  readonly needsVirtio: number | null;
+  /** All must hold when it arrives. */
+  readonly legal: readonly StateRule<T>[];
 };
 
-type Options<T> = {
-  fds?: readonly [number, number];
+type Options<T, R> = {
+  fds?: FdRange;
+  fdsAre?: string;
+  /** Makes the reply kind `payload`. */
+  answers?: PayloadRule<R>;
+  replyFds?: FdRange;
   reply?: ReplyKind;
   needs?: number;
-  handler?: Handler<T>;
+  needsVirtio?: number;
+  legal?: readonly StateRule<NoInfer<T>>[];
 };
 
-function entry<T>(
+function make<T, R>(
+  sender: MessageEntry['sender'],
   id: number,
   name: string,
+  does: string,
   payload: PayloadRule<T>,
-  options: Options<T> = {},
-): MessageEntry {
-  const { fds = [0, 0], reply = 'ack', needs = null, handler = null } = options;
-  return { id, name: `VHOST_USER_${name}`, payload, fds, reply, needs, handler } as MessageEntry;
+  options: Options<T, R>,
+): MessageEntry<T, R> {
+  const { answers = null } = options;
+  return {
+    id,
+    name: `VHOST_USER_${name}`,
+    sender,
+    does,
+    payload,
+    fds: options.fds ?? [0, 0],
+    fdsAre: options.fdsAre ?? '',
+    reply: options.reply ?? (answers === null ? 'ack' : 'payload'),
+    replyPayload: answers,
+    replyFds: options.replyFds ?? [0, 0],
+    needs: options.needs ?? null,
+    needsVirtio: options.needsVirtio ?? null,
+    legal: options.legal ?? [],
+  };
+}
+
+/** A request of the front-end. */
+function request<T, R = never>(
+  id: number,
+  name: string,
+  does: string,
+  payload: PayloadRule<T>,
+  options: Options<T, R> = {},
+): MessageEntry<T, R> {
+  return make('front-end', id, name, does, payload, options);
+}
+
+/** A request of the back-end, over the backend channel. */
+function event<T, R = never>(
+  id: number,
+  name: string,
+  does: string,
+  payload: PayloadRule<T>,
+  options: Options<T, R> = {},
+): MessageEntry<T, R> {
+  return make('back-end', id, `BACKEND_${name}`, does, payload, options);
 }
 
 const nothing = parse.noPayload;
 const u64 = parse.u64Payload;
 const state = parse.vringStatePayload;
-const inflight = parse.opaquePayload('inflight description', 20, 24);
-const uuid = parse.opaquePayload('UUID', wire.SharedObject.size);
+const one: FdRange = [1, 1];
+const perhaps: FdRange = [0, 1];
+const EVENT = 'an eventfd, unless bit 8 is set';
 
 const MQ = wire.VHOST_USER_PROTOCOL_F_MQ;
 const LOG_SHMFD = wire.VHOST_USER_PROTOCOL_F_LOG_SHMFD;
@@ -65,147 +121,260 @@ const SLOTS = wire.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS;
 const STATUS = wire.VHOST_USER_PROTOCOL_F_STATUS;
 const OBJECT = wire.VHOST_USER_PROTOCOL_F_SHARED_OBJECT;
 const DEVICE_STATE = wire.VHOST_USER_PROTOCOL_F_DEVICE_STATE;
+const SHMEM = wire.VHOST_USER_PROTOCOL_F_SHMEM;
+const ACCESS_PLATFORM = 33; // VIRTIO_F_ACCESS_PLATFORM, once IOMMU_PLATFORM
 
 /** Front-end → back-end. Bit 30 is always offered, so GET/SET_PROTOCOL_FEATURES need nothing. */
-const frontEndMessages: readonly MessageEntry[] = [
-  entry(1, 'GET_FEATURES', nothing, { reply: 'payload', handler: handle.getFeatures }),
-  entry(2, 'SET_FEATURES', u64, { handler: handle.setFeatures }),
-  entry(3, 'SET_OWNER', nothing, { handler: handle.setOwner }),
-  entry(4, 'RESET_OWNER', nothing, { handler: handle.resetOwner }),
-  entry(5, 'SET_MEM_TABLE', parse.memoryTablePayload, {
-    fds: [0, wire.VHOST_MEMORY_BASELINE_NREGIONS],
-    handler: handle.setMemTable,
+export const REQUEST = {
+  GET_FEATURES: request(1, 'GET_FEATURES', 'which virtio features are offered', nothing, {
+    answers: u64,
   }),
-  entry(6, 'SET_LOG_BASE', parse.opaquePayload('log description', 8, wire.LogDescription.size), {
-    fds: [0, 1],
-    reply: 'payload',
+  SET_FEATURES: request(2, 'SET_FEATURES', 'acks virtio features', u64),
+  SET_OWNER: request(3, 'SET_OWNER', 'begins the session', nothing),
+  RESET_OWNER: request(4, 'RESET_OWNER', 'deprecated; disables all vrings', nothing),
+  SET_MEM_TABLE: request(5, 'SET_MEM_TABLE', 'shares guest memory', parse.memoryTablePayload, {
+    fds: [0, wire.VHOST_MEMORY_BASELINE_NREGIONS],
+    fdsAre: 'one for each region',
+  }),
+  SET_LOG_BASE: request(6, 'SET_LOG_BASE', 'shares the log of dirty pages', parse.logPayload, {
+    fds: one,
+    fdsAre: 'the log',
+    answers: nothing,
     needs: LOG_SHMFD,
   }),
-  entry(7, 'SET_LOG_FD', parse.opaquePayload('nothing', 0, 8), { fds: [1, 1] }),
-  entry(8, 'SET_VRING_NUM', parse.vringNumPayload, { handler: handle.setVringNum }),
-  entry(9, 'SET_VRING_ADDR', parse.vringAddrPayload, { handler: handle.setVringAddr }),
-  entry(10, 'SET_VRING_BASE', state, { handler: handle.setVringBase }),
-  entry(11, 'GET_VRING_BASE', state, { reply: 'payload', handler: handle.getVringBase }),
-  entry(12, 'SET_VRING_KICK', parse.vringFdPayload, {
-    fds: [0, 1],
-    handler: handle.setVringKick,
+  SET_LOG_FD: request(7, 'SET_LOG_FD', 'told when the log changed', parse.paddedFdPayload, {
+    fds: one,
+    fdsAre: 'an eventfd',
   }),
-  entry(13, 'SET_VRING_CALL', parse.vringFdPayload, {
-    fds: [0, 1],
-    handler: handle.setVringCall,
+  SET_VRING_NUM: request(8, 'SET_VRING_NUM', 'size of a vring', parse.vringNumPayload, {
+    legal: [rule.vringStopped],
   }),
-  entry(14, 'SET_VRING_ERR', parse.vringFdPayload, { fds: [0, 1], handler: handle.setVringErr }),
-  entry(15, 'GET_PROTOCOL_FEATURES', nothing, {
-    reply: 'payload',
-    handler: handle.getProtocolFeatures,
+  SET_VRING_ADDR: request(9, 'SET_VRING_ADDR', 'where a vring lies', parse.vringAddrPayload),
+  SET_VRING_BASE: request(10, 'SET_VRING_BASE', 'where a vring begins', state, {
+    legal: [rule.vringStopped],
   }),
-  entry(16, 'SET_PROTOCOL_FEATURES', u64, { handler: handle.setProtocolFeatures }),
-  entry(17, 'GET_QUEUE_NUM', nothing, {
-    reply: 'payload',
+  GET_VRING_BASE: request(11, 'GET_VRING_BASE', 'stops a vring', state, { answers: state }),
+  SET_VRING_KICK: request(12, 'SET_VRING_KICK', 'driver → device', parse.vringFdPayload, {
+    fds: perhaps,
+    fdsAre: EVENT,
+  }),
+  SET_VRING_CALL: request(13, 'SET_VRING_CALL', 'device → driver', parse.vringFdPayload, {
+    fds: perhaps,
+    fdsAre: EVENT,
+  }),
+  SET_VRING_ERR: request(14, 'SET_VRING_ERR', 'told of faults', parse.vringFdPayload, {
+    fds: perhaps,
+    fdsAre: EVENT,
+  }),
+  GET_PROTOCOL_FEATURES: request(
+    15,
+    'GET_PROTOCOL_FEATURES',
+    'which protocol features are offered',
+    nothing,
+    { answers: u64 },
+  ),
+  SET_PROTOCOL_FEATURES: request(16, 'SET_PROTOCOL_FEATURES', 'acks protocol features', u64, {
+    legal: [rule.inbandNeedsChannel, rule.baseInflightNeedsRegion],
+  }),
+  GET_QUEUE_NUM: request(17, 'GET_QUEUE_NUM', 'how many queues there are', nothing, {
+    answers: u64,
     needs: MQ,
-    handler: handle.getQueueNum,
   }),
-  entry(18, 'SET_VRING_ENABLE', parse.vringEnablePayload, { handler: handle.setVringEnable }),
-  entry(19, 'SEND_RARP', u64, { needs: wire.VHOST_USER_PROTOCOL_F_RARP }),
-  entry(20, 'NET_SET_MTU', parse.mtuPayload, {
+  SET_VRING_ENABLE: request(
+    18,
+    'SET_VRING_ENABLE',
+    'enables or disables a vring',
+    parse.vringEnablePayload,
+  ),
+  SEND_RARP: request(19, 'SEND_RARP', 'announces a guest that moved', parse.macPayload, {
+    needs: wire.VHOST_USER_PROTOCOL_F_RARP,
+  }),
+  NET_SET_MTU: request(20, 'NET_SET_MTU', 'lowers the MTU', parse.mtuPayload, {
     needs: wire.VHOST_USER_PROTOCOL_F_MTU,
-    handler: handle.netSetMtu,
   }),
-  entry(21, 'SET_BACKEND_REQ_FD', parse.opaquePayload('nothing', 0, 8), {
-    fds: [1, 1],
-    needs: BACKEND_REQ,
-  }),
-  entry(22, 'IOTLB_MSG', parse.opaquePayload('struct vhost_iotlb_msg', wire.IotlbMessage.size), {
+  SET_BACKEND_REQ_FD: request(
+    21,
+    'SET_BACKEND_REQ_FD',
+    'opens the backend channel',
+    parse.paddedFdPayload,
+    { fds: one, fdsAre: 'a stream socket', needs: BACKEND_REQ },
+  ),
+  IOTLB_MSG: request(22, 'IOTLB_MSG', 'updates or invalidates the IOTLB', parse.iotlbPayload, {
     reply: 'both',
-    needs: BACKEND_REQ,
+    needsVirtio: ACCESS_PLATFORM,
   }),
-  entry(23, 'SET_VRING_ENDIAN', state, { needs: wire.VHOST_USER_PROTOCOL_F_CROSS_ENDIAN }),
-  entry(24, 'GET_CONFIG', parse.configPayload, {
-    reply: 'payload',
+  SET_VRING_ENDIAN: request(
+    23,
+    'SET_VRING_ENDIAN',
+    'byte order of a legacy vring',
+    parse.vringEndianPayload,
+    { needs: wire.VHOST_USER_PROTOCOL_F_CROSS_ENDIAN, legal: [rule.vringStopped] },
+  ),
+  GET_CONFIG: request(24, 'GET_CONFIG', 'reads configuration space', parse.configPayload, {
+    answers: parse.configPayload,
     needs: CONFIG,
-    handler: handle.getConfig,
   }),
-  entry(25, 'SET_CONFIG', parse.configPayload, { needs: CONFIG, handler: handle.setConfig }),
-  entry(26, 'CREATE_CRYPTO_SESSION', parse.opaquePayload('session parameters', 8, 2048), {
-    reply: 'payload',
-    needs: CRYPTO,
+  SET_CONFIG: request(25, 'SET_CONFIG', 'writes configuration space', parse.configPayload, {
+    needs: CONFIG,
   }),
-  entry(27, 'CLOSE_CRYPTO_SESSION', u64, { needs: CRYPTO }),
-  entry(28, 'POSTCOPY_ADVISE', nothing, { reply: 'payload', needs: PAGEFAULT }),
-  entry(29, 'POSTCOPY_LISTEN', nothing, { needs: PAGEFAULT }),
-  entry(30, 'POSTCOPY_END', nothing, { reply: 'payload', needs: PAGEFAULT }),
-  entry(31, 'GET_INFLIGHT_FD', inflight, { reply: 'payload', needs: INFLIGHT }),
-  entry(32, 'SET_INFLIGHT_FD', inflight, { fds: [1, 1], needs: INFLIGHT }),
-  entry(33, 'GPU_SET_SOCKET', nothing, { fds: [1, 1] }),
-  entry(34, 'RESET_DEVICE', nothing, { needs: wire.VHOST_USER_PROTOCOL_F_RESET_DEVICE }),
-  entry(35, 'VRING_KICK', state, { needs: INBAND }),
-  entry(36, 'GET_MAX_MEM_SLOTS', nothing, {
-    reply: 'payload',
+  CREATE_CRYPTO_SESSION: request(
+    26,
+    'CREATE_CRYPTO_SESSION',
+    'opens a session of a crypto device',
+    parse.cryptoSessionPayload,
+    { answers: parse.cryptoSessionPayload, needs: CRYPTO },
+  ),
+  CLOSE_CRYPTO_SESSION: request(27, 'CLOSE_CRYPTO_SESSION', 'closes it', u64, { needs: CRYPTO }),
+  POSTCOPY_ADVISE: request(28, 'POSTCOPY_ADVISE', 'postcopy may follow', nothing, {
+    answers: parse.paddedFdPayload,
+    replyFds: one,
+    needs: PAGEFAULT,
+  }),
+  POSTCOPY_LISTEN: request(29, 'POSTCOPY_LISTEN', 'postcopy begins', nothing, {
+    needs: PAGEFAULT,
+    legal: [rule.postcopyAdvised],
+  }),
+  POSTCOPY_END: request(30, 'POSTCOPY_END', 'postcopy is over', nothing, {
+    answers: u64,
+    needs: PAGEFAULT,
+    legal: [rule.postcopyAdvised],
+  }),
+  GET_INFLIGHT_FD: request(
+    31,
+    'GET_INFLIGHT_FD',
+    'makes an inflight region',
+    parse.inflightPayload,
+    {
+      answers: parse.inflightPayload,
+      replyFds: one,
+      needs: INFLIGHT,
+    },
+  ),
+  SET_INFLIGHT_FD: request(32, 'SET_INFLIGHT_FD', 'hands it back', parse.inflightPayload, {
+    fds: one,
+    fdsAre: 'the inflight region',
+    needs: INFLIGHT,
+    legal: [rule.allVringsStopped],
+  }),
+  GPU_SET_SOCKET: request(33, 'GPU_SET_SOCKET', 'socket of vhost-user-gpu', parse.paddedFdPayload, {
+    fds: one,
+    fdsAre: 'a stream socket',
+  }),
+  RESET_DEVICE: request(34, 'RESET_DEVICE', 'disables all vrings, forgets the driver', nothing, {
+    needs: wire.VHOST_USER_PROTOCOL_F_RESET_DEVICE,
+  }),
+  VRING_KICK: request(35, 'VRING_KICK', 'a kick without eventfd', parse.vringSignalPayload, {
+    needs: INBAND,
+  }),
+  GET_MAX_MEM_SLOTS: request(36, 'GET_MAX_MEM_SLOTS', 'how many regions fit', nothing, {
+    answers: u64,
     needs: SLOTS,
-    handler: handle.getMaxMemSlots,
   }),
-  entry(37, 'ADD_MEM_REG', parse.memoryRegionPayload, {
-    fds: [1, 1],
+  ADD_MEM_REG: request(37, 'ADD_MEM_REG', 'shares one region', parse.memoryRegionPayload, {
+    fds: one,
+    fdsAre: 'the region',
     needs: SLOTS,
-    handler: handle.addMemReg,
   }),
   // One stray fd is tolerated and closed: QEMU sent it for years, the specification allows it.
-  entry(38, 'REM_MEM_REG', parse.memoryRegionPayload, {
-    fds: [0, 1],
+  REM_MEM_REG: request(38, 'REM_MEM_REG', 'takes it back', parse.memoryRegionPayload, {
+    fds: perhaps,
+    fdsAre: 'a mistake, closed unused',
     needs: SLOTS,
-    handler: handle.remMemReg,
   }),
-  entry(39, 'SET_STATUS', parse.statusPayload, { needs: STATUS, handler: handle.setStatus }),
-  entry(40, 'GET_STATUS', nothing, {
-    reply: 'payload',
+  SET_STATUS: request(39, 'SET_STATUS', 'virtio device status', parse.statusPayload, {
     needs: STATUS,
-    handler: handle.getStatus,
   }),
-  entry(41, 'GET_SHARED_OBJECT', uuid, { reply: 'payload', needs: OBJECT }),
-  entry(42, 'SET_DEVICE_STATE_FD', parse.opaquePayload('direction, phase', 8), {
-    fds: [1, 1],
-    reply: 'payload',
+  GET_STATUS: request(40, 'GET_STATUS', 'the same', nothing, { answers: u64, needs: STATUS }),
+  GET_SHARED_OBJECT: request(41, 'GET_SHARED_OBJECT', 'looks an object up', parse.uuidPayload, {
+    answers: parse.paddedFdPayload,
+    replyFds: perhaps,
+    needs: OBJECT,
+  }),
+  SET_DEVICE_STATE_FD: request(
+    42,
+    'SET_DEVICE_STATE_FD',
+    'begins to save or load device state',
+    parse.deviceStatePayload,
+    {
+      fds: one,
+      fdsAre: 'one end of a pipe',
+      answers: u64,
+      replyFds: perhaps,
+      needs: DEVICE_STATE,
+      legal: [rule.allVringsStopped],
+    },
+  ),
+  CHECK_DEVICE_STATE: request(43, 'CHECK_DEVICE_STATE', 'did that work', nothing, {
+    answers: u64,
     needs: DEVICE_STATE,
+    legal: [rule.stateTransferBegun],
   }),
-  entry(43, 'CHECK_DEVICE_STATE', nothing, { reply: 'payload', needs: DEVICE_STATE }),
-  entry(44, 'GET_SHMEM_CONFIG', nothing, {
-    reply: 'payload',
-    needs: wire.VHOST_USER_PROTOCOL_F_SHMEM,
+  GET_SHMEM_CONFIG: request(44, 'GET_SHMEM_CONFIG', 'shared memory regions', nothing, {
+    answers: parse.shmemConfigPayload,
+    needs: SHMEM,
   }),
-];
+} as const;
 
-const shmemMap = parse.opaquePayload('VhostUserMMap', wire.ShmemMap.size);
-
-/** Back-end → front-end, over the backend channel (BACKEND_REQ), which is not offered yet. */
-const backEndMessages: readonly MessageEntry[] = [
-  entry(1, 'BACKEND_IOTLB_MSG', parse.opaquePayload('struct vhost_iotlb_msg', 32), {
+/** Back-end → front-end, over the backend channel. */
+export const EVENT_MESSAGE = {
+  IOTLB_MSG: event(1, 'IOTLB_MSG', 'IOTLB miss or access failure', parse.iotlbPayload, {
     needs: BACKEND_REQ,
+    needsVirtio: ACCESS_PLATFORM,
   }),
-  entry(2, 'BACKEND_CONFIG_CHANGE_MSG', nothing, { needs: CONFIG }),
-  entry(3, 'BACKEND_VRING_HOST_NOTIFIER_MSG', parse.opaquePayload('vring area', 24), {
-    fds: [0, 1],
-    needs: wire.VHOST_USER_PROTOCOL_F_HOST_NOTIFIER,
+  CONFIG_CHANGE_MSG: event(2, 'CONFIG_CHANGE_MSG', 'configuration space changed', nothing, {
+    needs: CONFIG,
   }),
-  entry(4, 'BACKEND_VRING_CALL', state, { needs: INBAND }),
-  entry(5, 'BACKEND_VRING_ERR', state, { needs: INBAND }),
-  entry(6, 'BACKEND_SHARED_OBJECT_ADD', uuid, { needs: OBJECT }),
-  entry(7, 'BACKEND_SHARED_OBJECT_REMOVE', uuid, { needs: OBJECT }),
-  entry(8, 'BACKEND_SHARED_OBJECT_LOOKUP', uuid, { reply: 'payload', needs: OBJECT }),
-  entry(9, 'BACKEND_SHMEM_MAP', shmemMap, {
-    fds: [1, 1],
-    needs: wire.VHOST_USER_PROTOCOL_F_SHMEM,
+  VRING_HOST_NOTIFIER_MSG: event(
+    3,
+    'VRING_HOST_NOTIFIER_MSG',
+    'maps a doorbell into the guest',
+    parse.vringAreaPayload,
+    {
+      fds: perhaps,
+      fdsAre: 'the doorbell, unless bit 8 is set',
+      needs: wire.VHOST_USER_PROTOCOL_F_HOST_NOTIFIER,
+    },
+  ),
+  VRING_CALL: event(4, 'VRING_CALL', 'a call without eventfd', parse.vringSignalPayload, {
+    needs: INBAND,
   }),
-  entry(10, 'BACKEND_SHMEM_UNMAP', shmemMap, { needs: wire.VHOST_USER_PROTOCOL_F_SHMEM }),
-];
+  VRING_ERR: event(5, 'VRING_ERR', 'a fault without eventfd', parse.vringSignalPayload, {
+    needs: INBAND,
+  }),
+  SHARED_OBJECT_ADD: event(6, 'SHARED_OBJECT_ADD', 'offers an object', parse.uuidPayload, {
+    needs: OBJECT,
+  }),
+  SHARED_OBJECT_REMOVE: event(7, 'SHARED_OBJECT_REMOVE', 'takes it back', parse.uuidPayload, {
+    needs: OBJECT,
+  }),
+  SHARED_OBJECT_LOOKUP: event(8, 'SHARED_OBJECT_LOOKUP', 'asks for one', parse.uuidPayload, {
+    answers: u64,
+    replyFds: perhaps,
+    needs: OBJECT,
+  }),
+  SHMEM_MAP: event(9, 'SHMEM_MAP', 'maps an fd into a shared memory region', parse.shmemPayload, {
+    fds: one,
+    fdsAre: 'what is mapped',
+    needs: SHMEM,
+  }),
+  SHMEM_UNMAP: event(10, 'SHMEM_UNMAP', 'unmaps it', parse.shmemPayload, { needs: SHMEM }),
+} as const;
 
-function byId(entries: readonly MessageEntry[]): ReadonlyMap<number, MessageEntry> {
-  return new Map(entries.map((each) => [each.id, each]));
+type Entries = Readonly<Record<string, MessageEntry<never, never>>>;
+
+function byId(entries: Entries): ReadonlyMap<number, MessageEntry> {
+  return new Map(Object.values(entries).map((each) => [each.id, each as unknown as MessageEntry]));
 }
 
-export const FRONT_END_MESSAGES = byId(frontEndMessages);
-export const BACK_END_MESSAGES = byId(backEndMessages);
+export const FRONT_END_MESSAGES = byId(REQUEST as unknown as Entries);
+export const BACK_END_MESSAGES = byId(EVENT_MESSAGE as unknown as Entries);
 
 /** Name of a front-end request; `VHOST_USER_<id>` if there is none of that id. */
 export function requestName(id: number): string {
   return FRONT_END_MESSAGES.get(id)?.name ?? `VHOST_USER_${id}`;
+}
+
+/** Name of a request of the back-end; `VHOST_USER_BACKEND_<id>` if there is none of that id. */
+export function backEndRequestName(id: number): string {
+  return BACK_END_MESSAGES.get(id)?.name ?? `VHOST_USER_BACKEND_${id}`;
 }

@@ -80,6 +80,14 @@ export class VringControl {
     throw new ProtocolError('ERR_VRING_RING_INDEX', request, 'index', problem);
   }
 
+  isRunning(index: number): boolean {
+    return this.#vrings[index]?.running ?? false;
+  }
+
+  get runningCount(): number {
+    return this.#vrings.filter((vring) => vring.running).length;
+  }
+
   snapshots(): VringSnapshot[] {
     return this.#vrings.map((vring) => ({
       index: vring.index,
@@ -239,6 +247,10 @@ export class VringControl {
       call,
       err,
       map: maps.gpa,
+      iotlb: false,
+      log: null,
+      inflight: null,
+      bigEndian: false,
     });
     vring.running = true;
   }

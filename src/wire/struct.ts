@@ -74,6 +74,9 @@ export type Struct<F extends Fields> = {
   decode(source: Uint8Array, at?: number): Value<F>;
 };
 
+/** Any struct, where only its shape matters. */
+export type AnyStruct = Pick<Struct<Fields>, 'name' | 'size' | 'fields'>;
+
 /**
  * Checks the hand-written offsets when the module loads: no hole, no overlap, exact size.
  * @throws Error naming the field. Never at run time.

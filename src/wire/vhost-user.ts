@@ -246,6 +246,7 @@ export const InflightDescription = struct('VhostUserInflight', 24, {
   queueSize: u16(18),
   padding: u32(20),
 });
+export type InflightDescription = Value<typeof InflightDescription.fields>;
 
 /** Shared object messages. "VhostUserShared". */
 export const SharedObject = struct('VhostUserShared', 16, {

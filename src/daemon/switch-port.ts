@@ -29,8 +29,8 @@ export interface SwitchPort {
   /** Frees what the worker used until it removed the port. Idempotent. */
   release(): void;
   setLink(up: boolean): Promise<void>;
-  /** The worker found a queue or the memory of this port broken. */
-  faulted(event: PlaneEvent): void;
+  /** What the worker has to say of this port. */
+  planeEvent(event: PlaneEvent): void;
   /** Everything but the switch's own counters, which the caller adds. */
   status(plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'>;
 }

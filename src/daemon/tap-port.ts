@@ -75,7 +75,7 @@ export class TapPort implements SwitchPort {
     await this.#context.worker.request('setLink', { port: this.number, up });
   }
 
-  faulted(): void {
+  planeEvent(): void {
     throw new VringError('ERR_VRING_ASSERTION', 'a TAP has no virtqueues that could break');
   }
 

@@ -105,8 +105,9 @@ export class VhostUserPort implements SwitchPort {
     await this.#context.worker.request('setLink', { port: this.number, up });
   }
 
-  faulted(event: PlaneEvent): void {
-    this.#host.faulted(event);
+  planeEvent(event: PlaneEvent): void {
+    this.#host.planeEvent(event);
+    if (event.kind !== 'fault') return;
     const offence = OFFENCES.get(event.code);
     if (offence === undefined) return;
     const [code, did] = offence;

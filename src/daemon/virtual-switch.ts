@@ -262,9 +262,11 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   #planeEvent(event: PlaneEvent): void {
     const port = this.#entries[event.device]?.port;
     if (port === undefined) return;
-    const where = event.index === -1 ? 'its memory' : `queue ${event.index}`;
-    this.#report('fault', port.config.name, `${where} is broken: ${faultName(event.code)}`);
-    port.faulted(event);
+    if (event.kind === 'fault') {
+      const where = event.index === -1 ? 'its memory' : `queue ${event.index}`;
+      this.#report('fault', port.config.name, `${where} is broken: ${faultName(event.code)}`);
+    }
+    port.planeEvent(event);
   }
 
   #report(kind: string, port: string | null, message: string): void {

@@ -2,6 +2,7 @@ import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
 import { VringError } from '../base/errors.ts';
 import { createEventfd, signalEventfd } from '../sys/eventfd.ts';
 import type { Fd } from '../sys/fd.ts';
+import type { IotlbUpdate } from '../vhost-user/index.ts';
 import { workerEnvironment } from './compile-cache.ts';
 import type { PlaneEvent, VringAttach, WorkerCounters } from './data-plane.ts';
 import type { WorkerBoot, WorkerReply, WorkerRequest } from './worker.ts';
@@ -99,6 +100,16 @@ export class DataPlaneWorker {
   /** The session of the device is over: what its driver had set is forgotten. */
   resetDevice(device: number): Promise<void> {
     return this.request('resetDevice', { device });
+  }
+
+  /** When it resolves the rings of the device use the new translation. */
+  updateIotlb(device: number, entry: IotlbUpdate): Promise<void> {
+    return this.request('updateIotlb', { device, entry });
+  }
+
+  /** When it resolves nobody uses a translation of the range. */
+  invalidateIotlb(device: number, iova: number, sizeBytes: number): Promise<void> {
+    return this.request('invalidateIotlb', { device, iova, sizeBytes });
   }
 
   counters(): Promise<WorkerCounters> {

@@ -24,6 +24,11 @@ export type VringAttach = {
   readonly iotlb: boolean;
   readonly log: VringLog | null;
   readonly inflight: InflightArea | null;
+  /**
+   * True: `detachVring` lets requests finish. False where GET_VRING_BASE_INFLIGHT was negotiated:
+   * those under way stay recorded in `inflight`, for who continues with the ring.
+   */
+  readonly drain: boolean;
 };
 
 /** Something that the control plane must hear of; rare by construction. */

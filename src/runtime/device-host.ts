@@ -10,8 +10,17 @@
 import type { VirtioDevice } from '../base/virtio-device.ts';
 import type { MemoryTable } from '../memory/index.ts';
 import type { Fd } from '../sys/fd.ts';
-import type { BackendTarget, StartVring } from '../vhost-user/index.ts';
+import type {
+  BackendTarget,
+  FrontendRequests,
+  IotlbUpdate,
+  StartVring,
+} from '../vhost-user/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
+import {
+  VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+} from '../wire/vhost-user.ts';
 import {
   VIRTIO_F_IN_ORDER,
   VIRTIO_RING_F_EVENT_IDX,
@@ -19,7 +28,7 @@ import {
   hasFeature,
 } from '../wire/virtio.ts';
 import type { DataPlaneWorker } from './data-plane-worker.ts';
-import type { PlaneEvent } from './data-plane.ts';
+import type { PlaneEvent, PlaneFault } from './data-plane.ts';
 
 export type DeviceHostOptions = {
   readonly worker: DataPlaneWorker;
@@ -61,6 +70,7 @@ export class DeviceHost implements BackendTarget {
   /** Rings that the worker has, or may have. */
   readonly #running = new Set<number>();
   #memory: MemoryTable | null = null;
+  #requests: FrontendRequests | null = null;
   #status = 0;
 
   constructor(options: DeviceHostOptions) {
@@ -82,6 +92,10 @@ export class DeviceHost implements BackendTarget {
 
   get attachedCount(): number {
     return this.#running.size;
+  }
+
+  sessionOpened(requests: FrontendRequests): void {
+    this.#requests = requests;
   }
 
   setFeatures(acked: bigint): void {
@@ -123,6 +137,10 @@ export class DeviceHost implements BackendTarget {
       callFd: vring.call?.number ?? -1,
       errFd: vring.err?.number ?? -1,
       enabled: vring.enabled,
+      iotlb: vring.iotlb,
+      log: vring.log,
+      inflight: vring.inflight,
+      drain: vring.inflight === null || !this.#keepsInflight(),
     });
     hosted.enabled = vring.enabled;
     hosted.size = vring.size;
@@ -177,7 +195,24 @@ export class DeviceHost implements BackendTarget {
     return this.#options.onMtu(mtu);
   }
 
+  /** The front-end lets a ring stop with requests under way: they are recorded. */
+  #keepsInflight(): boolean {
+    return (
+      hasFeature(this.ackedProtocol, VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) &&
+      hasFeature(this.ackedProtocol, VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT)
+    );
+  }
+
+  async updateIotlb(entry: IotlbUpdate): Promise<void> {
+    await this.#options.worker.updateIotlb(this.#options.number, entry);
+  }
+
+  async invalidateIotlb(iova: number, sizeBytes: number): Promise<void> {
+    await this.#options.worker.invalidateIotlb(this.#options.number, iova, sizeBytes);
+  }
+
   async sessionClosed(): Promise<void> {
+    this.#requests = null;
     for (const index of this.#running) await this.stopVring(index);
     await this.#options.worker.resetDevice(this.#options.number);
     for (const hosted of this.vrings) hosted.enabled = false;
@@ -188,8 +223,14 @@ export class DeviceHost implements BackendTarget {
     this.#options.onChange();
   }
 
+  /** What the worker has to say of this device. */
+  planeEvent(event: PlaneEvent): void {
+    if (event.kind === 'fault') this.#faulted(event);
+    else this.#requests?.iotlbMiss(event.iova, event.write);
+  }
+
   /** The worker found a queue broken, and has told the front-end. */
-  faulted(event: PlaneEvent): void {
+  #faulted(event: PlaneFault): void {
     for (const hosted of this.vrings) {
       if (!hosted.attached || (event.index !== -1 && event.index !== hosted.index)) continue;
       hosted.fault = faultName(event.code);

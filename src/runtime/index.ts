@@ -5,6 +5,7 @@ export type {
   DataPlane,
   PlaneContext,
   PlaneEvent,
+  PlaneFault,
   VringAttach,
   WorkerCounters,
 } from './data-plane.ts';

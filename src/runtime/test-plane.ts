@@ -29,7 +29,7 @@ class TestPlane implements DataPlane {
 
   detachVring(_device: number, index: number): number {
     const vring = this.#vrings.get(index);
-    if (vring === undefined) return -1;
+    if (vring === undefined) return 0;
     this.#vrings.delete(index);
     this.#context.unwatch(vring.kickFd);
     return index + 100;
@@ -39,6 +39,8 @@ class TestPlane implements DataPlane {
   setCallFd(): void {}
   setErrFd(): void {}
   resetDevice(): void {}
+  updateIotlb(): void {}
+  invalidateIotlb(): void {}
 
   command(name: string, payload: unknown): unknown {
     if (name === 'kicks') return this.#kicks;

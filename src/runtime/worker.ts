@@ -21,6 +21,7 @@ import {
   watchThread,
   yieldThread,
 } from '../sys/thread.ts';
+import type { IotlbUpdate } from '../vhost-user/index.ts';
 import type {
   CreatePlane,
   DataPlane,
@@ -167,6 +168,14 @@ class WorkerLoop {
       }
       case 'resetDevice':
         return this.#plane.resetDevice((payload as VringAttach).device);
+      case 'updateIotlb': {
+        const { device, entry } = payload as { device: number; entry: IotlbUpdate };
+        return this.#plane.updateIotlb(device, entry);
+      }
+      case 'invalidateIotlb': {
+        const { device, iova, sizeBytes } = payload as IotlbUpdate & { device: number };
+        return this.#plane.invalidateIotlb(device, iova, sizeBytes);
+      }
       case 'counters':
         return this.#counters();
       case 'stop':

@@ -89,6 +89,10 @@ function ring(index: number, bits: number[]): { queue: DriverQueue; attach: Vrin
     callFd: calls[index].number,
     errFd: -1,
     enabled: true,
+    iotlb: false,
+    log: null,
+    inflight: null,
+    drain: true,
   };
   return { queue: new DriverQueue(config, arena().buffer), attach };
 }

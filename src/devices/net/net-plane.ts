@@ -164,6 +164,9 @@ export class NetPlane implements DataPlane {
     this.#netPort(device).reset();
   }
 
+  updateIotlb(): void {}
+  invalidateIotlb(): void {}
+
   command(name: string, payload: unknown): unknown {
     switch (name) {
       case 'addNetPort':

@@ -6,7 +6,7 @@
 import { assert } from '../../base/assert.ts';
 import { PrivateMemory } from '../../memory/index.ts';
 import type { AddressMap } from '../../memory/address-map.ts';
-import type { PlaneEvent } from '../../runtime/data-plane.ts';
+import type { PlaneFault } from '../../runtime/data-plane.ts';
 import { FRAME_BATCH_BYTES, FrameBatch } from '../../switch/index.ts';
 import { arena } from '../../sys/arena.ts';
 import {
@@ -80,6 +80,10 @@ export class FixtureRing {
       callFd: -1,
       errFd: -1,
       enabled: true,
+      iotlb: false,
+      log: null,
+      inflight: null,
+      drain: true,
     };
     this.vring = new NetVring(attach, arena().buffer);
     port.attach(this.vring, features);
@@ -114,7 +118,7 @@ export class PortFixture {
   readonly memory: PrivateMemory;
   readonly port: NetPort;
   readonly features: bigint;
-  readonly events: PlaneEvent[] = [];
+  readonly events: PlaneFault[] = [];
   readonly rings: FixtureRing[] = [];
   readonly map: AddressMap;
   readonly bufferBytes: number;
@@ -140,7 +144,9 @@ export class PortFixture {
       mtu: options.mtu ?? 1500,
       mac: options.mac ?? null,
       linkUp: true,
-      emit: (event) => this.events.push(event),
+      emit: (event) => {
+        if (event.kind === 'fault') this.events.push(event);
+      },
     });
     for (let index = 0; index < rings; index++) {
       const at = this.memory.offset + index * RING_BYTES;

@@ -157,7 +157,9 @@ export const setVringAddr: Handler<VringAddr> = async (session, { request, value
 
 /** What the number means depends on the ring's format; it is judged when the ring starts. */
 export const setVringBase: Handler<VringState> = async ({ vrings }, { request, value }) => {
-  await vrings.change(vrings.at(request, value.index), (v) => (v.base = value.num));
+  const vring = vrings.at(request, value.index);
+  if (vring.running) return; // the base that it began with, said once more
+  await vrings.change(vring, (v) => (v.base = value.num));
 };
 
 export const getVringBase: Handler<VringState> = async ({ vrings }, { request, value }) => {

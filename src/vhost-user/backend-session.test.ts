@@ -238,6 +238,27 @@ test('repeating what is known disturbs no ring; news restart it with its base', 
     await acked(peer, wire.VHOST_USER_SET_FEATURES, u64((1n << 30n) | (1n << 29n)));
     assert.equal(target.running.get(0)!.features, 1n << 29n);
     assert.equal(target.running.get(0)!.base, 18);
+    await acked(peer, wire.VHOST_USER_SET_VRING_BASE, state(0, 18));
+    assert.equal(target.calls.length, 5, target.calls.join());
+  }));
+
+test('size and base of a running ring are changed by nobody', () =>
+  withSession(async (setup) => {
+    const { peer, session, target } = setup;
+    await negotiate(setup);
+    await shareMemory(setup);
+    await startRing(setup, 0);
+    target.calls.length = 0;
+    for (const [request, num] of [
+      [wire.VHOST_USER_SET_VRING_NUM, 128],
+      [wire.VHOST_USER_SET_VRING_BASE, 1],
+    ] as const) {
+      const reply = await peer.ask(request, state(0, num), [], NEED_REPLY);
+      assert.equal(wire.U64Payload.decode(reply).value, 1n);
+      assert.equal(session.state.lastRefusal!.code, 'ERR_VRING_MESSAGE_STATE');
+      assert.match(session.state.lastRefusal!.message, /vring-stopped/);
+    }
+    assert.deepEqual(target.calls, []);
   }));
 
 test('SET_MEM_TABLE stops running rings, swaps and restarts them', () =>

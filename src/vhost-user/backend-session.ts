@@ -104,6 +104,7 @@ export class BackendSession {
       postcopy: 'none',
       stateTransfer: false,
       isRunning: (index) => vrings.isRunning(index),
+      vringSetup: (index) => vrings.setup(index),
       get runningVrings() {
         return vrings.runningCount;
       },

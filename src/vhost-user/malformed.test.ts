@@ -57,7 +57,10 @@ async function endsWith(expected: Expected, send: (p: Peer) => Promise<unknown>)
     const session = new BackendSession(ours, target);
     const peer = new RawPeer(theirs);
     await send({ peer, fds });
-    const reason = (await session.closed) as ProtocolError;
+    const survives = delay(4000, undefined, { ref: false }).then(
+      () => new Error('the session did not end'),
+    );
+    const reason = (await Promise.race([session.closed, survives])) as ProtocolError;
     peer.close();
     assert.ok(reason instanceof ProtocolError, `${reason}`);
     assert.equal(reason.code, expected.code, reason.message);
@@ -166,10 +169,12 @@ for (const entry of FRONT_END_MESSAGES.values()) {
     name,
     payload,
     needs,
+    reply,
     fds: [minFds, maxFds],
   } = entry;
   const handler = handlerOf(id);
   const right = new Uint8Array(payload.minBytes);
+  if (reply === 'both') continue; // answered by an ack whatever is wrong, see below
   if (handler === null) {
     test(`${name}: not implemented`, () =>
       endsWith(
@@ -600,8 +605,8 @@ const valueCases: [string, number, Uint8Array, Expected][] = [
   [
     'a protocol feature that was not offered',
     16,
-    u64(1n << 14n),
-    { code: 'ERR_VRING_FEATURES', field: 'u64', text: /INBAND_NOTIFICATIONS/ },
+    u64(1n << 17n),
+    { code: 'ERR_VRING_FEATURES', field: 'u64', text: /XEN_MMAP/ },
   ],
   ['enable 2', 18, state(0, 2), { code: 'ERR_VRING_MESSAGE_VALUE', field: 'num' }],
   ['MTU 67', 20, u64(67), { code: 'ERR_VRING_MESSAGE_VALUE', field: 'mtu' }],

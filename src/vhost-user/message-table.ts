@@ -147,11 +147,11 @@ export const REQUEST = {
     fdsAre: 'an eventfd',
   }),
   SET_VRING_NUM: request(8, 'SET_VRING_NUM', 'size of a vring', parse.vringNumPayload, {
-    legal: [rule.vringStopped],
+    legal: [rule.sizeWhileStopped],
   }),
   SET_VRING_ADDR: request(9, 'SET_VRING_ADDR', 'where a vring lies', parse.vringAddrPayload),
   SET_VRING_BASE: request(10, 'SET_VRING_BASE', 'where a vring begins', state, {
-    legal: [rule.vringStopped],
+    legal: [rule.baseWhileStopped],
   }),
   GET_VRING_BASE: request(11, 'GET_VRING_BASE', 'stops a vring', state, { answers: state }),
   SET_VRING_KICK: request(12, 'SET_VRING_KICK', 'driver → device', parse.vringFdPayload, {
@@ -208,7 +208,7 @@ export const REQUEST = {
     'SET_VRING_ENDIAN',
     'byte order of a legacy vring',
     parse.vringEndianPayload,
-    { needs: wire.VHOST_USER_PROTOCOL_F_CROSS_ENDIAN, legal: [rule.vringStopped] },
+    { needs: wire.VHOST_USER_PROTOCOL_F_CROSS_ENDIAN, legal: [rule.endianWhileStopped] },
   ),
   GET_CONFIG: request(24, 'GET_CONFIG', 'reads configuration space', parse.configPayload, {
     answers: parse.configPayload,

@@ -22,10 +22,18 @@ export type ProtocolState = {
   readonly protocolFeatures: bigint | null;
   /** Started: the target has the ring. An index beyond the device's is not running. */
   isRunning(index: number): boolean;
+  /** What SET_VRING_NUM, SET_VRING_BASE and SET_VRING_ENDIAN said last; null beyond the device's. */
+  vringSetup(index: number): VringSetup | null;
   readonly runningVrings: number;
   readonly postcopy: 'none' | 'advised' | 'listening';
   /** SET_DEVICE_STATE_FD came and CHECK_DEVICE_STATE did not, yet. */
   readonly stateTransfer: boolean;
+};
+
+export type VringSetup = {
+  readonly size: number;
+  readonly base: number | null;
+  readonly bigEndian: boolean;
 };
 
 export type StateRule<T = unknown> = {
@@ -57,12 +65,33 @@ export const baseInflightNeedsRegion: StateRule<bigint> = {
     has(bits, VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD),
 };
 
-export const vringStopped: StateRule<{ readonly index: number }> = {
-  id: 'vring-stopped',
-  says: 'size, base and byte order are set while the vring is stopped; GET_VRING_BASE stops it',
-  section: 'Ring states',
-  holds: (state, { index }) => !state.isRunning(index),
-};
+type RingValue = { readonly index: number };
+
+/** What a running ring has may be said again: front-ends do, and nothing changes by it. */
+function whileStopped<T extends RingValue>(
+  repeats: (setup: VringSetup, value: T) => boolean,
+): StateRule<T> {
+  return {
+    id: 'vring-stopped',
+    says: 'size, base and byte order change while the vring is stopped; GET_VRING_BASE stops it',
+    section: 'Ring states',
+    holds(state, value) {
+      if (!state.isRunning(value.index)) return true;
+      const setup = state.vringSetup(value.index);
+      return setup !== null && repeats(setup, value);
+    },
+  };
+}
+
+export const sizeWhileStopped = whileStopped<RingValue & { readonly num: number }>(
+  ({ size }, { num }) => size === num,
+);
+export const baseWhileStopped = whileStopped<RingValue & { readonly num: number }>(
+  ({ base }, { num }) => base === num,
+);
+export const endianWhileStopped = whileStopped<RingValue & { readonly bigEndian: boolean }>(
+  ({ bigEndian }, value) => bigEndian === value.bigEndian,
+);
 
 export const allVringsStopped: StateRule = {
   id: 'all-vrings-stopped',
@@ -88,7 +117,7 @@ export const stateTransferBegun: StateRule = {
 export const STATE_RULES: readonly StateRule<never>[] = [
   inbandNeedsChannel,
   baseInflightNeedsRegion,
-  vringStopped,
+  sizeWhileStopped,
   allVringsStopped,
   postcopyAdvised,
   stateTransferBegun,

@@ -15,6 +15,7 @@ import type { AddressMap } from '../memory/address-map.ts';
 import type { Fd } from '../sys/index.ts';
 import type { VringAddr } from '../wire/vhost-user.ts';
 import { checkSizeAndBase, isPacked, translateRing } from './ring-addresses.ts';
+import type { VringSetup } from './state-rules.ts';
 import type { BackendTarget } from './target.ts';
 
 /** One vring, as status displays see it. */
@@ -39,6 +40,7 @@ type Vring = {
   base: number | null;
   addr: VringAddr | null;
   kicked: boolean; //         SET_VRING_KICK came, with an fd or with the no-fd bit
+  bigEndian: boolean; //      SET_VRING_ENDIAN, for legacy rings
   enabled: boolean;
   running: boolean;
   readonly fds: { kick: Fd | null; call: Fd | null; err: Fd | null };
@@ -65,6 +67,7 @@ export class VringControl {
       base: null,
       addr: null,
       kicked: false,
+      bigEndian: false,
       enabled: false,
       running: false,
       fds: { kick: null, call: null, err: null },
@@ -82,6 +85,10 @@ export class VringControl {
 
   isRunning(index: number): boolean {
     return this.#vrings[index]?.running ?? false;
+  }
+
+  setup(index: number): VringSetup | null {
+    return this.#vrings[index] ?? null;
   }
 
   get runningCount(): number {

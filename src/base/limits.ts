@@ -37,6 +37,13 @@ export const MAX_FRAME_BYTES = 65535 + 14 + 4;
 /** Smallest Ethernet frame that the switch looks at: two addresses and a type. */
 export const MIN_FRAME_BYTES = 14;
 
+/**
+ * Entries of one device's IOTLB, neighbours joined. A guest that maps every packet (Linux with a
+ * strict vIOMMU) keeps a page or two per posted buffer: 4096 hold two full queue pairs of 1024.
+ * DPDK holds 2048. Over it the oldest goes, and costs a miss when it is wanted again.
+ */
+export const MAX_IOTLB_ENTRIES = 4096;
+
 /** Ports of one switch: port sets are bit sets of this many bits. */
 export const MAX_PORTS = 256;
 

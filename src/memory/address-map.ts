@@ -12,4 +12,6 @@ export type AddressMap = {
   readonly end: Float64Array;
   /** Arena offset minus address: `offset = address + delta[i]`. */
   readonly delta: Float64Array;
+  /** IOTLB only: what each range may be used for, bit 0 read, bit 1 write. Else both. */
+  readonly permission?: Uint8Array;
 };

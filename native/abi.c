@@ -10,6 +10,7 @@
 
 #include <linux/if_tun.h>
 #include <linux/memfd.h>
+#include <linux/userfaultfd.h>
 #include <linux/vduse.h>
 #include <linux/vhost.h>
 #include <linux/vhost_types.h>

@@ -316,8 +316,16 @@ static napi_value region_generation(napi_env env, napi_callback_info info) {
   return vring_number(env, generation);
 }
 
+/* arenaAddress(): where the arena is in this process; below 2^47, so a number holds it exactly */
+static napi_value arena_address(napi_env env, napi_callback_info info) {
+  (void)info;
+  int error = arena_ready();
+  return vring_number(env, error != 0 ? error : (int64_t)arena_base);
+}
+
 void vring_register_arena(napi_env env, napi_value exports) {
   vring_export(env, exports, "arenaWrap", arena_wrap);
+  vring_export(env, exports, "arenaAddress", arena_address);
   vring_export(env, exports, "faultsWrap", faults_wrap);
   vring_export(env, exports, "regionMap", region_map);
   vring_export(env, exports, "regionRetain", region_retain);

@@ -121,6 +121,24 @@ static napi_value ioctl_value(napi_env env, napi_callback_info info) {
   return vring_result(env, ioctl(fd, (unsigned long)request, (unsigned long)argument));
 }
 
+/* userfaultfd(flags): fd or -errno. glibc has no function of that name. */
+static napi_value userfaultfd_(napi_env env, napi_callback_info info) {
+  VRING_ARGS(1);
+  int32_t flags;
+  if (!vring_int(env, argv[0], &flags)) return NULL;
+  return vring_result(env, syscall(SYS_userfaultfd, flags));
+}
+
+/* readBytes(fd, into: Uint8Array): bytes or -errno */
+static napi_value read_bytes(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  int32_t fd;
+  void *data;
+  size_t bytes;
+  if (!vring_int(env, argv[0], &fd) || !vring_bytes(env, argv[1], &data, &bytes)) return NULL;
+  return vring_result(env, read(fd, data, bytes));
+}
+
 void vring_register_fd(napi_env env, napi_value exports) {
   vring_export(env, exports, "open", fd_open);
   vring_export(env, exports, "close", fd_close);
@@ -130,6 +148,8 @@ void vring_register_fd(napi_env env, napi_value exports) {
   vring_export(env, exports, "memfdCreate", memfd_create_);
   vring_export(env, exports, "truncate", fd_truncate);
   vring_export(env, exports, "addSeals", add_seals);
+  vring_export(env, exports, "userfaultfd", userfaultfd_);
+  vring_export(env, exports, "readBytes", read_bytes);
   vring_export(env, exports, "ioctlBytes", ioctl_bytes);
   vring_export(env, exports, "ioctlValue", ioctl_value);
 }

@@ -59,6 +59,20 @@ const structs: [AnyStruct, string, Record<string, string | null>, 'younger'?][] 
   [virtio.SplitDescriptor, 'vring_desc', {}],
   [virtio.PackedDescriptor, 'vring_packed_desc', {}],
   [virtio.EventSuppress, 'vring_packed_desc_event', { desc: 'off_wrap' }],
+  [linux.UffdioApi, 'uffdio_api', {}],
+  [linux.UffdioRange, 'uffdio_range', {}],
+  [linux.UffdioRegister, 'uffdio_register', { start: null, len: null }],
+  [linux.UffdioCopy, 'uffdio_copy', {}],
+  [
+    linux.UffdMessage,
+    'uffd_msg',
+    {
+      flags: 'arg.pagefault.flags',
+      address: 'arg.pagefault.address',
+      reserved: 'reserved1',
+      features: 'arg.pagefault.feat.ptid',
+    },
+  ],
   [virtioNet.NetHeader, 'virtio_net_hdr_v1', {}],
   // Linux 6.1 ends before supported_tunnel_types.
   [virtioNet.NetConfig, 'virtio_net_config', { supportedTunnelTypes: null }, 'younger'],

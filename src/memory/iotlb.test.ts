@@ -30,8 +30,8 @@ const steps: fc.Arbitrary<Step[]> = fc.array(
 
 /** The definition: what is known of each byte. */
 class Bytes {
-  readonly offset = new Array<number>(2 * SPAN).fill(-1);
-  readonly permission = new Array<number>(2 * SPAN).fill(0);
+  readonly offset = Array.from({ length: 2 * SPAN }, () => -1);
+  readonly permission = Array.from({ length: 2 * SPAN }, () => 0);
 
   apply(step: Step): void {
     const granted = step.kind === 'invalidate' ? 0 : step.permissions;

@@ -49,6 +49,14 @@ export function arena(): Arena {
 }
 
 /**
+ * Where this process has the arena: offset 0 as the kernel knows it, for calls that speak of
+ * addresses, such as userfaultfd.
+ */
+export function arenaHostAddress(): bigint {
+  return BigInt(check('mmap', native.arenaAddress(), () => 'the arena'));
+}
+
+/**
  * Maps a file, shared, at an arena offset. The fd is not needed afterwards. Offset and fdOffset
  * must be multiples of the fd's page size; the size is rounded up to it. The region starts with
  * one reference and is guarded: if the file is truncated later, its memory reads as zeros.

@@ -1,6 +1,7 @@
 /** System calls, each with one owner and clear errors. Names only; no logic here. */
 export {
   arena,
+  arenaHostAddress,
   CopyPlan,
   mapPrivateAt,
   mapRegionAt,
@@ -42,6 +43,15 @@ export {
   setThreadName,
   threadCpuSeconds,
 } from './thread.ts';
+export {
+  copyUserfault,
+  createUserfaultfd,
+  readUserfault,
+  registerUserfault,
+  unregisterUserfault,
+  wakeUserfault,
+} from './userfaultfd.ts';
+export type { Userfault } from './userfaultfd.ts';
 export {
   acceptUnix,
   connectUnix,

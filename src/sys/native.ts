@@ -15,6 +15,7 @@ import { VringError, messageOf } from '../base/errors.ts';
 /** The addon's functions: they return a value, or -errno. See native/*.c. */
 export type Native = {
   arenaWrap(): ArrayBuffer | number;
+  arenaAddress(): number;
   faultsWrap(): ArrayBuffer | number;
   regionMap(offset: number, size: number, fd: number, fdOffset: number, page: number): number;
   regionRetain(handle: number): number;
@@ -39,6 +40,8 @@ export type Native = {
   memfdCreate(name: string, flags: number): number;
   truncate(fd: number, size: number): number;
   addSeals(fd: number, seals: number): number;
+  userfaultfd(flags: number): number;
+  readBytes(fd: number, into: Uint8Array): number;
   ioctlBytes(fd: number, request: number, argument: Uint8Array): number;
   ioctlValue(fd: number, request: number, argument: number): number;
 

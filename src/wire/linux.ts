@@ -4,10 +4,13 @@
  * with the kernel's headers.
  */
 
+import { bytes, struct, u64, u8 } from './struct.ts';
+
 // ---- files, memory -----------------------------------------------------------------------------
 
 export const O_RDWR = 0o2;
 export const O_NONBLOCK = 0o4000;
+export const O_CLOEXEC = 0o2000000;
 export const S_IFREG = 0o100000;
 export const S_IFSOCK = 0o140000;
 export const S_IFCHR = 0o020000;
@@ -36,6 +39,51 @@ export const SOCK_DGRAM = 2;
 export const UNIX_PATH_BYTES = 108;
 
 export const CLONE_NEWNET = 0x40000000;
+
+// ---- userfaultfd: linux/userfaultfd.h ----------------------------------------------------------
+
+export const UFFD_API = 0xaa;
+export const UFFDIO_API = 0xc018aa3f;
+export const UFFDIO_REGISTER = 0xc020aa00;
+export const UFFDIO_UNREGISTER = 0x8010aa01;
+export const UFFDIO_WAKE = 0x8010aa02;
+export const UFFDIO_COPY = 0xc028aa03;
+export const UFFDIO_REGISTER_MODE_MISSING = 0x1;
+export const UFFD_EVENT_PAGEFAULT = 0x12;
+export const UFFD_PAGEFAULT_FLAG_WRITE = 0x1;
+
+export const UffdioApi = struct('uffdio_api', 24, {
+  api: u64(0),
+  features: u64(8),
+  ioctls: u64(16),
+});
+
+export const UffdioRange = struct('uffdio_range', 16, { start: u64(0), len: u64(8) });
+
+/** `struct uffdio_register`, whose first member is a range. */
+export const UffdioRegister = struct('uffdio_register', 32, {
+  start: u64(0),
+  len: u64(8),
+  mode: u64(16),
+  ioctls: u64(24),
+});
+
+export const UffdioCopy = struct('uffdio_copy', 40, {
+  dst: u64(0),
+  src: u64(8),
+  len: u64(16),
+  mode: u64(24),
+  copy: u64(32), // written by the kernel: bytes, or -errno
+});
+
+/** `struct uffd_msg` of a page fault. */
+export const UffdMessage = struct('uffd_msg', 32, {
+  event: u8(0),
+  reserved: bytes(1, 7),
+  flags: u64(8),
+  address: u64(16),
+  features: u64(24), // the thread, where UFFD_FEATURE_THREAD_ID was asked for
+});
 
 // ---- network interfaces: linux/if.h, sys/ioctl.h -----------------------------------------------
 

@@ -1,7 +1,14 @@
 export { findProgram, requireProgram, aptLine, detectAccelerator } from './programs.ts';
 export type { Accelerator } from './programs.ts';
 export { qemuCommand, shellCommand, shellWord, macFromName } from './qemu.ts';
-export type { GuestDisk, GuestKernel, GuestMachine, GuestNic, QemuOptions } from './qemu.ts';
+export type {
+  GuestDisk,
+  GuestKernel,
+  GuestMachine,
+  GuestNic,
+  MemoryHotplug,
+  QemuOptions,
+} from './qemu.ts';
 export { libvirtDomain, libvirtInterface } from './libvirt.ts';
 export { cloudHypervisorCommand } from './cloud-hypervisor.ts';
 export { buildInitramfs, cachePath, kernelCommandLine, linuxGuestKernel } from './linux-guest.ts';
@@ -10,6 +17,8 @@ export { findKernel } from './kernel-modules.ts';
 export type { InstalledKernel } from './kernel-modules.ts';
 export { LinuxGuest } from './qemu-process.ts';
 export type { CommandResult, LinuxGuestConfig } from './qemu-process.ts';
+export { migrateGuest } from './migration.ts';
+export type { MigrationOptions, MigrationResult } from './migration.ts';
 export { QmpClient } from './qmp.ts';
 export type { QmpEvent } from './qmp.ts';
 export { childExit, endChild, OutputTail, startChild } from './child-processes.ts';

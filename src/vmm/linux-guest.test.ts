@@ -73,6 +73,9 @@ test('the cloud kernel is preferred, then the newest, and only with modules', (t
 test('the kernel command line carries the address and refuses what would break it', () => {
   const line = kernelCommandLine({ ip: '10.0.0.2/24,fd00::2/64', shell: 'script', mtu: 1500 });
   match(line, / vring\.ip=10\.0\.0\.2\/24,fd00::2\/64 vring\.mtu=1500 vring\.shell=script$/);
+  const words = kernelCommandLine({ ip: null, shell: 'script', kernelWords: ['iommu=pt'] });
+  match(words, / iommu=pt$/);
+  throws(() => kernelCommandLine({ ip: null, shell: 'script', kernelWords: ['a b'] }));
   throws(() => kernelCommandLine({ ip: '1 init=/x', shell: 'script' }), { path: 'ip' });
 });
 

@@ -27,6 +27,8 @@ export type LinuxGuestOptions = {
   readonly shell: 'script' | 'interactive';
   /** Further kernel modules, for instance `8021q`; loaded after the card's. */
   readonly modules?: readonly string[];
+  /** Further words for the kernel's command line, for instance `intel_iommu=on`. */
+  readonly kernelWords?: readonly string[];
 };
 
 /**
@@ -55,6 +57,12 @@ export function kernelCommandLine(options: LinuxGuestOptions): string {
   add('mtu', options.mtu);
   add('name', options.hostName);
   add('shell', options.shell);
+  for (const word of options.kernelWords ?? []) {
+    if (!/^[0-9A-Za-z.,:=/_-]+$/.test(word)) {
+      throw new ConfigError('kernelWords', `'${word}' cannot stand on a kernel command line`);
+    }
+    words.push(word);
+  }
   return words.join(' ');
 }
 

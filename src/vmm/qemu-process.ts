@@ -17,7 +17,7 @@ import { childExit, endChild, OutputTail, startChild, type ExitStatus } from './
 import { BEGIN_MARKER, END_MARKER, MAX_COMMAND_BYTES, READY_MARKER } from './guest-init.ts';
 import { linuxGuestKernel } from './linux-guest.ts';
 import { detectAccelerator, requireProgram, type Accelerator } from './programs.ts';
-import { qemuCommand, shellCommand, type GuestNic } from './qemu.ts';
+import { qemuCommand, shellCommand, type GuestNic, type MemoryHotplug } from './qemu.ts';
 import { QmpClient, type QmpEvent } from './qmp.ts';
 
 export type LinuxGuestConfig = {
@@ -32,6 +32,14 @@ export type LinuxGuestConfig = {
   readonly memoryMib?: number;
   readonly accelerator?: Accelerator;
   readonly modules?: readonly string[];
+  readonly kernelWords?: readonly string[];
+  /** An Intel IOMMU; cards with `iommuPlatform` are behind it. */
+  readonly iommu?: boolean;
+  readonly hotplug?: MemoryHotplug | null;
+  /** Boots nothing: a migration brings the guest (`migrateGuest`). */
+  readonly incoming?: boolean;
+  /** Seconds between attempts of cards whose port went away. */
+  readonly reconnectSeconds?: number;
   /** From the start of QEMU to the guest's shell. */
   readonly bootTimeoutMs?: number;
   readonly extra?: readonly string[];
@@ -69,8 +77,9 @@ export class LinuxGuest {
   private constructor(config: LinuxGuestConfig, folder: string) {
     const pairs = Math.max(1, ...config.nics.map((nic) => nic.queuePairs));
     const shell = 'script';
-    const { ip, gateway = null, mtu = null, modules = [] } = config;
-    const kernel = linuxGuestKernel({ ip, gateway, mtu, hostName: config.name, modules, shell });
+    const { ip, gateway = null, mtu = null, modules = [], kernelWords = [] } = config;
+    const hostName = config.name;
+    const kernel = linuxGuestKernel({ ip, gateway, mtu, hostName, modules, shell, kernelWords });
     const binary = requireProgram('qemu-system-x86_64');
     const machine = {
       name: config.name,
@@ -81,10 +90,17 @@ export class LinuxGuest {
       nics: config.nics,
       kernel,
       disk: null,
+      iommu: config.iommu ?? false,
+      hotplug: config.hotplug ?? null,
     };
-    const qmpPath = join(folder, 'qmp.sock');
-    const extra = config.extra ?? [];
-    const argv = qemuCommand(machine, { binary, serial: 'stdio', qmpPath, extra });
+    const argv = qemuCommand(machine, {
+      binary,
+      serial: 'stdio',
+      qmpPath: join(folder, 'qmp.sock'),
+      incoming: config.incoming ?? false,
+      reconnectSeconds: config.reconnectSeconds ?? 1,
+      extra: config.extra ?? [],
+    });
     this.name = config.name;
     this.commandLine = shellCommand(argv);
     this.#folder = folder;

@@ -33,6 +33,25 @@ test('without KVM the card has no MSI-X', () => {
   match(valueOf(argv, '-accel'), /^tcg/);
 });
 
+test('an IOMMU comes before the cards that are behind it', () => {
+  const nics = [{ ...NIC, iommuPlatform: true }];
+  const argv = qemuCommand({ ...MACHINE, nics, iommu: true });
+  equal(valueOf(argv, '-machine'), 'q35,memory-backend=mem,kernel-irqchip=split');
+  equal(valueOf(argv, '-device'), 'intel-iommu,intremap=off,device-iotlb=on');
+  ok(argv.some((word) => /^virtio-net-pci,.*,iommu_platform=on,ats=on$/.test(word)));
+  throws(() => qemuCommand({ ...MACHINE, nics }), { path: 'iommu' });
+});
+
+test('a machine may have room for more memory, or wait for a migration', () => {
+  const hotplug = { slots: 4, maxMib: 1024 };
+  const argv = qemuCommand({ ...MACHINE, hotplug }, { incoming: true });
+  equal(valueOf(argv, '-m'), '512M,slots=4,maxmem=1024M');
+  equal(valueOf(argv, '-incoming'), 'defer');
+  const bad = { ...MACHINE, hotplug: { slots: 4, maxMib: 512 } };
+  throws(() => qemuCommand(bad), { path: 'maxMib' });
+  throws(() => qemuCommand({ ...bad, hotplug: { slots: 0, maxMib: 1024 } }), { path: 'slots' });
+});
+
 test('commas in paths are doubled, as QEMU wants them', () => {
   const argv = qemuCommand({ ...MACHINE, nics: [{ ...NIC, path: '/tmp/a,b' }] });
   match(valueOf(argv, '-chardev'), /path=\/tmp\/a,,b,/);

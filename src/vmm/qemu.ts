@@ -24,6 +24,16 @@ export type GuestNic = {
   readonly rxQueueSize?: number | null;
   /** Descriptors of a transmit ring, a power of two, 256 .. 1024; null for QEMU's 256. */
   readonly txQueueSize?: number | null;
+  /** Behind the machine's IOMMU: the guest maps what the port may touch. Needs `machine.iommu`. */
+  readonly iommuPlatform?: boolean;
+};
+
+/** Room for memory that is plugged while the guest runs. */
+export type MemoryHotplug = {
+  /** DIMMs, 1 .. 256 (QEMU's ACPI_MAX_RAM_SLOTS). */
+  readonly slots: number;
+  /** Memory of the machine with all DIMMs, MiB. */
+  readonly maxMib: number;
 };
 
 export type GuestKernel = {
@@ -44,6 +54,9 @@ export type GuestMachine = {
   readonly nics: readonly GuestNic[];
   readonly kernel: GuestKernel | null;
   readonly disk: GuestDisk | null;
+  /** An Intel IOMMU; cards with `iommuPlatform` are behind it. */
+  readonly iommu?: boolean;
+  readonly hotplug?: MemoryHotplug | null;
 };
 
 export type QemuOptions = {
@@ -54,6 +67,8 @@ export type QemuOptions = {
   readonly qmpPath?: string | null;
   /** Seconds between attempts of a client chardev whose back-end went away. */
   readonly reconnectSeconds?: number;
+  /** Starts with an empty machine that a migration fills: QMP `migrate-incoming` says from where. */
+  readonly incoming?: boolean;
   readonly extra?: readonly string[];
 };
 
@@ -65,16 +80,21 @@ export function qemuCommand(machine: GuestMachine, options: QemuOptions = {}): s
   argv.push('-name', quoteOption(machine.name));
   // Guest memory must be one shared mapping that the back-end can map too: its fd crosses the
   // socket in SET_MEM_TABLE. Without share=on QEMU starts and every ring stays silent.
-  argv.push('-machine', 'q35,memory-backend=mem');
+  // With an IOMMU KVM must leave the I/O APIC to QEMU.
+  const irqchip = machine.iommu && kvm ? ',kernel-irqchip=split' : '';
+  argv.push('-machine', `q35,memory-backend=mem${irqchip}`);
   argv.push('-accel', kvm ? 'kvm' : 'tcg,thread=multi');
   argv.push('-cpu', kvm ? 'host' : 'max');
-  argv.push('-smp', String(machine.cpus), '-m', String(machine.memoryMib));
+  argv.push('-smp', String(machine.cpus), '-m', memoryOption(machine));
   const huge = machine.hugePages ? ',hugetlb=on,hugetlbsize=2M' : '';
   argv.push('-object', `memory-backend-memfd,id=mem,size=${machine.memoryMib}M,share=on${huge}`);
   argv.push('-nodefaults', '-no-user-config', '-display', 'none');
   argv.push('-serial', options.serial ?? 'mon:stdio');
   const qmp = options.qmpPath ?? null;
   if (qmp !== null) argv.push('-qmp', `unix:${quoteOption(qmp)},server=on,wait=off`);
+  // Before the cards: QEMU puts only what comes later behind it. device-iotlb: the guest's
+  // invalidations of a card with ats=on reach the back-end.
+  if (machine.iommu) argv.push('-device', 'intel-iommu,intremap=off,device-iotlb=on');
   machine.nics.forEach((nic, index) => {
     argv.push(...nicArguments(nic, index, machine.accelerator, options.reconnectSeconds ?? 1));
   });
@@ -83,8 +103,14 @@ export function qemuCommand(machine: GuestMachine, options: QemuOptions = {}): s
     const { path, format } = machine.disk;
     argv.push('-drive', `file=${quoteOption(path)},format=${format},if=virtio`);
   }
+  if (options.incoming) argv.push('-incoming', 'defer');
   argv.push(...(options.extra ?? []));
   return argv;
+}
+
+function memoryOption({ memoryMib, hotplug }: GuestMachine): string {
+  if (hotplug == null) return String(memoryMib);
+  return `${memoryMib}M,slots=${hotplug.slots},maxmem=${hotplug.maxMib}M`;
 }
 
 function nicArguments(
@@ -102,6 +128,8 @@ function nicArguments(
   if (nic.mtu !== null) device.push(`host_mtu=${nic.mtu}`);
   if (nic.rxQueueSize != null) device.push(`rx_queue_size=${nic.rxQueueSize}`);
   if (nic.txQueueSize != null) device.push(`tx_queue_size=${nic.txQueueSize}`);
+  // ATS sends the guest's IOTLB invalidations to the card; a legacy card knows no IOMMU.
+  if (nic.iommuPlatform) device.push('disable-legacy=on', 'iommu_platform=on', 'ats=on');
   // Under TCG no MSI-X: QEMU 7.2 dereferences a null vector table in vhost_net_start
   // (irqfd code without KVM) and dies by itself. With KVM: a vector per queue, config, control.
   if (accelerator === 'tcg') device.push('vectors=0');
@@ -139,10 +167,20 @@ function checkMachine(machine: GuestMachine): void {
       throw new ConfigError('socket', `'${nic.path}' is longer than 107 bytes`);
     }
   }
-  const { cpus, memoryMib } = machine;
+  const { cpus, memoryMib, hotplug = null } = machine;
+  if (!machine.iommu && machine.nics.some((nic) => nic.iommuPlatform)) {
+    throw new ConfigError('iommu', 'a card is behind an IOMMU that the machine does not have');
+  }
   if (!Number.isInteger(cpus) || cpus < 1) throw new ConfigError('cpus', `${cpus} is not >= 1`);
   if (!Number.isInteger(memoryMib) || memoryMib < 64 || memoryMib > 1 << 24) {
     throw new ConfigError('memory', `${memoryMib} MiB is not 64 .. 16777216`);
+  }
+  if (hotplug === null) return;
+  if (!Number.isInteger(hotplug.slots) || hotplug.slots < 1 || hotplug.slots > 256) {
+    throw new ConfigError('slots', `${hotplug.slots} is not 1 .. 256`);
+  }
+  if (!Number.isInteger(hotplug.maxMib) || hotplug.maxMib <= memoryMib) {
+    throw new ConfigError('maxMib', `${hotplug.maxMib} is not more than ${memoryMib} MiB`);
   }
 }
 

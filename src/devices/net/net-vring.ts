@@ -3,6 +3,7 @@ import type { VringAttach } from '../../runtime/data-plane.ts';
 import { releaseRegion, retainRegion } from '../../sys/arena.ts';
 import { signalEventfd } from '../../sys/eventfd.ts';
 import { DeviceQueue, ringBase } from '../../virtqueue/device-queue.ts';
+import { resumePacked } from '../../virtqueue/recover-packed.ts';
 import { disableKicks, enableKicks, hasAvailable, needsCall } from '../../virtqueue/device.hot.ts';
 
 /**
@@ -33,6 +34,7 @@ export class NetVring {
   constructor(attach: VringAttach, arenaBuffer: ArrayBuffer) {
     this.index = attach.index;
     this.queue = new DeviceQueue(attach.config, attach.map, arenaBuffer);
+    resumePacked(this.queue); // frames leave a ring in its order
     this.regions = attach.regions;
     this.kickFd = attach.kickFd;
     this.callFd = attach.callFd;

@@ -6,13 +6,17 @@ import type { VringError } from '../base/errors.ts';
 import type { NetPortStatus } from '../devices/net/index.ts';
 import type { DataPlaneWorker } from '../runtime/data-plane-worker.ts';
 import type { PlaneEvent } from '../runtime/data-plane.ts';
-import type { PortSettings } from '../switch/index.ts';
-import type { PortConfig, PortStatus } from './switch-types.ts';
+import type { MacTableEntry, PortSettings } from '../switch/index.ts';
+import type { PortConfig, PortStatus, VlanConfig } from './switch-types.ts';
 
 /** What a port needs of the switch around it. */
 export type PortContext = {
   readonly worker: DataPlaneWorker;
   readonly number: number;
+  /** What the switch knows of the port now. */
+  readonly vlan: () => VlanConfig;
+  readonly learned: () => MacTableEntry[];
+  readonly switchCounters: () => Record<string, number>;
   /** Reports something that people want to know; shown by `vring events`. */
   readonly report: (kind: string, message: string) => void;
 };

@@ -2,7 +2,6 @@ import { VringError } from '../base/errors.ts';
 import { type AddNetPort, NetDevice, type NetPortStatus } from '../devices/net/index.ts';
 import { DeviceHost, type HostedVring, type PlaneEvent } from '../runtime/index.ts';
 import {
-  BACKEND_PROTOCOL_FEATURES,
   BackendConnector,
   BackendListener,
   type EndpointEvent,
@@ -10,9 +9,11 @@ import {
 } from '../vhost-user/index.ts';
 import { FAULT_MEMORY_GONE, FAULT_NOTIFY_BLOCKED } from '../virtqueue/faults.ts';
 import { parseMac } from '../wire/ethernet.ts';
+import * as protocol from '../wire/vhost-user.ts';
 import { protocolFeatureNames } from '../wire/vhost-user.ts';
 import { VIRTIO_NET_MIN_MTU } from '../wire/virtio-net.ts';
-import { VIRTIO_ID_NET, featureNames } from '../wire/virtio.ts';
+import { featureNames, featureSet, VIRTIO_ID_NET } from '../wire/virtio.ts';
+import { keepState, type StatefulPort } from './port-state.ts';
 import {
   type PortContext,
   type PortReason,
@@ -21,6 +22,28 @@ import {
   settingsOf,
 } from './switch-port.ts';
 import type { PortState, PortStatus, QueueStatus, VhostUserPortConfig } from './switch-types.ts';
+
+/**
+ * Protocol features of a port; the session offers those that it implements. INFLIGHT_SHMFD is not
+ * among them: a net device finishes every chain in the round that took it, so there is nothing to
+ * recover, and the record would cost every frame.
+ */
+const PROTOCOL_FEATURES = featureSet(
+  protocol.VHOST_USER_PROTOCOL_F_MQ,
+  protocol.VHOST_USER_PROTOCOL_F_LOG_SHMFD,
+  protocol.VHOST_USER_PROTOCOL_F_RARP,
+  protocol.VHOST_USER_PROTOCOL_F_REPLY_ACK,
+  protocol.VHOST_USER_PROTOCOL_F_MTU,
+  protocol.VHOST_USER_PROTOCOL_F_BACKEND_REQ,
+  protocol.VHOST_USER_PROTOCOL_F_PAGEFAULT,
+  protocol.VHOST_USER_PROTOCOL_F_CONFIG,
+  protocol.VHOST_USER_PROTOCOL_F_RESET_DEVICE,
+  protocol.VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  protocol.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  protocol.VHOST_USER_PROTOCOL_F_STATUS,
+  protocol.VHOST_USER_PROTOCOL_F_DEVICE_STATE,
+  protocol.VHOST_USER_PROTOCOL_F_GPA_ADDRESSES,
+);
 
 /** A port that a VM, or our software guest, plugs into: a vhost-user back-end on a socket. */
 export class VhostUserPort implements SwitchPort {
@@ -53,10 +76,13 @@ export class VhostUserPort implements SwitchPort {
       worker: context.worker,
       number: context.number,
       device: this.#device,
-      protocolFeatures: BACKEND_PROTOCOL_FEATURES,
+      protocolFeatures: PROTOCOL_FEATURES,
       queueNum: config.queuePairs,
       onMtu: (mtu) => this.#setMtu(mtu),
       onChange: () => this.#reportUp(),
+      state: keepState(this.#stateful()),
+      onReset: () => this.#forgetDriver(),
+      onRarp: (mac) => context.worker.request('announce', { port: context.number, mac }),
     });
   }
 
@@ -103,6 +129,31 @@ export class VhostUserPort implements SwitchPort {
     this.linkUp = up;
     this.#device.linkUp = up;
     await this.#context.worker.request('setLink', { port: this.number, up });
+    this.#tellDriver();
+  }
+
+  /** What a driver sees of the device has changed. One that does not hear of it is no error. */
+  #tellDriver(): void {
+    this.#host.configChanged().catch((error: Error) => {
+      this.#context.report('config-change', `the front-end does not take it: ${error.message}`);
+    });
+  }
+
+  /** What the device state of this port is made of. */
+  #stateful(): StatefulPort {
+    return {
+      config: this.config,
+      context: this.#context,
+      device: this.#device,
+      host: () => this.#host,
+      mtu: () => this.#mtu,
+      setMtu: (mtu) => this.#applyMtu(mtu),
+      linkUp: () => this.linkUp,
+      loaded: (linkUp) => {
+        this.#context.report('state-loaded', 'goes on with the state of another port');
+        if (linkUp !== this.linkUp) this.#tellDriver();
+      },
+    };
   }
 
   planeEvent(event: PlaneEvent): void {
@@ -193,7 +244,7 @@ export class VhostUserPort implements SwitchPort {
       this.#context.report('session-started', 'a front-end connected');
       return;
     }
-    this.#forgetFrontEnd();
+    this.#forgetDriver();
     const { reason } = event;
     // An orderly end leaves the last fault on display: it says more than "disconnected".
     if (reason !== null) this.#reason = reasonOf(reason);
@@ -205,8 +256,8 @@ export class VhostUserPort implements SwitchPort {
     }
   }
 
-  /** What a front-end set for its session ends with it. */
-  #forgetFrontEnd(): void {
+  /** What a front-end or its driver set ends with the session, or with a reset. */
+  #forgetDriver(): void {
     this.#device.resetAddress();
     if (this.#mtu !== this.config.mtu) this.#applyMtu(this.config.mtu);
   }

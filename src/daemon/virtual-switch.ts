@@ -18,6 +18,7 @@ import {
   COUNTER_COLUMNS,
   MacTable,
   type MacTableEntry,
+  readCounters,
   SWITCH_SCRATCH_BYTES,
 } from '../switch/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
@@ -220,6 +221,9 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     const context: PortContext = {
       worker: this.#worker,
       number,
+      vlan: () => this.#entries[number]?.vlan ?? config.vlan,
+      learned: () => this.#macTable.list().filter((entry) => entry.port === number),
+      switchCounters: () => readCounters(this.#counters, number),
       report: (kind, message) => this.#report(kind, config.name, message),
     };
     return config.kind === 'tap'

@@ -18,6 +18,7 @@ import type {
 } from '../vhost-user/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
 import {
+  VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
 } from '../wire/vhost-user.ts';
@@ -29,6 +30,14 @@ import {
 } from '../wire/virtio.ts';
 import type { DataPlaneWorker } from './data-plane-worker.ts';
 import type { PlaneEvent, PlaneFault } from './data-plane.ts';
+
+/** What a device with a state of its own opts in to: DEVICE_STATE. */
+export type StateKeeper = {
+  /** No ring runs during the call. */
+  save(): Promise<Uint8Array>;
+  /** @throws VringError: refused, and nothing has changed. */
+  load(state: Uint8Array): Promise<void>;
+};
 
 export type DeviceHostOptions = {
   readonly worker: DataPlaneWorker;
@@ -42,6 +51,11 @@ export type DeviceHostOptions = {
   readonly onMtu: (mtu: number) => boolean;
   /** Something that a status display shows has changed. */
   readonly onChange: () => void;
+  readonly state?: StateKeeper;
+  /** RESET_DEVICE: the worker has forgotten what the driver set; forget the rest. */
+  readonly onReset?: () => void;
+  /** SEND_RARP, for devices that have addresses. */
+  readonly onRarp?: (mac: Uint8Array) => Promise<void>;
 };
 
 /** What is known of one vring; kept after the session for status displays. */
@@ -62,6 +76,9 @@ export class DeviceHost implements BackendTarget {
   readonly queueNum: number;
   readonly queueSizeMax: number;
   readonly vrings: HostedVring[] = [];
+  readonly saveState?: () => Promise<Uint8Array>;
+  readonly loadState?: (state: Uint8Array) => Promise<void>;
+  readonly sendRarp?: (mac: Uint8Array) => Promise<void>;
   /** Acknowledged by the driver in the present session. */
   acked = 0n;
   ackedProtocol = 0n;
@@ -80,6 +97,12 @@ export class DeviceHost implements BackendTarget {
     this.queueCount = options.device.queueCount;
     this.queueNum = options.queueNum;
     this.queueSizeMax = options.device.queueSizeMax;
+    const { state, onRarp } = options;
+    if (state !== undefined) {
+      this.saveState = () => state.save();
+      this.loadState = (bytes) => state.load(bytes);
+    }
+    if (onRarp !== undefined) this.sendRarp = onRarp;
     for (let index = 0; index < this.queueCount; index++) {
       this.vrings.push({ index, size: 0, enabled: false, attached: false, fault: null });
     }
@@ -209,6 +232,23 @@ export class DeviceHost implements BackendTarget {
 
   async invalidateIotlb(iova: number, sizeBytes: number): Promise<void> {
     await this.#options.worker.invalidateIotlb(this.#options.number, iova, sizeBytes);
+  }
+
+  /** The driver starts over, in the same session. */
+  async resetDevice(): Promise<void> {
+    await this.#options.worker.resetDevice(this.#options.number);
+    this.#status = 0;
+    this.#options.onReset?.();
+    this.#options.onChange();
+  }
+
+  /**
+   * Tells the driver to read its configuration space again; nothing happens where the front-end
+   * negotiated no way to hear of it.
+   */
+  async configChanged(): Promise<void> {
+    const requests = this.#requests;
+    if (requests?.can(VHOST_USER_PROTOCOL_F_CONFIG)) await requests.configChanged();
   }
 
   async sessionClosed(): Promise<void> {

@@ -9,4 +9,9 @@ export type {
   VringAttach,
   WorkerCounters,
 } from './data-plane.ts';
-export { DeviceHost, type DeviceHostOptions, type HostedVring } from './device-host.ts';
+export {
+  DeviceHost,
+  type DeviceHostOptions,
+  type HostedVring,
+  type StateKeeper,
+} from './device-host.ts';

@@ -22,6 +22,7 @@ export {
   MAC_CAPACITY_DEFAULT,
   MAC_CAPACITY_MAX,
   MacTable,
+  macWords,
   type MacTableEntry,
   type MacTableOptions,
 } from './mac-table.ts';

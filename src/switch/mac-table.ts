@@ -3,7 +3,15 @@ import { assert } from '../base/assert.ts';
 import { ConfigError } from '../base/errors.ts';
 import { MAX_PORTS } from '../base/limits.ts';
 import { formatMac, parseMac } from '../wire/ethernet.ts';
-import { findMac, learnMac, lookupMac, removeMac, sweepMacs } from './mac-table.hot.ts';
+import {
+  findMac,
+  LEARN_ADDED,
+  LEARN_MOVED,
+  learnMac,
+  lookupMac,
+  removeMac,
+  sweepMacs,
+} from './mac-table.hot.ts';
 
 /**
  * Which address was last seen behind which port, per VLAN.
@@ -157,6 +165,41 @@ export class MacTable {
     return removed;
   }
 
+  /**
+   * The live entries as numbers, four words each: address and VLAN as in a slot, port, age. For
+   * `enter` of another table. Any thread, like `list`.
+   */
+  snapshot(port?: number): Int32Array {
+    const words: number[] = [];
+    const now = this.head[HEAD_NOW];
+    for (let at = 0; at < this.cells.length; at += SLOT_WORDS) {
+      const owner = Atomics.load(this.cells, at + 2) - 1;
+      const age = Math.max(0, now - this.cells[at + 3]);
+      if (owner < 0 || age > this.head[HEAD_AGEING]) continue;
+      if (port !== undefined && owner !== port) continue;
+      words.push(this.cells[at], this.cells[at + 1], owner, age);
+    }
+    return Int32Array.from(words);
+  }
+
+  /**
+   * Enters what `snapshot` returned, with its ages, up to `limitOf` each port. An address that is
+   * known elsewhere moves. The writing thread only. Returns how many were entered.
+   */
+  enter(words: Int32Array, limitOf: (port: number) => number): number {
+    let entered = 0;
+    const { cells, head, learned } = this;
+    for (let k = 0; k + SLOT_WORDS <= words.length; k += SLOT_WORDS) {
+      const [lo, hi, port, age] = words.subarray(k, k + SLOT_WORDS);
+      if (age > head[HEAD_AGEING]) continue;
+      const outcome = learnMac(cells, head, learned, lo, hi, port, limitOf(port));
+      if (outcome !== LEARN_ADDED && outcome !== LEARN_MOVED) continue;
+      cells[findMac(cells, head, lo, hi) + 3] = head[HEAD_NOW] - age;
+      entered++;
+    }
+    return entered;
+  }
+
   /** The live entries. Any thread; a snapshot of a table that changes meanwhile. */
   list(): MacTableEntry[] {
     const entries: MacTableEntry[] = [];
@@ -174,6 +217,12 @@ export class MacTable {
     }
     return entries;
   }
+}
+
+/** One entry of `snapshot`. @throws ConfigError when `mac` is none. */
+export function macWords(mac: string, vlan: number, port: number, age: number): number[] {
+  const { lo, hi } = keyOf(mac, vlan);
+  return [lo, hi, port, age];
 }
 
 function keyOf(mac: string, vlan: number): { lo: number; hi: number } {

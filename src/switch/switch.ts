@@ -1,7 +1,9 @@
 import { assert } from '../base/assert.ts';
 import { BATCH, MAX_PORTS, MIN_FRAME_BYTES } from '../base/limits.ts';
+import { fillRarp } from './announce.ts';
 import {
   COUNTER_COLUMNS,
+  COUNTER_NAMES,
   COUNTERS_BYTES,
   CSUM_COMPLETED,
   DROP_NOT_READY,
@@ -155,6 +157,22 @@ export class Switch {
     return this.#ports[index] !== null;
   }
 
+  /** Most addresses that the port may learn; 0 where there is no port. */
+  macLimitOf(index: number): number {
+    return this.#ports[index]?.macLimit ?? 0;
+  }
+
+  /**
+   * Raises the port's counters to what a predecessor counted, where that is more: a counter never
+   * runs back, and a guest that moves away and returns is not counted twice.
+   */
+  raiseCounters(index: number, counted: Readonly<Record<string, number>>): void {
+    for (const [column, name] of COUNTER_NAMES.entries()) {
+      const at = index * COUNTER_COLUMNS + column;
+      this.counters[at] = Math.max(this.counters[at], counted[name] ?? 0);
+    }
+  }
+
   /** Zeroes a port's counters, for when its index is given to another port. */
   clearCounters(index: number): void {
     this.counters.fill(0, index * COUNTER_COLUMNS, (index + 1) * COUNTER_COLUMNS);
@@ -182,13 +200,25 @@ export class Switch {
     batch.plain = 0;
     const count = port.plane.receive(batch);
     if (count === 0) return 0;
-    this.#offload.startRound();
-    if (port.tap !== null) port.tap.ingress(batch, count);
-    if (port.reflect) this.#reflect(port, count);
-    else this.#judge(port, count);
+    this.#pass(port, count);
     port.plane.release(batch);
     this.#markUnflushed(ingress);
     return count;
+  }
+
+  /** A RARP request of `mac`, as if the port had sent it: everybody learns where `mac` is. */
+  announce(ingress: number, mac: Uint8Array): void {
+    this.#batch.plain = 0;
+    fillRarp(this.#batch, mac);
+    this.#pass(this.#port(ingress), 1);
+    this.flush();
+  }
+
+  #pass(port: Port, count: number): void {
+    this.#offload.startRound();
+    if (port.tap !== null) port.tap.ingress(this.#batch, count);
+    if (port.reflect) this.#reflect(port, count);
+    else this.#judge(port, count);
   }
 
   /** Publishes and notifies on every port that was touched since the last time. */

@@ -1,6 +1,20 @@
 /** The virtio-net device: control half, and the data plane that a worker loads. */
 export { NetDevice, type NetDeviceOptions } from './net-device.ts';
-export type { AddNetPort, AddTapPort, NetPlaneOptions, NetPortStatus } from './net-plane.ts';
+export type {
+  AddNetPort,
+  AddTapPort,
+  LoadNetState,
+  NetPlaneOptions,
+  NetPortStatus,
+} from './net-plane.ts';
+export {
+  checkNetState,
+  encodeNetState,
+  MAX_NET_STATE_BYTES,
+  type NetPlaneState,
+  type NetState,
+  parseNetState,
+} from './net-state.ts';
 
 /** For `DataPlaneWorker`: the module whose `createPlane` serves net devices and uplinks. */
 export const NET_PLANE_MODULE = new URL(

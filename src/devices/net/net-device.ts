@@ -68,6 +68,17 @@ export class NetDevice implements VirtioDevice {
     if (this.#options.mac !== null) this.#config.set(this.#options.mac, 0);
   }
 
+  /** What the configuration space says; null: zeros. */
+  get address(): Uint8Array | null {
+    const bytes = this.#config.slice(0, 6);
+    return bytes.every((byte) => byte === 0) ? null : bytes;
+  }
+
+  set address(mac: Uint8Array | null) {
+    this.#config.fill(0, 0, 6);
+    if (mac !== null) this.#config.set(mac, 0);
+  }
+
   get linkUp(): boolean {
     return (this.#config[6] & net.VIRTIO_NET_S_LINK_UP) !== 0;
   }

@@ -15,6 +15,7 @@ import { CaptureTap, type CaptureRing } from '../../capture/index.ts';
 import { TapPlane, type TapPlaneOptions } from '../../uplinks/index.ts';
 import { arena } from '../../sys/arena.ts';
 import { NetPort } from './net-port.ts';
+import type { NetPlaneState } from './net-state.ts';
 import { NetVring } from './net-vring.ts';
 
 /** `options` of the worker that runs this plane; the memory stays the control plane's. */
@@ -36,6 +37,11 @@ export type AddNetPort = {
 export type AddTapPort = TapPlaneOptions & {
   readonly port: number;
   readonly settings: PortSettings;
+};
+export type LoadNetState = {
+  readonly port: number;
+  readonly state: NetPlaneState;
+  readonly switchCounters: Readonly<Record<string, number>>;
 };
 export type NetPortStatus = {
   readonly counters: Record<string, number>;
@@ -188,6 +194,18 @@ export class NetPlane implements DataPlane {
         return this.#switch.macTable.list();
       case 'flushMacs':
         return this.#switch.macTable.flush((payload as { port?: number }).port);
+      case 'learnMacs':
+        return this.#switch.macTable.enter(payload as Int32Array, (port) =>
+          this.#switch.macLimitOf(port),
+        );
+      case 'saveState':
+        return this.#netPort((payload as { port: number }).port).saveState();
+      case 'loadState':
+        return this.#loadState(payload as LoadNetState);
+      case 'announce': {
+        const { port, mac } = payload as { port: number; mac: Uint8Array };
+        return this.#switch.hasPort(port) && this.#switch.announce(port, mac);
+      }
       case 'startCapture': {
         const { port, ring } = payload as { port: number; ring: CaptureRing };
         return this.#switch.setTap(port, new CaptureTap(ring, arena()));
@@ -299,6 +317,11 @@ export class NetPlane implements DataPlane {
     if (port instanceof TapPlane) {
       this.#wake(this.#vringSources[link.port][0] as Source, performance.now());
     }
+  }
+
+  #loadState({ port, state, switchCounters }: LoadNetState): void {
+    this.#netPort(port).loadState(state);
+    this.#switch.raiseCounters(port, switchCounters);
   }
 
   #portStatus(port: number): NetPortStatus {

@@ -20,6 +20,7 @@ import { VIRTIO_F_VERSION_1, hasFeature } from '../../wire/virtio.ts';
 import { ControlQueue } from './control-queue.ts';
 import { NetDevice } from './net-device.ts';
 import { flowHash } from './flow-hash.hot.ts';
+import type { NetPlaneState } from './net-state.ts';
 import { NetVring } from './net-vring.ts';
 import {
   HOST_CSUM,
@@ -150,6 +151,22 @@ export class NetPort implements PortPlane {
     this.filter.reset();
     this.#control.reset();
     this.#plan.count = 0;
+    this.#update();
+  }
+
+  /** What the driver set and what was counted, for a successor. */
+  saveState(): NetPlaneState {
+    const { activePairs } = this.#control;
+    return { filter: this.filter.save(), activePairs, counters: { ...this.counters } };
+  }
+
+  /** Counters are raised to what the predecessor counted, where that is more. */
+  loadState(state: NetPlaneState): void {
+    this.filter.load(state.filter);
+    this.#control.activePairs = Math.min(state.activePairs, this.#options.queuePairs);
+    for (const name of Object.keys(this.counters) as (keyof typeof this.counters)[]) {
+      this.counters[name] = Math.max(this.counters[name], state.counters[name] ?? 0);
+    }
     this.#update();
   }
 

@@ -4,11 +4,26 @@
  * Filtering", 5.1.6.5.2 "Setting MAC Address Filtering", 5.1.6.5.3 "VLAN Filtering".
  */
 import type { FrameBatch } from '../../switch/frame-batch.ts';
+import { formatMac, parseMac } from '../../wire/ethernet.ts';
 
 /** Addresses that one MAC_TABLE_SET may hold, unicast and multicast each. Linux sends up to 64. */
 export const FILTER_ADDRESSES_MAX = 256;
 
 const VLAN_WORDS = 4096 / 32;
+
+/** All that a driver can set, for a successor. */
+export type FilterState = {
+  readonly promiscuous: boolean;
+  readonly allMulticast: boolean;
+  readonly allUnicast: boolean;
+  readonly noMulticast: boolean;
+  readonly noUnicast: boolean;
+  readonly noBroadcast: boolean;
+  readonly own: string | null;
+  readonly addresses: readonly string[];
+  /** VLANs that pass; null: the driver said nothing of VLANs, all pass. */
+  readonly vlans: readonly number[] | null;
+};
 
 export class ReceiveFilter {
   /** False while everything passes, which is what the data plane tests. */
@@ -60,6 +75,35 @@ export class ReceiveFilter {
     this.update();
   }
 
+  save(): FilterState {
+    const { promiscuous, allMulticast, allUnicast } = this;
+    const { noMulticast, noUnicast, noBroadcast } = this;
+    const words = this.#vlans;
+    const isSet = (vid: number): boolean => ((words![vid >> 5]! >> (vid & 31)) & 1) === 1;
+    return {
+      promiscuous,
+      allMulticast,
+      allUnicast,
+      noMulticast,
+      noUnicast,
+      noBroadcast,
+      own: this.#own === -1 ? null : macText(this.#own),
+      addresses: Array.from(this.#addresses, macText),
+      vlans: words && Array.from({ length: 4096 }, (_, vid) => vid).filter(isSet),
+    };
+  }
+
+  /** Takes over what `save` returned and somebody checked. */
+  load(state: FilterState): void {
+    const { own, addresses, vlans, ...modes } = state;
+    Object.assign(this, modes);
+    this.#own = own === null ? -1 : macNumber(parseMac(own)!, 0);
+    this.#addresses = new Set(addresses.map((address) => macNumber(parseMac(address)!, 0)));
+    this.#vlans = vlans && new Uint32Array(VLAN_WORDS);
+    for (const vid of vlans ?? []) this.#vlans![vid >> 5]! |= 1 << (vid & 31);
+    this.update();
+  }
+
   update(): void {
     this.active = !this.promiscuous || this.#vlans !== null;
   }
@@ -91,6 +135,12 @@ export class ReceiveFilter {
       this.allUnicast || this.#own === -1 || address === this.#own || this.#addresses.has(address)
     );
   }
+}
+
+function macText(number: number): string {
+  const bytes = new Uint8Array(6);
+  for (let i = 5; i >= 0; i--, number = Math.floor(number / 256)) bytes[i] = number % 256;
+  return formatMac(bytes);
 }
 
 /** Six bytes as one number, so that addresses can be compared and kept in a Set. */

@@ -1,0 +1,59 @@
+/**
+ * `npm run reconnect`: two Linux guests in QEMU talk while their switch is killed and started again.
+ *
+ *   npm run reconnect                             50 times, packed where QEMU connects, split else
+ *   npm run reconnect -- --times 10
+ *   npm run reconnect -- --packed none|both       the other forms of rings
+ *   npm run reconnect -- --queues 2               queue pairs of both guests
+ *
+ * One line per restart, milliseconds after the kill. Fails when traffic does not go on, or when
+ * the TCP stream that goes on over all restarts arrives changed.
+ */
+import { parseArgs } from 'node:util';
+import { restartUnderTraffic, type Restart } from '../test/peers/qemu-reconnect.ts';
+
+const { values } = parseArgs({
+  options: {
+    times: { type: 'string', default: '50' },
+    packed: { type: 'string', default: 'connecting' },
+    queues: { type: 'string', default: '1' },
+  },
+});
+const times = Number(values.times);
+const queuePairs = Number(values.queues);
+const packed = { none: [false, false], both: [true, true], connecting: [true, false] }[
+  values.packed
+];
+if (!(times >= 1) || !(queuePairs >= 1) || packed === undefined) {
+  process.stderr.write('reconnect: --times N, --queues N, --packed none|both|connecting\n');
+  process.exit(2);
+}
+
+const row = (...cells: (string | number)[]): void =>
+  void process.stdout.write(`${cells.map((cell) => String(cell).padStart(10)).join('')}\n`);
+
+row('restart', 'switch', 'connects', 'listens', 'traffic');
+const { restarts, longestSilenceMs, streamBytes } = await restartUnderTraffic({
+  times,
+  rings: [
+    { packed: packed[0]!, queuePairs },
+    { packed: packed[1]!, queuePairs },
+  ],
+  onRestart: ({ number, switchMs, upMs, trafficMs }) =>
+    row(number, switchMs, upMs[0], upMs[1], trafficMs),
+});
+
+function spread(what: string, of: (restart: Restart) => number): void {
+  const sorted = restarts.map(of).toSorted((a, b) => a - b);
+  const median = sorted[Math.floor(sorted.length / 2)]!;
+  process.stdout.write(`${what}: median ${median} ms, longest ${sorted.at(-1)} ms\n`);
+}
+spread('switch answers', ({ switchMs }) => switchMs);
+spread('rings run, QEMU connects (tries once a second)', ({ upMs }) => upMs[0]);
+spread('rings run, QEMU listens', ({ upMs }) => upMs[1]);
+spread('both guests talk and the stream moves', ({ trafficMs }) => trafficMs);
+const mib = (streamBytes / 2 ** 20).toFixed(1);
+process.stdout.write(
+  `${restarts.length} restarts survived; one TCP stream of ${mib} MiB over all of them, ` +
+    `checksums equal; longest row of lost echo requests ${longestSilenceMs} ms\n`,
+);

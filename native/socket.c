@@ -64,6 +64,25 @@ static napi_value socket_pair(napi_env env, napi_callback_info info) {
   return vring_result(env, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, data));
 }
 
+/* peerCredentials(socket, out: Int32Array(3)): 0 or -errno; out is pid, uid, gid */
+static napi_value peer_credentials(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  int32_t fd;
+  void *data;
+  size_t bytes;
+  if (!vring_int(env, argv[0], &fd) || !vring_bytes(env, argv[1], &data, &bytes)) return NULL;
+  struct ucred peer;
+  socklen_t size = sizeof peer;
+  if (bytes < 3 * sizeof(int32_t)) return vring_number(env, -EINVAL);
+  int result = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+  if (result < 0) return vring_result(env, -1);
+  int32_t *out = data;
+  out[0] = peer.pid;
+  out[1] = (int32_t)peer.uid;
+  out[2] = (int32_t)peer.gid;
+  return vring_number(env, 0);
+}
+
 /* sendFds(socket, bytes: Uint8Array, fds: Int32Array): bytes sent or -errno */
 static napi_value send_fds(napi_env env, napi_callback_info info) {
   VRING_ARGS(3);
@@ -148,6 +167,7 @@ void vring_register_socket(napi_env env, napi_value exports) {
   vring_export(env, exports, "listen", socket_listen);
   vring_export(env, exports, "accept", socket_accept);
   vring_export(env, exports, "socketPair", socket_pair);
+  vring_export(env, exports, "peerCredentials", peer_credentials);
   vring_export(env, exports, "sendFds", send_fds);
   vring_export(env, exports, "receiveFds", receive_fds);
 }

@@ -56,8 +56,9 @@ export {
   acceptUnix,
   connectUnix,
   listenUnix,
+  peerCredentials,
   receiveWithFds,
   sendWithFds,
   socketPair,
 } from './unix-socket.ts';
-export type { ListenOptions, Received } from './unix-socket.ts';
+export type { ListenOptions, PeerCredentials, Received } from './unix-socket.ts';

@@ -59,6 +59,7 @@ export type Native = {
   listen(fd: number, backlog: number): number;
   accept(fd: number): number;
   socketPair(out: Int32Array): number;
+  peerCredentials(socket: number, out: Int32Array): number;
   sendFds(socket: number, bytes: Uint8Array, fds: Int32Array): number;
   receiveFds(socket: number, into: Uint8Array, out: Int32Array): number;
 

@@ -12,6 +12,7 @@ import {
   fdStat,
   listenUnix,
   openFdCount,
+  peerCredentials,
   receiveWithFds,
   sendWithFds,
   signalEventfd,
@@ -128,4 +129,12 @@ test('a full socket takes no more', () => {
   assert.equal(receiveWithFds(two.number, into, 0), null);
   one.close();
   two.close();
+});
+
+test('the kernel says who is at the other end', () => {
+  const [near, far] = socketPair();
+  const { pid, uid } = peerCredentials(near.number);
+  assert.deepEqual([pid, uid], [process.pid, process.getuid!()]);
+  far.close();
+  near.close();
 });

@@ -80,6 +80,18 @@ export function socketPair(): [Fd, Fd] {
   return [new Fd(out[0]!, 'socket pair, first'), new Fd(out[1]!, 'socket pair, second')];
 }
 
+export type PeerCredentials = { readonly pid: number; readonly uid: number; readonly gid: number };
+
+/**
+ * Who was at the other end when the connection was made, as the kernel says.
+ * @syscalls getsockopt
+ */
+export function peerCredentials(sock: number): PeerCredentials {
+  const out = new Int32Array(3);
+  check('getsockopt(SO_PEERCRED)', native.peerCredentials(sock, out), () => `fd ${sock}`);
+  return { pid: out[0]!, uid: out[1]! >>> 0, gid: out[2]! >>> 0 };
+}
+
 /**
  * Sends bytes, with fds attached to the first of them; the fds stay the caller's. Returns how many
  * bytes went, 0 when the socket is full: with any byte sent, the fds are sent.

@@ -70,6 +70,8 @@ export class NetPlane implements DataPlane {
   /** Sources of each vring, so that they can be found again: [device][index]. */
   readonly #vringSources: (Source | null)[][] = [];
   #nowSeconds = 0;
+  /** No source is worked on; which of them are awake is kept. */
+  #suspended = false;
 
   constructor(context: PlaneContext) {
     this.#context = context;
@@ -85,10 +87,11 @@ export class NetPlane implements DataPlane {
   }
 
   get awake(): number {
-    return this.#awake.length;
+    return this.#suspended ? 0 : this.#awake.length;
   }
 
   poll(nowMs: number): number {
+    if (this.#suspended) return 0;
     const seconds = Math.trunc(nowMs / 1000);
     if (seconds !== this.#nowSeconds) {
       this.#nowSeconds = seconds;
@@ -194,6 +197,12 @@ export class NetPlane implements DataPlane {
         return this.#switch.macTable.list();
       case 'flushMacs':
         return this.#switch.macTable.flush((payload as { port?: number }).port);
+      case 'suspend':
+        this.#suspended = true;
+        return undefined;
+      case 'resume':
+        this.#suspended = false;
+        return undefined;
       case 'learnMacs':
         return this.#switch.macTable.enter(payload as Int32Array, (port) =>
           this.#switch.macLimitOf(port),

@@ -31,9 +31,14 @@ export class FrontendChannel {
     this.closed = this.#run();
   }
 
-  /** Sends a request that has a reply of its own, and returns the reply's payload. */
-  ask(request: number, payload: Uint8Array, fds: readonly number[] = []): Promise<Uint8Array> {
-    return this.#inTurn(() => this.#exchange(request, VHOST_USER_VERSION, payload, fds));
+  /** Sends a request that has a reply of its own. The fds of the reply are the caller's. */
+  ask(
+    request: number,
+    payload: Uint8Array,
+    fds: readonly number[] = [],
+    flags = VHOST_USER_VERSION,
+  ): Promise<Message> {
+    return this.#inTurn(() => this.#exchange(request, flags, payload, fds));
   }
 
   /**
@@ -51,18 +56,31 @@ export class FrontendChannel {
       }
       const flags = VHOST_USER_VERSION | VHOST_USER_NEED_REPLY_MASK;
       const reply = await this.#exchange(request, flags, payload, fds);
-      const value = this.readU64(request, reply);
-      if (value === 0n) return;
-      const problem = `the back-end refused the message (${value}); its log says why`;
-      throw new ProtocolError('ERR_VRING_REFUSED', requestName(request), 'reply', problem, {
-        recovery: 'reset',
-      });
+      closeFds(reply.fds); // no ack carries any
+      this.checkAck(request, reply.payload);
+    });
+  }
+
+  /** @throws ProtocolError ERR_VRING_REFUSED when the ack is not zero; the session goes on. */
+  checkAck(request: number, payload: Uint8Array): void {
+    const value = this.readU64(request, payload);
+    if (value === 0n) return;
+    const problem = `the back-end refused the message (${value}); its log says why`;
+    throw new ProtocolError('ERR_VRING_REFUSED', requestName(request), 'reply', problem, {
+      recovery: 'reset',
     });
   }
 
   /** Ends the session because of an answer that makes no sense. Returns the error to throw. */
   failReply(request: number, field: string, problem: string): Error {
-    return this.#fail(replyError(request, field, problem));
+    return this.fail(replyError(request, field, problem));
+  }
+
+  /** Ends the session with this reason, which it returns. */
+  fail(error: Error): Error {
+    if (!this.#connection.closed) this.#reason ??= error;
+    this.#connection.close();
+    return error;
   }
 
   /** The value of a u64 reply. */
@@ -89,7 +107,7 @@ export class FrontendChannel {
     flags: number,
     payload: Uint8Array,
     fds: readonly number[],
-  ): Promise<Uint8Array> {
+  ): Promise<Message> {
     if (this.#connection.closed) throw this.#gone(request);
     const reply = new Promise<Message>((resolve, reject) => {
       this.#pending = { request, resolve, reject };
@@ -97,12 +115,10 @@ export class FrontendChannel {
     reply.catch(() => undefined); // the send may fail first
     try {
       const sent = this.#connection.send(request, flags, payload, fds);
-      const message = await this.#timed(
+      return await this.#timed(
         request,
         sent.then(() => reply),
       );
-      closeFds(message.fds); // no reply that we ask for carries any
-      return message.payload;
     } finally {
       this.#pending = null;
     }
@@ -117,7 +133,7 @@ export class FrontendChannel {
           `${requestName(request)}: no answer from the back-end for ${this.#timeoutMs} ms; ` +
           'the connection is closed, connect again';
         const error = new VringError('ERR_VRING_TIMEOUT', text, { recovery: 'reconnect' });
-        reject(this.#fail(error));
+        reject(this.fail(error));
       }, this.#timeoutMs);
     });
     try {
@@ -145,12 +161,6 @@ export class FrontendChannel {
     const reason = this.#reason as VringError | null;
     if (reason !== null && reason.code !== 'ERR_VRING_PEER_CLOSED') return reason;
     return peerClosed(`${name}: the back-end closed the connection; connect again`);
-  }
-
-  #fail(error: Error): Error {
-    if (!this.#connection.closed) this.#reason ??= error;
-    this.#connection.close();
-    return error;
   }
 
   async #run(): Promise<Error | null> {

@@ -10,8 +10,12 @@ export type { MessageEvent } from './diagnostics.ts';
 export type { EndpointEvent, EndpointOptions, EndpointState } from './endpoint.ts';
 export { BackendEndpoint } from './endpoint.ts';
 export { type FrontendVring, startVring, stopVring } from './frontend-vring.ts';
+export type { FrontendEvents, HostNotifier } from './frontend-events.ts';
+export { FRONTEND_PROTOCOL_FEATURES } from './frontend-features.ts';
+export type { InflightRegion } from './frontend-inflight.ts';
+export type { IotlbEntry } from './frontend-iotlb.ts';
+export type { PostcopyRegion } from './frontend-memory.ts';
 export {
-  FRONTEND_PROTOCOL_FEATURES,
   type FrontendListenOptions,
   type FrontendOptions,
   VhostUserFrontend,
@@ -27,6 +31,8 @@ export {
   REQUEST,
   requestName,
 } from './message-table.ts';
+export { type ObjectOwner, SharedObjectRegistry, uuidText } from './shared-objects.ts';
+export type { ShmemHandler, ShmemMapping } from './shmem-maps.ts';
 export { type ProtocolState, STATE_RULES, type StateRule } from './state-rules.ts';
 export type {
   BackendTarget,

@@ -1,0 +1,71 @@
+/** Bytes through one end of a pipe or socket, without blocking: the state of a device. */
+import { readSync, writeSync } from 'node:fs';
+import { VringError } from '../base/errors.ts';
+import { type Fd, pollFd, setNonblocking } from '../sys/index.ts';
+
+const CHUNK_BYTES = 64 * 1024;
+
+/**
+ * Reads until the other end is closed. The fd stays the caller's.
+ * @throws VringError ERR_VRING_DEVICE_STATE: more than `limitBytes`, or nothing for `idleMs`.
+ */
+export async function readToEnd(fd: Fd, limitBytes: number, idleMs: number): Promise<Uint8Array> {
+  setNonblocking(fd.number, true);
+  const chunks: Uint8Array[] = [];
+  let total = 0;
+  for (;;) {
+    const chunk = new Uint8Array(CHUNK_BYTES);
+    const count = attempt(() => readSync(fd.number, chunk));
+    if (count === 0) return Buffer.concat(chunks, total);
+    if (count === null) {
+      await ready(fd, { read: true }, idleMs);
+      continue;
+    }
+    total += count;
+    if (total > limitBytes) {
+      throw stateError(`more than ${limitBytes} bytes of device state came`);
+    }
+    chunks.push(chunk.subarray(0, count));
+  }
+}
+
+/**
+ * Writes everything; the caller closes the fd then, which is how the reader knows the end.
+ * @throws VringError ERR_VRING_DEVICE_STATE: nothing was taken for `idleMs`; EPIPE as its cause.
+ */
+export async function writeAll(fd: Fd, bytes: Uint8Array, idleMs: number): Promise<void> {
+  setNonblocking(fd.number, true);
+  for (let at = 0; at < bytes.length;) {
+    const count = attempt(() => writeSync(fd.number, bytes, at, bytes.length - at));
+    if (count === null) await ready(fd, { write: true }, idleMs);
+    else at += count;
+  }
+}
+
+/** The call's result; null when the fd is not ready. */
+function attempt(call: () => number): number | null {
+  try {
+    return call();
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code === 'EAGAIN' || code === 'EINTR') return null;
+    throw stateError(`the other end of the state's pipe: ${code}`, cause);
+  }
+}
+
+async function ready(fd: Fd, events: { read?: true; write?: true }, idleMs: number): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const poll = pollFd(fd.number, events, () => resolve());
+  const text = `no byte of device state moved for ${idleMs} ms`;
+  const timer = setTimeout(() => reject(stateError(text)), idleMs);
+  try {
+    await promise;
+  } finally {
+    clearTimeout(timer);
+    poll.close();
+  }
+}
+
+function stateError(text: string, cause?: unknown): VringError {
+  return new VringError('ERR_VRING_DEVICE_STATE', text, { recovery: 'retry', cause });
+}

@@ -5,14 +5,16 @@
 import { createAdaptorServer } from '@hono/node-server';
 import { Hono, type Context } from 'hono';
 import { bodyLimit } from 'hono/body-limit';
+import { rmSync } from 'node:fs';
 import type { Server } from 'node:http';
 import { ApiError, errorResponse } from './api-error.ts';
 import { ROUTES, type Call, type Route } from './api-routes.ts';
 import type { Version } from './api-schemas.ts';
 import { EventRelay, OpenStreams } from './api-stream.ts';
 import { describeIssues, ConfigProblems } from './config-problem.ts';
+import type { Fd } from '../sys/index.ts';
 import { placed } from './config.ts';
-import { listenControl, listenHttp } from './control-socket.ts';
+import { adoptControl, listenControl, listenHttp } from './control-socket.ts';
 import { Metrics } from './metrics.ts';
 import { openApiDocument } from './openapi.ts';
 import type { SwitchControl } from './switch-control.ts';
@@ -36,11 +38,15 @@ export class ControlApi {
   readonly #servers: Server[] = [];
   readonly #metrics: Metrics;
   readonly #version: Version;
+  readonly #controlPath: string;
+  /** Where the control socket listens; null once it was handed over. */
+  #listener: Fd | null = null;
   #running: { control: SwitchControl; relay: EventRelay } | null = null;
   /** Address of the TCP listener, with the port that it got. */
   httpAddress: string | null = null;
 
-  private constructor() {
+  private constructor(controlPath: string) {
+    this.#controlPath = controlPath;
     this.#metrics = new Metrics(() => this.#attached().control, VERSION);
     this.#version = {
       name: 'vring',
@@ -52,11 +58,22 @@ export class ControlApi {
     };
   }
 
-  /** Listens; requests are answered with 503 until `attach`. */
-  static async listen(config: Pick<SwitchConfig, 'control' | 'http'>): Promise<ControlApi> {
-    const api = new ControlApi();
+  /**
+   * Listens; requests are answered with 503 until `attach`. `adopted` is a control socket that a
+   * predecessor listened on; it is the API's from here on.
+   */
+  static async listen(
+    config: Pick<SwitchConfig, 'control' | 'http'>,
+    adopted: Fd | null = null,
+  ): Promise<ControlApi> {
+    const api = new ControlApi(config.control.path);
     try {
-      await listenControl(api.#serve('socket'), config.control);
+      const server = api.#serve('socket');
+      if (adopted === null) api.#listener = await listenControl(server, config.control);
+      else {
+        api.#listener = adopted;
+        await adoptControl(server, adopted);
+      }
       if (config.http) api.httpAddress = await listenHttp(api.#serve('tcp'), config.http);
     } catch (thrown) {
       await api.close();
@@ -75,8 +92,23 @@ export class ControlApi {
     return this.#captures.count + this.#followers.count;
   }
 
+  /** The control socket, to be handed over. */
+  get listener(): Fd | null {
+    return this.#listener;
+  }
+
+  /** Ends all streams and leaves the control socket, with who waits there, to a successor. */
+  async surrender(): Promise<void> {
+    this.#listener?.close();
+    this.#listener = null;
+    await this.close();
+  }
+
   /** Ends all streams and removes the socket. Idempotent. */
   async close(): Promise<void> {
+    if (this.#listener !== null) rmSync(this.#controlPath, { force: true });
+    this.#listener?.close();
+    this.#listener = null;
     this.#captures.closeAll();
     this.#followers.closeAll();
     const servers = this.#servers.splice(0).filter((server) => server.listening);

@@ -1,9 +1,10 @@
 /** The Unix socket of the control API: its owner and mode, stale ones, and ones that are in use. */
-import { chmodSync, chownSync, lstatSync, mkdirSync, unlinkSync } from 'node:fs';
+import { lstatSync, mkdirSync, rmSync, unlinkSync } from 'node:fs';
 import type { Server } from 'node:http';
 import { connect, type ListenOptions } from 'node:net';
 import { dirname } from 'node:path';
 import { SysError, VringError } from '../base/errors.ts';
+import { type Fd, listenUnix } from '../sys/index.ts';
 import type { SwitchConfig } from './switch-types.ts';
 
 /** A peer that accepts at all accepts at once. */
@@ -11,26 +12,29 @@ const PROBE_TIMEOUT_MS = 2000;
 
 /**
  * Listens on `control.path`. The directory is made when it is missing. A socket that nobody
- * accepts on is replaced; anything else in its place is an error.
+ * accepts on is replaced; anything else in its place is an error. The listener is ours and not
+ * Node's, so that it can be handed over; whoever closes it removes the path, or leaves it.
  */
-export async function listenControl(server: Server, control: SwitchConfig['control']) {
+export async function listenControl(server: Server, control: SwitchConfig['control']): Promise<Fd> {
   const { path, mode, owner } = control;
+  let listener: Fd | null = null;
   try {
     mkdirSync(dirname(path), { recursive: true, mode: 0o755 });
     await removeStale(path);
-    // bind(2) makes the file with the umask; nobody else may connect before it has its mode.
-    const umask = process.umask(0o177);
-    try {
-      await listen(server, { path });
-    } finally {
-      process.umask(umask);
-    }
-    if (owner) chownSync(path, owner.uid, owner.gid);
-    if (mode !== null) chmodSync(path, mode);
+    listener = listenUnix(path, { mode: mode ?? 0o600, ...(owner === null ? {} : { owner }) });
+    await adoptControl(server, listener);
+    return listener;
   } catch (thrown) {
+    if (listener !== null) rmSync(path, { force: true });
+    listener?.close();
     server.close();
     throw explained(thrown, path);
   }
+}
+
+/** Serves a listener that somebody else made; it stays the caller's. */
+export async function adoptControl(server: Server, listener: Fd): Promise<void> {
+  await listen(server, { fd: listener.dup().take() });
 }
 
 /** Listens on a loopback address such as `127.0.0.1:9100`; port 0 takes a free one. */
@@ -47,7 +51,7 @@ export async function listenHttp(server: Server, address: string): Promise<strin
   return `${address.slice(0, at)}:${port}`;
 }
 
-function listen(server: Server, options: ListenOptions): Promise<void> {
+function listen(server: Server, options: ListenOptions & { fd?: number }): Promise<void> {
   return new Promise((resolve, reject) => {
     server.once('error', reject);
     server.listen(options, () => {
@@ -98,8 +102,11 @@ const HINTS: Readonly<Record<string, string>> = {
 };
 
 function explained(thrown: unknown, where: string): unknown {
-  const { code, errno, syscall } = thrown as NodeJS.ErrnoException;
-  if (thrown instanceof VringError || code === undefined) return thrown;
-  const detail = `${where}: ${HINTS[code] ?? 'cannot listen there'}`;
-  return new SysError(syscall ?? 'listen', Math.abs(errno ?? 0), code, detail, { cause: thrown });
+  if (thrown instanceof VringError && !(thrown instanceof SysError)) return thrown;
+  const { errno, syscall } = thrown as NodeJS.ErrnoException;
+  const name =
+    thrown instanceof SysError ? thrown.errnoName : (thrown as NodeJS.ErrnoException).code;
+  if (name === undefined) return thrown;
+  const detail = `${where}: ${HINTS[name] ?? 'cannot listen there'}`;
+  return new SysError(syscall ?? 'listen', Math.abs(errno ?? 0), name, detail, { cause: thrown });
 }

@@ -7,9 +7,21 @@ import { VERSION } from '../daemon/version.ts';
 
 /** Commands with options of their own file: loaded when they are the ones called. */
 const LATE: Readonly<Record<string, { summary: string; load: () => Promise<Command> }>> = {
+  conform: {
+    summary: 'test a vhost-user back-end or front-end, rule by rule',
+    load: async () => (await import('./conform.ts')).conformCommand(),
+  },
   guest: {
     summary: 'run a software guest on a port: ping, frame rates, without any VM',
     load: async () => (await import('./guest.ts')).guestCommand(),
+  },
+  record: {
+    summary: 'stand between a front-end and a back-end and write down what they say',
+    load: async () => (await import('./record.ts')).recordCommand(),
+  },
+  replay: {
+    summary: 'drive a back-end with a recording and compare its answers',
+    load: async () => (await import('./replay.ts')).replayCommand(),
   },
   vm: {
     summary: 'QEMU command line and libvirt XML for a port, or start QEMU on it',
@@ -113,6 +125,7 @@ Ports:
   mode=0660 owner=USER:GROUP   of the socket                       (vhost-user)
   mac=52:54:00:...    address offered to the guest                 (vhost-user)
   packed=off mrg=off  features not to offer                        (vhost-user)
+  iommu=on            for a guest behind a virtual IOMMU           (vhost-user)
   vlan=VID            access port of this VLAN (default 1)
   trunk=VID+VID or trunk=all, native=VID
   mtu=N  mac-limit=N  csum=off  tso=off  uso=off  reflect`,

@@ -39,6 +39,7 @@ test('a port has documented defaults', () => {
       mac: null,
       packed: true,
       mrgRxbuf: true,
+      iommu: false,
       vlan: { mode: 'access', vid: 1 },
       offload: { csum: true, tso: true, uso: true },
       mtu: 1500,

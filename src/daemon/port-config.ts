@@ -41,6 +41,7 @@ export function resolvePort(
       mac: input.mac?.toLowerCase() ?? null,
       packed: input.packed,
       mrgRxbuf: input.mrgRxbuf,
+      iommu: input.iommu,
     };
   }
   return problems.length === before ? port : null;

@@ -158,6 +158,9 @@ const vhostUserPort = mapping(
       .meta({ description: 'MAC address offered to the guest; none when absent.' }),
     packed: bool().default(true).meta({ description: 'Offer packed rings.' }),
     mrgRxbuf: bool().default(true).meta({ description: 'Offer mergeable receive buffers.' }),
+    iommu: bool()
+      .default(false)
+      .meta({ description: 'Offer ACCESS_PLATFORM, for a guest behind a virtual IOMMU.' }),
   },
   'a mapping with name, kind and path',
 );

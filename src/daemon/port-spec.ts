@@ -58,6 +58,7 @@ const OPTIONS: Readonly<Record<string, Option>> = {
   mtu: plain('mtu', number),
   packed: plain('packed', onOff),
   mrg: plain('mrgRxbuf', onOff),
+  iommu: plain('iommu', onOff),
   csum: offload('csum'),
   tso: offload('tso'),
   uso: offload('uso'),
@@ -74,6 +75,7 @@ const VHOST_USER_ONLY = new Set([
   'owner',
   'packed',
   'mrg',
+  'iommu',
   'mac',
 ]);
 

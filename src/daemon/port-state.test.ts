@@ -28,7 +28,7 @@ function side(vlan: VlanConfig, options: { queuePairs?: number; mtu?: number } =
   const settings = { vlan, macLimit: 100, reflect: false };
   plane.command('addNetPort', { port: PORT, settings, queuePairs, mtu, mac: null, linkUp: true });
   const offload = { csum: true, tso: true, uso: true };
-  const plain = { packed: true, mrgRxbuf: true, controlQueue: true };
+  const plain = { packed: true, mrgRxbuf: true, iommu: false, controlQueue: true };
   const device = new NetDevice({ queuePairs, mac: null, mtu, ...plain, ...offload });
   const told: boolean[] = [];
   const port: StatefulPort = {

@@ -39,6 +39,8 @@ export type VhostUserPortConfig = PortCommon & {
   readonly mac: string | null;
   readonly packed: boolean;
   readonly mrgRxbuf: boolean;
+  /** Offer ACCESS_PLATFORM: for guests behind a virtual IOMMU. */
+  readonly iommu: boolean;
 };
 
 export type TapPortConfig = PortCommon & { readonly kind: 'tap'; readonly interface: string };

@@ -69,6 +69,7 @@ export class VhostUserPort implements SwitchPort {
       mtu: config.mtu,
       packed: config.packed,
       mrgRxbuf: config.mrgRxbuf,
+      iommu: config.iommu,
       controlQueue: true,
       ...config.offload,
     });

@@ -20,6 +20,8 @@ export type NetDeviceOptions = {
   readonly csum: boolean;
   readonly tso: boolean;
   readonly uso: boolean;
+  /** Offer ACCESS_PLATFORM: the driver may give I/O virtual addresses, translated by an IOTLB. */
+  readonly iommu: boolean;
   /** Offer the control queue. A VMM that keeps it to itself does not acknowledge it. */
   readonly controlQueue: boolean;
 };
@@ -114,6 +116,7 @@ function offeredFeatures(options: NetDeviceOptions): bigint {
     bit(net.VIRTIO_NET_F_MTU) |
     bit(net.VIRTIO_NET_F_GUEST_ANNOUNCE);
   if (options.packed) features |= bit(virtio.VIRTIO_F_RING_PACKED);
+  if (options.iommu) features |= bit(virtio.VIRTIO_F_ACCESS_PLATFORM);
   if (options.mrgRxbuf) features |= bit(net.VIRTIO_NET_F_MRG_RXBUF);
   if (options.mac !== null) features |= bit(net.VIRTIO_NET_F_MAC);
   if (options.queuePairs > 1) features |= bit(net.VIRTIO_NET_F_MQ);

@@ -23,6 +23,7 @@ const RANKS: Readonly<Record<string, number>> = {
   devices: 4,
   guest: 5,
   vmm: 5,
+  recorder: 5,
   conformance: 5,
   daemon: 5,
   cli: 6,

@@ -7,9 +7,12 @@ const INTERFACE_DESCRIPTION_BLOCK = 1; //   4.2
 const INTERFACE_STATISTICS_BLOCK = 5; //    4.6
 const ENHANCED_PACKET_BLOCK = 6; //         4.3
 const BYTE_ORDER_MAGIC = 0x1a2b3c4d;
-const LINKTYPE_ETHERNET = 1;
+export const LINKTYPE_ETHERNET = 1;
+/** For private use; docs/recorder.md says what it means in recordings of control messages. */
+export const LINKTYPE_USER0 = 147;
 
 const OPT_END = 0;
+const OPT_COMMENT = 1;
 const SHB_USERAPPL = 4;
 const IF_NAME = 2;
 const IF_TSRESOL = 9;
@@ -38,10 +41,14 @@ export function sectionHeader(application: string): Buffer {
   return block(SECTION_HEADER_BLOCK, body, [[SHB_USERAPPL, Buffer.from(application)]]);
 }
 
-/** Interface 0: an Ethernet port, frames cut at `snapLen` bytes. */
-export function interfaceDescription(name: string, snapLen: number): Buffer {
+/** Interface 0: by default an Ethernet port, frames cut at `snapLen` bytes. */
+export function interfaceDescription(
+  name: string,
+  snapLen: number,
+  linkType = LINKTYPE_ETHERNET,
+): Buffer {
   const body = Buffer.alloc(8);
-  body.writeUInt16LE(LINKTYPE_ETHERNET, 0);
+  body.writeUInt16LE(linkType, 0);
   body.writeUInt32LE(snapLen, 4);
   return block(INTERFACE_DESCRIPTION_BLOCK, body, [
     [IF_NAME, Buffer.from(name)],
@@ -82,6 +89,26 @@ export function putEnhancedPacket(
   into.writeUInt32LE(OPT_END, options + 8);
   into.writeUInt32LE(size, options + 12);
   return at + EPB_HEAD_BYTES;
+}
+
+/** One packet with a comment, which Wireshark shows; not for many per second. */
+export function commentedPacket(
+  time: bigint,
+  bytes: Uint8Array,
+  direction: number,
+  comment: string,
+): Buffer {
+  const body = Buffer.alloc(20 + padded(bytes.length));
+  putTime(body, 4, time);
+  body.writeUInt32LE(bytes.length, 12);
+  body.writeUInt32LE(bytes.length, 16);
+  body.set(bytes, 20);
+  const flags = Buffer.alloc(4);
+  flags.writeUInt32LE(direction, 0);
+  return block(ENHANCED_PACKET_BLOCK, body, [
+    [EPB_FLAGS, flags],
+    [OPT_COMMENT, Buffer.from(comment.slice(0, 1024))],
+  ]);
 }
 
 /** The last block: how many frames there were, and how many are missing here. */

@@ -31,6 +31,47 @@ export async function endlessPing(from: LinuxGuest, address: string): Promise<En
   return { end };
 }
 
+/**
+ * One TCP stream that lasts until told to end, 256 KiB each 100 ms. Both ends make a checksum of it
+ * as it passes, whatever happens to the network, or to the machine under a guest, meanwhile.
+ */
+export class LongStream {
+  readonly #name: string;
+
+  private constructor(name: string) {
+    this.#name = name;
+  }
+
+  static async start(from: LinuxGuest, to: LinuxGuest, address: string): Promise<LongStream> {
+    const port = nextPort++;
+    const name = `/tmp/stream-${port}`;
+    await to.check(
+      `mkfifo ${name}-never; (nc -l -p ${port} 0<>${name}-never | tee ${name}-copy | ` +
+        `sha256sum > ${name}-sum; touch ${name}-done) > /dev/null 2>&1 & sleep 0.3`,
+    );
+    await from.check(
+      `dd if=/dev/urandom of=${name}-block bs=64k count=4 2>/dev/null; mkfifo ${name}-twin; ` +
+        `(sha256sum < ${name}-twin > ${name}-sum; touch ${name}-done) & ` +
+        `(while [ ! -e ${name}-stop ]; do cat ${name}-block; usleep 100000; done) ` +
+        `| tee ${name}-twin | nc ${address} ${port} > /dev/null 2>&1 &`,
+    );
+    return new LongStream(name);
+  }
+
+  /** The guests as they are now; returns how many bytes arrived as they were sent. */
+  async end(from: LinuxGuest, to: LinuxGuest): Promise<number> {
+    const name = this.#name;
+    await from.check(`touch ${name}-stop`);
+    const wait = `for i in $(seq 300); do [ -e ${name}-done ] && break; sleep 0.1; done`;
+    const [sent, received] = await Promise.all(
+      [from, to].map((guest) => guest.check(`${wait}; cat ${name}-sum`)),
+    );
+    match(sent!, /^[0-9a-f]{64}/);
+    equal(received, sent, 'the stream arrived as it was sent');
+    return Number(await to.check(`stat -c %s ${name}-copy`));
+  }
+}
+
 /** Makes a file of random bytes in the guest. */
 export async function makeFile(guest: LinuxGuest, mebibytes: number): Promise<string> {
   const path = `/tmp/random-${mebibytes}`;

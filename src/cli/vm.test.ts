@@ -73,6 +73,14 @@ test('a port of the switch says the socket and who listens', async (t) => {
   match(absent.stderr, /no port named "vm9"/);
 });
 
+test('an IOMMU, and how often QEMU looks for a port that went', async () => {
+  const argv = ['--socket', '/run/a.sock', '--kernel', '/k', '--iommu', '--reconnect', '5'];
+  const { stdout } = await vring('vm', ...argv, '--accel', 'tcg');
+  match(stdout, /path=\/run\/a\.sock,reconnect=5/);
+  match(stdout, /-device intel-iommu,intremap=off,device-iotlb=on/);
+  match(stdout, /iommu_platform=on,ats=on,vectors=0/);
+});
+
 test('libvirt and Cloud Hypervisor forms', async () => {
   const xml = await vring('vm', '--socket', '/run/a.sock', '--libvirt', '--disk', '/a.img');
   match(xml.stdout, /<interface type='vhostuser'>/);

@@ -20,6 +20,7 @@ import {
   type GuestKernel,
   type GuestMachine,
   type GuestNic,
+  type QemuOptions,
 } from '../vmm/index.ts';
 import { ApiClient } from './client.ts';
 import { complain, print, printJson, UsageError } from './output.ts';
@@ -37,6 +38,8 @@ export type VmOptions = {
   readonly mac?: string;
   readonly mtu?: number;
   readonly hugepages?: boolean;
+  readonly iommu?: boolean;
+  readonly reconnect: number;
   readonly accel: 'auto' | Accelerator;
   readonly kernel?: string;
   readonly initrd?: string;
@@ -79,6 +82,8 @@ export function vmCommand(): Command {
     .option('--no-mrg-rxbuf', 'do not offer mergeable receive buffers')
     .option('--mac <address>', 'of the card; by default made from the name')
     .option('--mtu <bytes>', 'announced to the guest', wholeNumber)
+    .option('--iommu', 'an Intel IOMMU with the card behind it; the port needs iommu=on')
+    .option('--reconnect <seconds>', 'QEMU looks so often for a port that went', wholeNumber, 1)
     .option('--hugepages', 'guest memory in 2 MiB pages, which must be reserved')
     .addOption(
       new Option('--accel <kind>', 'auto: KVM where it works')
@@ -112,11 +117,11 @@ export async function runVm(port: string | undefined, options: VmOptions): Promi
   checkOptions(port, options);
   const endpoint = await findEndpoint(port, options);
   const machine = buildMachine(port, endpoint, options);
-  if (options.json) printJson(describe(machine));
+  if (options.json) printJson(describe(machine, options));
   else if (options.libvirt) process.stdout.write(libvirtDomain(machine));
   else if (options.cloudHypervisor) print(shellCommand(cloudHypervisorCommand(machine)));
-  else if (!options.run) print(shellCommand(qemuCommand(machine)));
-  if (options.run) return runQemu(machine);
+  else if (!options.run) print(shellCommand(qemuCommand(machine, qemuOptions(options))));
+  if (options.run) return runQemu(machine, options);
   if (machine.kernel === null && machine.disk === null) {
     complain('this guest has nothing to boot from; add --disk, --kernel or --demo-guest');
   }
@@ -187,6 +192,7 @@ function buildMachine(
     mrgRxbuf: options.mrgRxbuf,
     mac: options.mac ?? macFromName(name),
     mtu: options.mtu ?? endpoint.mtu,
+    iommuPlatform: options.iommu ?? false,
   };
   return {
     name,
@@ -197,6 +203,7 @@ function buildMachine(
     nics: [nic],
     kernel: kernelOf(name, options),
     disk: diskOf(options.disk),
+    iommu: options.iommu ?? false,
   };
 }
 
@@ -221,9 +228,13 @@ function diskOf(path: string | undefined): GuestDisk | null {
   return { path: resolve(path), format };
 }
 
-function describe(machine: GuestMachine): object {
-  const argv = qemuCommand(machine);
-  const kvm = machine.accelerator === 'kvm';
+function qemuOptions(options: VmOptions): QemuOptions {
+  return { reconnectSeconds: options.reconnect };
+}
+
+function describe(machine: GuestMachine, options: VmOptions): object {
+  const argv = qemuCommand(machine, qemuOptions(options));
+  const kvm = machine.accelerator === 'kvm' && !machine.iommu;
   return {
     machine,
     qemu: { argv, command: shellCommand(argv, false) },
@@ -233,11 +244,12 @@ function describe(machine: GuestMachine): object {
 }
 
 /** Signals that end us end QEMU; a terminal sends SIGINT to both, and QEMU decides. */
-async function runQemu(machine: GuestMachine): Promise<number> {
+async function runQemu(machine: GuestMachine, options: VmOptions): Promise<number> {
   if (machine.kernel === null && machine.disk === null) {
     throw new UsageError('nothing to boot from; add --disk, --kernel or --demo-guest');
   }
-  const argv = qemuCommand(machine, { binary: requireProgram('qemu-system-x86_64') });
+  const binary = requireProgram('qemu-system-x86_64');
+  const argv = qemuCommand(machine, { ...qemuOptions(options), binary });
   const child = spawn(argv[0] as string, argv.slice(1), { stdio: 'inherit' });
   const forward = (signal: NodeJS.Signals): void => void child.kill(signal);
   const ignore = (): void => {};

@@ -11,6 +11,9 @@ export function cloudHypervisorCommand(machine: GuestMachine): string[] {
   if (machine.accelerator !== 'kvm') {
     throw new ConfigError('accel', 'Cloud Hypervisor runs on KVM only');
   }
+  if (machine.iommu) {
+    throw new ConfigError('iommu', 'this form has none for Cloud Hypervisor; use QEMU or libvirt');
+  }
   const argv = ['cloud-hypervisor', '--cpus', `boot=${machine.cpus}`];
   const huge = machine.hugePages ? ',hugepages=on,hugepage_size=2M' : '';
   // shared=on: vhost-user back-ends map the guest's memory.

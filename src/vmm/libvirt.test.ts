@@ -1,4 +1,4 @@
-import { equal, match, ok } from 'node:assert/strict';
+import { equal, match, ok, throws } from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { test } from 'node:test';
@@ -16,6 +16,11 @@ const NICS = [
 const DOMAINS = {
   'a guest with a disk': libvirtDomain(MACHINE),
   'two cards and a kernel': libvirtDomain({ ...MACHINE, nics: NICS, kernel, disk: null }),
+  'behind an IOMMU': libvirtDomain({
+    ...MACHINE,
+    nics: [{ ...NIC, iommuPlatform: true }],
+    iommu: true,
+  }),
   'without KVM': libvirtDomain({ ...MACHINE, accelerator: 'tcg', hugePages: true }),
 };
 
@@ -25,6 +30,7 @@ test('memory is shared and the interface is vhostuser', () => {
   match(xml, /<source type='unix' path='\/run\/vring\/vm0.sock' mode='client'>/);
   match(libvirtInterface(NICS[1]!), /<driver>\n +<host mrg_rxbuf='off'\/>/);
   match(libvirtInterface(NICS[0]!), /<driver queues='2' rx_queue_size='512' packed='on'\/>/);
+  match(DOMAINS['behind an IOMMU'], /<driver iommu='on' ats='on'\/>/);
   match(DOMAINS['two cards and a kernel'], /<cmdline>a=&quot;b&quot; c&lt;d<\/cmdline>/);
 });
 
@@ -60,5 +66,6 @@ test('Cloud Hypervisor counts rings and wants shared memory', () => {
   const argv = cloudHypervisorCommand({ ...MACHINE, nics: NICS });
   ok(argv.includes('size=512M,shared=on'));
   const net = argv[argv.indexOf('--net') + 1] ?? '';
+  throws(() => cloudHypervisorCommand({ ...MACHINE, iommu: true }), { path: 'iommu' });
   match(net, /^vhost_user=true,socket=\/run\/vring\/vm0.sock,vhost_mode=client,num_queues=4,/);
 });

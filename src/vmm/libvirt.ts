@@ -29,6 +29,7 @@ function driverElement(nic: GuestNic): string[] {
   if (nic.rxQueueSize != null) attributes += ` rx_queue_size='${nic.rxQueueSize}'`;
   if (nic.txQueueSize != null) attributes += ` tx_queue_size='${nic.txQueueSize}'`;
   if (nic.packed) attributes += ` packed='on'`;
+  if (nic.iommuPlatform) attributes += ` iommu='on' ats='on'`;
   if (nic.mrgRxbuf) return attributes === '' ? [] : [`<driver${attributes}/>`];
   return [`<driver${attributes}>`, `  <host mrg_rxbuf='off'/>`, `</driver>`];
 }
@@ -58,6 +59,9 @@ export function libvirtDomain(machine: GuestMachine): string {
     lines.push(`      <target dev='vda' bus='virtio'/>`, `    </disk>`);
   }
   for (const nic of machine.nics) lines.push(libvirtInterface(nic, 4));
+  if (machine.iommu) {
+    lines.push(`    <iommu model='intel'>`, `      <driver iotlb='on'/>`, `    </iommu>`);
+  }
   lines.push(`    <serial type='pty'/>`, `    <console type='pty'/>`, `  </devices>`);
   if (tcg) lines.push(...withoutMsix(machine));
   lines.push(`</domain>`);

@@ -12,9 +12,15 @@ const FAULT_INDIRECT_LENGTH = -8;
 const FAULT_DESC_LENGTH = -12;
 
 const NO_ROOM = 1; // the batch's segment columns are full; the chain stays in the ring
+const MISSED = 3; //  the IOTLB lacks an address, see `DeviceQueue.missed`; the chain stays, too
+
+/** Above it numbers are not exact; the session refuses translations that go so far. */
+const ADDRESS_END = 9007199254740992;
 
 /** Addresses are compared in units of 2^32 bytes, see `takeSimple`. */
 const UNIT = 1 / 4294967296;
+
+const READ = 1; // access
 
 const HEAD = 0; // columns of ChainBatch.rows, ROW_STRIDE words apart
 const SLOTS = 256;
@@ -32,13 +38,16 @@ export function addBuffer(
   lo: number,
   hi: number,
   len: number,
+  access: number, // 1 the device reads it, 2 writes it
 ): number {
   const range = q.lastRange;
   const segs = batch.segments;
   const address = hi + (lo >>> 0) * UNIT;
-  if (len <= 0 || segs >= batch.segCapacity) return addSegments(q, batch, lo, hi, len);
+  if (len <= 0 || segs >= batch.segCapacity || (q.lastAllowed & access) === 0) {
+    return addSegments(q, batch, lo, hi, len, access);
+  }
   if (!(address >= q.mapStart[range] * UNIT && address + len * UNIT <= q.mapEnd[range] * UNIT)) {
-    return addSegments(q, batch, lo, hi, len);
+    return addSegments(q, batch, lo, hi, len, access);
   }
   batch.segOffset[segs] = (address + q.mapDelta[range] * UNIT) * 4294967296;
   batch.segLen[segs] = len;
@@ -87,10 +96,10 @@ export function fillRows(batch: ChainBatch, count: number): void {
 
 /**
  * Appends the buffer of one descriptor to `batch`, from `batch.segments` on. Returns 0, NO_ROOM,
- * or a fault, and leaves the range of the buffer's end in `q.lastRange`.
+ * MISSED or a fault, and leaves the range of the buffer's end in `q.lastRange`.
  *
  * A buffer may cross from one range of guest memory into the next when the guest sees no gap
- * (memory added by hotplug): it becomes several segments then.
+ * (memory added by hotplug, pages behind a virtual IOMMU): it becomes several segments then.
  *
  * A descriptor of length zero adds nothing and is no fault: Linux' vhost and DPDK accept it (DPDK
  * drivers send one for an empty mbuf segment), QEMU does not. It counts towards the chain's length.
@@ -101,8 +110,10 @@ function addSegments(
   lo: number, //  int32, low word of the GPA
   hi: number, //  int32, high word
   len: number, // int32: lengths of 2^31 and more are negative here
+  access: number,
 ): number {
   if (len < 0) return FAULT_DESC_LENGTH;
+  const permission = q.mapPermission;
   const { mapStart: start, mapEnd: end, mapDelta: delta, mapCount: ranges } = q;
   let address = (lo >>> 0) + hi * 4294967296; // negative for hi >= 2^31: in no range
   let range = q.lastRange;
@@ -116,9 +127,10 @@ function addSegments(
         if (end[middle] <= address) first = middle + 1;
         else behind = middle;
       }
-      if (first === ranges || address < start[first]) return FAULT_DESC_ADDRESS;
+      if (first === ranges || address < start[first]) return miss(q, address, access);
       range = first;
     }
+    if ((permission[range] & access) === 0) return miss(q, address, access);
     if (batch.segments >= batch.segCapacity) return NO_ROOM;
     const room = end[range] - address;
     const here = left < room ? left : room;
@@ -129,12 +141,25 @@ function addSegments(
     left -= here;
   }
   q.lastRange = range;
+  q.lastAllowed = permission[range];
   return 0;
 }
 
 /**
- * Finds an indirect table and leaves its arena offset in `q.tableAt[0]`. Returns its entries or a
- * fault. The whole table must lie in one range of guest memory.
+ * An address that nothing is known of: with an IOTLB the front-end is asked for it and the chain
+ * waits in the ring, else it is a fault. So is one that no translation could have.
+ */
+function miss(q: DeviceQueue, address: number, access: number): number {
+  if (q.iotlb === 0 || address < 0 || address >= ADDRESS_END) return FAULT_DESC_ADDRESS;
+  q.missed = access;
+  q.missedAt[0] = address;
+  return MISSED;
+}
+
+/**
+ * Finds an indirect table and leaves its arena offset in `q.tableAt[0]`. Returns its entries, 0 for
+ * a miss of the IOTLB, or a fault. The whole table must lie in one piece of the arena, which is
+ * true of what a driver allocates in one piece; ranges may meet in it that differ in permissions.
  */
 export function findTable(q: DeviceQueue, lo: number, hi: number, len: number): number {
   // 2^16 entries is all that `next` can name, and what Linux' vhost accepts.
@@ -150,10 +175,18 @@ export function findTable(q: DeviceQueue, lo: number, hi: number, len: number): 
       if (end[middle] <= address) first = middle + 1;
       else behind = middle;
     }
-    if (first === ranges || address < start[first]) return FAULT_DESC_ADDRESS;
     range = first; // q.lastRange stays: the buffers are rarely where the tables are
   }
-  if (address + len > end[range]) return FAULT_DESC_ADDRESS;
-  q.tableAt[0] = address + delta[range];
+  const offset = range < ranges ? delta[range] : 0;
+  let at = address;
+  do {
+    if (range === ranges || at < start[range] || (q.mapPermission[range] & READ) === 0) {
+      const result = miss(q, at, READ);
+      return result === MISSED ? 0 : result;
+    }
+    if (delta[range] !== offset) return FAULT_DESC_ADDRESS;
+    at = end[range++];
+  } while (at - address < len); // a sum would round above 2^53
+  q.tableAt[0] = address + offset;
   return len >> 4;
 }

@@ -1,6 +1,10 @@
 import { VringError } from '../base/errors.ts';
-import { MAX_RING_SIZE } from '../base/limits.ts';
+import { MAX_MEM_SLOTS, MAX_RING_SIZE } from '../base/limits.ts';
 import type { AddressMap } from '../memory/address-map.ts';
+import { DirtyLog, type QueueLog } from './dirty-log.ts';
+import { InflightState, type InflightMemory } from './inflight-state.ts';
+import { recoverPacked } from './inflight-packed.ts';
+import { recoverSplit } from './inflight-split.ts';
 import {
   RING_AVAIL_ALIGN,
   RING_DESC_ALIGN,
@@ -24,6 +28,18 @@ export type VringConfig = {
   readonly usedOffset: number;
   /** As in SET_VRING_BASE; see `splitBase` and `packedBase`. */
   readonly base: number;
+  /** Split: a legacy driver of the other byte order (SET_VRING_ENDIAN). */
+  readonly bigEndian?: boolean;
+};
+
+/** What goes with a queue besides its ring; nothing of it in most. */
+export type QueueExtras = {
+  /** The map is an IOTLB: an address that it lacks is a miss and no fault. */
+  readonly iotlb?: boolean;
+  /** Pages that are written get marked there. */
+  readonly log?: QueueLog | null;
+  /** What is taken and not yet used is noted there; see `inflight-state.ts`. */
+  readonly inflight?: InflightMemory | null;
 };
 
 // Cells of `DeviceQueue.counters`.
@@ -31,6 +47,14 @@ export const COUNTER_TAKEN = 0;
 export const COUNTER_USED = 1;
 export const COUNTER_CALLS = 2;
 export const COUNTER_CALLS_SUPPRESSED = 3;
+
+// `DeviceQueue.format`.
+const SPLIT = 0;
+const PACKED = 1;
+const BIG_ENDIAN = 2;
+
+/** Permissions of a map that has none: enough for the ranges of any memory table. */
+const ALL_ALLOWED = new Uint8Array(MAX_MEM_SLOTS).fill(3);
 
 /** A map in which nothing is found: one impossible range, so that columns are never empty. */
 const NOTHING: AddressMap = {
@@ -50,6 +74,8 @@ const NOTHING: AddressMap = {
  */
 export class DeviceQueue {
   readonly size: number;
+  /** Which functions work on it: 0 split, 1 packed, 2 split of the other byte order. */
+  readonly format: number;
   /** 0 or 1 each. */
   readonly packed: number;
   readonly eventIdx: number;
@@ -99,8 +125,27 @@ export class DeviceQueue {
   mapStart = NOTHING.start;
   mapEnd = NOTHING.end;
   mapDelta = NOTHING.delta;
+  mapPermission: Uint8Array = ALL_ALLOWED;
   /** Index of the range that the last address was in: the next one is mostly in it, too. */
   lastRange = 0;
+  /** What that range may be used for: bit 0 read, bit 1 write. */
+  lastAllowed = 3;
+
+  /** 0 or 1: the map is an IOTLB. */
+  readonly iotlb: number;
+  /**
+   * The last `takeChains` ended at a chain for which the IOTLB lacks `missedAt[0]`: to be read 1,
+   * to be written 2. 0: it did not. The chain stays in the ring.
+   */
+  missed = 0;
+  readonly missedAt = new Float64Array(1);
+
+  /** 0 or 1: `log` is in use. */
+  readonly logged: number;
+  readonly log: DirtyLog;
+  /** 0 or 1: `inflight` is in use. */
+  readonly tracked: number;
+  readonly inflight: InflightState;
 
   /** A cell of our own, for fences. */
   readonly fence = new Int32Array(1);
@@ -112,11 +157,18 @@ export class DeviceQueue {
    * @throws VringError ERR_VRING_RING_SIZE, ERR_VRING_RING_ADDRESS, ERR_VRING_RING_BASE: what the
    * front-end configured cannot be a ring.
    */
-  constructor(config: VringConfig, map: AddressMap, buffer: ArrayBufferLike) {
+  constructor(
+    config: VringConfig,
+    map: AddressMap,
+    buffer: ArrayBufferLike,
+    extras: QueueExtras = {},
+  ) {
     const { size, packed, eventIdx } = config;
+    const { log = null, inflight = null } = extras;
     checkRingMemory(config, buffer.byteLength);
     // `| 0`: a small number may arrive as a boxed double, which would make the field a double.
     this.size = size | 0;
+    this.format = packed ? PACKED : config.bigEndian === true ? BIG_ENDIAN : SPLIT;
     this.packed = packed ? 1 : 0;
     this.eventIdx = eventIdx ? 1 : 0;
     this.indirect = config.indirect ? 1 : 0;
@@ -141,16 +193,26 @@ export class DeviceQueue {
       this.driverEvent = new Int32Array(0);
       this.deviceEvent = new Int32Array(0);
     }
+    this.iotlb = extras.iotlb === true ? 1 : 0;
+    this.logged = log === null ? 0 : 1;
+    this.log = new DirtyLog(buffer, log, config.descOffset, packed);
+    this.tracked = inflight === null ? 0 : 1;
+    this.inflight = new InflightState(buffer, inflight, size, packed);
     this.#start(config.base);
     setAddressMap(this, map);
+    if (inflight !== null && packed) recoverPacked(this);
+    else if (inflight !== null) recoverSplit(this);
   }
 
   #start(base: number): void {
     if (!this.packed) {
       if (base !== (base & 0xffff)) throw badBase(base, 'is not a 16-bit index');
-      this.nextAvail = base & 0xffff;
       // Not from the base: a device that died may have used more than its front-end knows.
-      this.nextUsed = Atomics.load(this.usedCells, 1);
+      const used = Atomics.load(this.usedCells, 1);
+      this.nextUsed = this.format === BIG_ENDIAN ? swap16(used) : used;
+      // In order, what was not used was not taken either, wherever the device before us was: what
+      // it had begun is done again. "Inflight I/O tracking" needs no region for that.
+      this.nextAvail = this.inOrder !== 0 ? this.nextUsed : base & 0xffff;
       return;
     }
     const { avail, availWrap, used, usedWrap } = decodePackedBase(base);
@@ -162,6 +224,10 @@ export class DeviceQueue {
     this.usedWrap = usedWrap;
   }
 
+  /** Chains of a device before us that wait to be handed to this one, before all others. */
+  get resubmissions(): number {
+    return this.inflight.againCount - this.inflight.againAt;
+  }
   /** Chains handed to the device, those given back not counted. */
   get chainsTaken(): number {
     return this.counters[COUNTER_TAKEN];
@@ -178,9 +244,20 @@ export class DeviceQueue {
   }
 }
 
-/** The guest's memory changed. Only while no chain of this queue is in a batch. */
+function swap16(value: number): number {
+  return ((value & 0xff) << 8) | (value >> 8);
+}
+
+/**
+ * The guest's memory, or what the IOTLB knows of it, changed. Only while no chain of this queue is
+ * in a batch.
+ */
 export function setAddressMap(q: DeviceQueue, map: AddressMap): void {
-  const { count, start, end, delta } = map.count > 0 ? map : NOTHING;
+  const { count, start, end, delta, permission } = map.count > 0 ? map : NOTHING;
+  q.mapPermission =
+    permission ?? (count > MAX_MEM_SLOTS ? new Uint8Array(count).fill(3) : ALL_ALLOWED);
+  q.lastAllowed = q.mapPermission[0]! & 3;
+  q.missed = 0;
   q.mapCount = count | 0;
   q.mapStart = start;
   q.mapEnd = end;

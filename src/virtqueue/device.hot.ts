@@ -4,6 +4,8 @@
  */
 import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
+import { noteUntakenPacked } from './inflight-packed.hot.ts';
+import { noteUntakenSplit } from './inflight-split.hot.ts';
 import {
   disableKicksPacked,
   enableKicksPacked,
@@ -42,8 +44,15 @@ export function takeChains(q: DeviceQueue, batch: ChainBatch, max: number): numb
  */
 export function untakeChains(q: DeviceQueue, batch: ChainBatch, from: number): void {
   if (from >= batch.count) return;
-  if (q.packed === 0) untakeSplit(q, batch, from);
-  else untakePacked(q, batch, from);
+  if (q.tracked !== 0 && q.inflight.retaken !== 0) {
+    q.inflight.againAt -= batch.count - from;
+  } else if (q.packed === 0) {
+    if (q.tracked !== 0) noteUntakenSplit(q, batch, from);
+    untakeSplit(q, batch, from);
+  } else {
+    if (q.tracked !== 0) noteUntakenPacked(q, batch, from);
+    untakePacked(q, batch, from);
+  }
   q.counters[TAKEN] -= batch.count - from;
   batch.segments = batch.unfilled !== 0 ? from : batch.segFirst[from];
   batch.count = from;

@@ -10,13 +10,18 @@
  */
 import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
-import { addBuffer, fillRows, findTable, finishRow } from './chain-segments.hot.ts';
+import { fillRows } from './chain-segments.hot.ts';
+import { logBuffers, logEvent, logUsedPacked } from './dirty-log.hot.ts';
+import { noteBatchPacked, noteTakenPacked, noteUsedPacked } from './inflight-packed.hot.ts';
+import { retakeChain, takeChain } from './packed-chain.hot.ts';
 
 // Last word of a descriptor: id | flags << 16.
 const NEXT = 1 << 16;
 const WRITE = 1 << 17;
 const INDIRECT = 1 << 18;
 const SLOW = NEXT | INDIRECT;
+const BOTH = 3; //  DeviceQueue.lastAllowed
+const WRITE_ONLY = 2;
 const AVAIL_BIT = 1 << 23;
 const USED_BIT = 1 << 31;
 const STATE = AVAIL_BIT | USED_BIT;
@@ -30,13 +35,12 @@ const READ_BYTES = 1280;
 const WRITE_BYTES = 1536;
 const WRITTEN = 1792;
 
-const MAX_BYTES = 0x7fffffff;
 /** Addresses are compared in units of 2^32 bytes, see `takeSimple`. */
 const UNIT = 1 / 4294967296;
 
-const MAX_CHAIN = 256; // MAX_CHAIN_DESCRIPTORS
-const NO_ROOM = 1; //     as in chain-segments.hot.ts
-const DRAINED = 2; //     the next descriptor is not available
+const NO_ROOM = 1; //  as in chain-segments.hot.ts
+const DRAINED = 2; //  as in packed-chain.hot.ts
+const MISSED = 3; //   as in chain-segments.hot.ts
 
 const TAKEN = 0; // COUNTER_TAKEN
 const USED = 1; //  COUNTER_USED
@@ -46,10 +50,6 @@ const EVENTS_DISABLE = 1;
 const EVENTS_DESC = 2;
 
 const FAULT_CHAIN_TOO_LONG = -5; // as in faults.ts; device-queue.test.ts holds them equal
-const FAULT_INDIRECT_NEXT = -9;
-const FAULT_INDIRECT_FEATURE = -10;
-const FAULT_DESC_ORDER = -11;
-const FAULT_DESC_LENGTH = -12;
 const FAULT_BUFFER_ID = -13;
 
 /** `takeChains` of a packed queue. */
@@ -59,6 +59,13 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
   batch.uniform = 0;
   batch.unfilled = 0;
   if (q.fault !== 0) return q.fault;
+  q.missed = 0;
+  if (q.tracked !== 0) {
+    const state = q.inflight;
+    state.retaken = state.againAt < state.againCount ? 1 : 0;
+    if (state.retaken !== 0) return retakePacked(q, batch, max);
+  }
+  const slot = q.nextAvail;
   const limit = max < batch.capacity ? max : batch.capacity;
   let stop = 0;
   q.visited = 0;
@@ -80,11 +87,41 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
   }
   const n = batch.count;
   if (n === 0) {
-    if (stop === 0 || stop === DRAINED) return 0;
+    if (stop === 0 || stop === DRAINED || stop === MISSED) return 0;
     // A chain that does not fit an empty batch never will.
     return (q.fault = stop === NO_ROOM ? FAULT_CHAIN_TOO_LONG : stop);
   }
   // A fault behind good chains: those are handed over, the next call meets it first.
+  q.counters[TAKEN] += n;
+  // More chains out than there are descriptors: some buffer id was handed out twice.
+  if (q.tracked !== 0 && !noteTakenPacked(q, batch, n, slot)) return (q.fault = FAULT_BUFFER_ID);
+  return n;
+}
+
+/** Takes chains that a device before us had taken, from the copy that it kept. */
+function retakePacked(q: DeviceQueue, batch: ChainBatch, max: number): number {
+  const state = q.inflight;
+  const { again, againAt, againCount } = state;
+  const left = againCount - againAt;
+  let limit = left < max ? left : max;
+  if (limit > batch.capacity) limit = batch.capacity;
+  let n = 0;
+  let stop = 0;
+  while (n < limit && q.visited <= batch.segCapacity) {
+    const segments = batch.segments;
+    stop = retakeChain(q, batch, n, again[againAt + n]);
+    if (stop !== 0) {
+      batch.segments = segments;
+      break;
+    }
+    n++;
+  }
+  if (n === 0) {
+    if (stop === MISSED) return 0;
+    return (q.fault = stop === NO_ROOM ? FAULT_CHAIN_TOO_LONG : stop);
+  }
+  batch.count = n;
+  state.againAt = againAt + n;
   q.counters[TAKEN] += n;
   return n;
 }
@@ -115,7 +152,7 @@ function visibleSlots(q: DeviceQueue, wanted: number): number {
 
 /**
  * Takes the chains that begin within the next `visible` slots, until `batch` has `limit`, and moves
- * `nextAvail`. Returns 0, NO_ROOM, DRAINED or a fault.
+ * `nextAvail`. Returns 0, NO_ROOM, DRAINED, MISSED or a fault.
  */
 function takeVisible(q: DeviceQueue, batch: ChainBatch, limit: number, visible: number): number {
   const size = q.size;
@@ -163,6 +200,9 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, limit: number, most: numb
   let slot = q.nextAvail;
   let wrap = q.availWrap;
   let want = wrap === 1 ? AVAIL_BIT : USED_BIT;
+  // With an IOTLB the range may be for one direction only: the other takes the slow path.
+  const slow = q.lastAllowed === BOTH ? SLOW : SLOW | WRITE;
+  const flip = q.lastAllowed === WRITE_ONLY ? WRITE : 0;
   let segs = batch.segments;
   let n = first;
   for (; n < stopRow; n++) {
@@ -172,7 +212,7 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, limit: number, most: numb
     const id = word & 0xffff;
     const len = desc[at + 2];
     const address = desc[at + 1] + (desc[at] >>> 0) * UNIT;
-    if ((word & SLOW) !== 0 || len <= 0 || segs >= segCapacity || id >= size) break;
+    if (((word ^ flip) & slow) !== 0 || len <= 0 || segs >= segCapacity || id >= size) break;
     if (!(address >= start && address + len * UNIT <= end)) break;
     const write = (word >> 17) & 1;
     rows[n + HEAD] = id;
@@ -220,7 +260,10 @@ function takeUniform(q: DeviceQueue, batch: ChainBatch, limit: number, most: num
   for (; n < stopRow; n++) {
     const at = slot << 2;
     const word = desc[at + 3]; // before the other words, see the top of this file
-    if (n === 0) direction = word & WRITE;
+    if (n === 0) {
+      direction = word & WRITE;
+      if ((q.lastAllowed & (direction === 0 ? 1 : 2)) === 0) break;
+    }
     if ((word & (STATE | SLOW | WRITE)) !== (want | direction)) break;
     const id = word & 0xffff;
     const len = desc[at + 2];
@@ -247,66 +290,6 @@ function takeUniform(q: DeviceQueue, batch: ChainBatch, limit: number, most: num
   q.availWrap = wrap;
 }
 
-/**
- * One chain of any shape into row `row`: a list, or one indirect table. Returns 0, NO_ROOM, DRAINED
- * or a fault.
- */
-function takeChain(q: DeviceQueue, batch: ChainBatch, row: number): number {
-  const { arena, size } = q;
-  const firstSeg = batch.segments;
-  let table = q.descAt[0]; // arena offset of the table that we are in
-  let limit = size < MAX_CHAIN ? size : MAX_CHAIN;
-  let inTable = 0;
-  let visited = 0; //         buffers of this chain
-  let index = q.nextAvail;
-  const headWord = arena.getInt32(table + 16 * index + 12, true);
-  if ((headWord & STATE) !== (q.availWrap === 1 ? AVAIL_BIT : USED_BIT)) return DRAINED;
-  let word = headWord;
-  let writeSeg = -1; //       first writable segment
-  let readBytes = 0;
-  let bytes = 0; //           of the current direction
-  for (;;) {
-    const at = table + 16 * index;
-    const lo = arena.getInt32(at, true);
-    const hi = arena.getInt32(at + 4, true);
-    const len = arena.getInt32(at + 8, true);
-    if ((word & INDIRECT) !== 0 && inTable === 0) {
-      if (q.indirect === 0) return FAULT_INDIRECT_FEATURE;
-      // 2.8.19: unlike in a split ring, a table never continues or follows a list.
-      if ((word & NEXT) !== 0 || visited !== 0) return FAULT_INDIRECT_NEXT;
-      limit = findTable(q, lo, hi, len);
-      if (limit < 0) return limit;
-      if (limit > MAX_CHAIN) return FAULT_CHAIN_TOO_LONG;
-      table = q.tableAt[0];
-      inTable = 1;
-      index = 0;
-      word = arena.getInt32(table + 12, true);
-      continue;
-    }
-    // 2.8.7: WRITE is all that counts of the flags inside a table.
-    if ((word & WRITE) !== 0 && writeSeg < 0) {
-      writeSeg = batch.segments;
-      readBytes = bytes;
-      bytes = 0;
-    } else if ((word & WRITE) === 0 && writeSeg >= 0) return FAULT_DESC_ORDER;
-    const result = addBuffer(q, batch, lo, hi, len);
-    if (result !== 0) return result;
-    bytes += len;
-    if (bytes > MAX_BYTES) return FAULT_DESC_LENGTH;
-    visited++;
-    if (inTable === 0 ? (word & NEXT) === 0 : visited === limit) break;
-    if (visited >= limit) return FAULT_CHAIN_TOO_LONG;
-    if (++index === size && inTable === 0) index = 0;
-    word = arena.getInt32(table + 16 * index + 12, true);
-  }
-  // 2.8.6: the id is that of the last descriptor; that of a table stands in the ring.
-  const id = (inTable !== 0 ? headWord : word) & 0xffff;
-  if (id >= size) return FAULT_BUFFER_ID;
-  q.visited += visited;
-  finishRow(batch, row, id, inTable !== 0 ? 1 : visited, firstSeg, writeSeg, readBytes, bytes);
-  return 0;
-}
-
 /** `putUsed` of a packed queue: the first descriptor's flags are written last, and ordered. */
 export function putUsedPacked(
   q: DeviceQueue,
@@ -329,6 +312,9 @@ export function putUsedPacked(
       covered = 0;
     }
   }
+  if (q.logged !== 0) logBuffers(q, batch, first, count);
+  if (q.tracked !== 0) noteBatchPacked(q, batch, first, count);
+  const slotBefore = q.nextUsed;
   let slot = q.nextUsed;
   let wrap = q.usedWrap;
   let state = wrap === 1 ? STATE : 0;
@@ -359,6 +345,8 @@ export function putUsedPacked(
   q.usedWrap = wrap;
   q.sinceCall = q.sinceCall + published > 0x10000 ? 0x10000 : q.sinceCall + published;
   q.counters[USED] += count;
+  if (q.tracked !== 0) noteUsedPacked(q, batch, first, count);
+  if (q.logged !== 0) logUsedPacked(q, slotBefore, published);
 }
 
 /** `untakeChains` of a packed queue. */
@@ -373,6 +361,7 @@ export function untakePacked(q: DeviceQueue, batch: ChainBatch, from: number): v
 }
 
 export function hasAvailablePacked(q: DeviceQueue): boolean {
+  if (q.tracked !== 0 && q.inflight.againAt < q.inflight.againCount) return true;
   const word = Atomics.load(q.desc, (q.nextAvail << 2) + 3);
   return (word & STATE) === (q.availWrap === 1 ? AVAIL_BIT : USED_BIT);
 }
@@ -394,6 +383,7 @@ export function wantsCallPacked(q: DeviceQueue): boolean {
 
 export function disableKicksPacked(q: DeviceQueue): void {
   Atomics.store(q.deviceEvent, 0, EVENTS_DISABLE << 16);
+  if (q.logged !== 0) logEvent(q, 0, 4);
 }
 
 export function enableKicksPacked(q: DeviceQueue): void {
@@ -402,4 +392,5 @@ export function enableKicksPacked(q: DeviceQueue): void {
     const position = q.nextAvail | (q.availWrap << 15);
     Atomics.store(q.deviceEvent, 0, position | (EVENTS_DESC << 16));
   }
+  if (q.logged !== 0) logEvent(q, 0, 4);
 }

@@ -8,11 +8,14 @@
 import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
 import { addBuffer, fillRows, findTable, finishRow } from './chain-segments.hot.ts';
+import { logBuffers, logEvent, logUsedSplit } from './dirty-log.hot.ts';
+import { noteBatchSplit, noteTakenSplit, noteUsedSplit } from './inflight-split.hot.ts';
 
 const NEXT = 1; //     VIRTQ_DESC_F_NEXT
 const WRITE = 2; //    VIRTQ_DESC_F_WRITE
 const INDIRECT = 4; // VIRTQ_DESC_F_INDIRECT
 const SLOW = NEXT | INDIRECT;
+const BOTH = 3; //     DeviceQueue.lastAllowed; its 2 is WRITE
 
 const AVAIL_FLAGS = 0; // u16 index in q.avail
 const AVAIL_IDX = 1;
@@ -31,6 +34,7 @@ const WRITTEN = 1792;
 
 const MAX_CHAIN = 256; // MAX_CHAIN_DESCRIPTORS
 const NO_ROOM = 1; //     as in chain-segments.hot.ts
+const MISSED = 3;
 
 const MAX_BYTES = 0x7fffffff;
 /** Addresses are compared in units of 2^32 bytes, see `takeSimple`. */
@@ -57,6 +61,12 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
   batch.uniform = 0;
   batch.unfilled = 0;
   if (q.fault !== 0) return q.fault;
+  q.missed = 0;
+  if (q.tracked !== 0) {
+    const state = q.inflight;
+    state.retaken = state.againAt < state.againCount ? 1 : 0;
+    if (state.retaken !== 0) return retakeSplit(q, batch, max);
+  }
   const nextAvail = q.nextAvail;
   const pending = (Atomics.load(q.avail, AVAIL_IDX) - nextAvail) & 0xffff;
   if (pending === 0) return 0;
@@ -79,7 +89,8 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
     n = takeSimple(q, batch, n, limit);
     if (n >= limit) break;
     const segments = batch.segments;
-    stop = takeChain(q, batch, n);
+    const head = q.avail[AVAIL_RING + ((q.nextAvail + n) & (q.size - 1))];
+    stop = takeChain(q, batch, n, head);
     if (stop !== 0) {
       batch.segments = segments;
       break;
@@ -87,12 +98,46 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
     n++;
   }
   if (n === 0) {
+    if (stop === MISSED) return 0;
     // A chain that does not fit an empty batch never will.
     return (q.fault = stop === NO_ROOM ? FAULT_CHAIN_TOO_LONG : stop);
   }
   // A fault behind good chains: those are handed over, the next call meets it first.
   batch.count = n;
   q.nextAvail = (nextAvail + n) & 0xffff;
+  q.counters[TAKEN] += n;
+  if (q.tracked !== 0) noteTakenSplit(q, batch, n);
+  return n;
+}
+
+/**
+ * Takes chains that a device before us had taken: their heads are no longer in the avail ring, but
+ * their descriptors are the driver's no more than before.
+ */
+function retakeSplit(q: DeviceQueue, batch: ChainBatch, max: number): number {
+  const state = q.inflight;
+  const { again, againAt, againCount } = state;
+  const left = againCount - againAt;
+  let limit = left < max ? left : max;
+  if (limit > batch.capacity) limit = batch.capacity;
+  let n = 0;
+  let stop = 0;
+  q.visited = 0;
+  while (n < limit && q.visited <= batch.segCapacity) {
+    const segments = batch.segments;
+    stop = takeChain(q, batch, n, again[againAt + n]);
+    if (stop !== 0) {
+      batch.segments = segments;
+      break;
+    }
+    n++;
+  }
+  if (n === 0) {
+    if (stop === MISSED) return 0;
+    return (q.fault = stop === NO_ROOM ? FAULT_CHAIN_TOO_LONG : stop);
+  }
+  batch.count = n;
+  state.againAt = againAt + n;
   q.counters[TAKEN] += n;
   return n;
 }
@@ -115,6 +160,9 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, row: number, limit: numbe
   const start = q.mapStart[range] * UNIT;
   const end = q.mapEnd[range] * UNIT;
   const delta = q.mapDelta[range] * UNIT;
+  // With an IOTLB the range may be for one direction only: the other takes the slow path.
+  const slow = q.lastAllowed === BOTH ? SLOW : SLOW | WRITE;
+  const flip = q.lastAllowed === WRITE ? WRITE : 0;
   let segs = batch.segments;
   let n = row;
   for (; n < limit; n++) {
@@ -124,7 +172,7 @@ function takeSimple(q: DeviceQueue, batch: ChainBatch, row: number, limit: numbe
     const tail = desc[at + 3]; // flags | next << 16
     const len = desc[at + 2];
     const address = desc[at + 1] + (desc[at] >>> 0) * UNIT;
-    if ((tail & SLOW) !== 0 || len <= 0 || segs >= segCapacity) break;
+    if (((tail ^ flip) & slow) !== 0 || len <= 0 || segs >= segCapacity) break;
     if (!(address >= start && address + len * UNIT <= end)) break;
     const write = (tail >> 1) & 1;
     rows[n + HEAD] = head;
@@ -164,7 +212,10 @@ function takeUniform(q: DeviceQueue, batch: ChainBatch, limit: number): number {
     const tail = desc[at + 3]; // flags | next << 16
     const len = desc[at + 2];
     const address = desc[at + 1] + (desc[at] >>> 0) * UNIT;
-    if (n === 0) direction = tail & WRITE;
+    if (n === 0) {
+      direction = tail & WRITE;
+      if ((q.lastAllowed & (direction === 0 ? 1 : 2)) === 0) break;
+    }
     if ((tail & (SLOW | WRITE)) !== direction || len <= 0) break;
     if (!(address >= start && address + len * UNIT <= end)) break;
     rows[n + HEAD] = head;
@@ -180,12 +231,11 @@ function takeUniform(q: DeviceQueue, batch: ChainBatch, limit: number): number {
 
 /**
  * One chain of any shape into row `row`: a list, an indirect table, or a list that ends in one
- * (2.7.5.3.2). Returns 0, NO_ROOM or a fault.
+ * (2.7.5.3.2). Returns 0, NO_ROOM, MISSED or a fault.
  */
-function takeChain(q: DeviceQueue, batch: ChainBatch, row: number): number {
+function takeChain(q: DeviceQueue, batch: ChainBatch, row: number, head: number): number {
   const { arena, size } = q;
   const firstSeg = batch.segments;
-  const head = q.avail[AVAIL_RING + ((q.nextAvail + row) & (size - 1))];
   if (head >= size) return FAULT_HEAD;
   let table = q.descAt[0]; // arena offset of the table that we are in
   let entries = size;
@@ -207,7 +257,7 @@ function takeChain(q: DeviceQueue, batch: ChainBatch, row: number): number {
       if (q.indirect === 0) return FAULT_INDIRECT_FEATURE;
       if ((tail & NEXT) !== 0) return FAULT_INDIRECT_NEXT;
       entries = findTable(q, lo, hi, len); // WRITE is ignored here
-      if (entries < 0) return entries;
+      if (entries <= 0) return entries === 0 ? MISSED : entries;
       table = q.tableAt[0];
       inTable = 1;
       visited = 0;
@@ -219,7 +269,7 @@ function takeChain(q: DeviceQueue, batch: ChainBatch, row: number): number {
       readBytes = bytes;
       bytes = 0;
     } else if ((tail & WRITE) === 0 && writeSeg >= 0) return FAULT_DESC_ORDER;
-    const result = addBuffer(q, batch, lo, hi, len);
+    const result = addBuffer(q, batch, lo, hi, len, (tail & WRITE) === 0 ? 1 : 2);
     if (result !== 0) return result;
     bytes += len;
     if (bytes > MAX_BYTES) return FAULT_DESC_LENGTH;
@@ -247,6 +297,8 @@ export function putUsedSplit(
   const end = first + count;
   const mask = size - 1;
   const nextUsed = q.nextUsed;
+  if (q.logged !== 0) logBuffers(q, batch, first, count);
+  if (q.tracked !== 0) noteBatchSplit(q, batch, first, count);
   let i = first;
   if (q.inOrder !== 0) {
     // 2.7.9: one entry with the last head stands for all, where every skipped buffer may be
@@ -268,6 +320,8 @@ export function putUsedSplit(
   q.nextUsed = nowUsed;
   q.sinceCall = q.sinceCall + count > 0xffff ? 0x10000 : q.sinceCall + count;
   q.counters[USED] += count;
+  if (q.tracked !== 0) noteUsedSplit(q, batch, first, count);
+  if (q.logged !== 0) logUsedSplit(q, nextUsed, count);
 }
 
 /** `untakeChains` of a split queue. */
@@ -276,6 +330,7 @@ export function untakeSplit(q: DeviceQueue, batch: ChainBatch, from: number): vo
 }
 
 export function hasAvailableSplit(q: DeviceQueue): boolean {
+  if (q.tracked !== 0 && q.inflight.againAt < q.inflight.againCount) return true;
   return Atomics.load(q.avail, AVAIL_IDX) !== q.nextAvail;
 }
 
@@ -290,10 +345,17 @@ export function wantsCallSplit(q: DeviceQueue): boolean {
 export function disableKicksSplit(q: DeviceQueue): void {
   // 2.7.10.2: with EVENT_IDX flags stay 0, and avail_event, left behind, keeps the driver silent
   // but for one kick in 65536 entries.
-  if (q.eventIdx === 0) Atomics.store(q.usedCells, USED_FLAGS, 1); // NO_NOTIFY
+  if (q.eventIdx !== 0) return;
+  Atomics.store(q.usedCells, USED_FLAGS, 1); // NO_NOTIFY
+  if (q.logged !== 0) logEvent(q, 0, 2);
 }
 
 export function enableKicksSplit(q: DeviceQueue): void {
-  if (q.eventIdx === 0) Atomics.store(q.usedCells, USED_FLAGS, 0);
-  else Atomics.store(q.usedCells, 2 + 4 * q.size, q.nextAvail); // avail_event
+  if (q.eventIdx === 0) {
+    Atomics.store(q.usedCells, USED_FLAGS, 0);
+    if (q.logged !== 0) logEvent(q, 0, 2);
+  } else {
+    Atomics.store(q.usedCells, 2 + 4 * q.size, q.nextAvail); // avail_event
+    if (q.logged !== 0) logEvent(q, 4 + 8 * q.size, 2);
+  }
 }

@@ -49,7 +49,9 @@ export class ReplayPeer {
   /** False: the back-end is gone. The fds stay the caller's. */
   async send(bytes: Uint8Array, fds: readonly PlacedFd[]): Promise<boolean> {
     const piece: Piece = { kind: 'message', bytes, fds: [...fds], problem: '' };
-    return (await sendPiece(this.#socket, piece)) && this.#ended === null;
+    if ((await sendPiece(this.#socket, piece)) && this.#ended === null) return true;
+    this.#ended ??= 'it closed the connection';
+    return false;
   }
 
   /** To be called before the request is sent. Null: no answer in time, or the end. */

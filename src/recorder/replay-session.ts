@@ -15,10 +15,18 @@ import { SETTLE_MS } from './limits.ts';
 import type { PlacedFd } from './message-reader.ts';
 import type { MessageEvent, RawEvent, RecordedEvent } from './recorded-event.ts';
 import { ReplayFds } from './replay-fds.ts';
+import { ReplayMemory } from './replay-memory.ts';
 import { type ReceivedMessage, ReplayPeer } from './replay-peer.ts';
 import type { ReplayNote, ReplayOptions, SessionReport } from './replay.ts';
 
 type Recorded<T> = RecordedEvent & T;
+
+/** A message that goes out; its fds are made when it does. */
+type Outgoing = {
+  readonly id: number;
+  readonly bytes: Uint8Array;
+  readonly fds: () => PlacedFd[];
+};
 
 const HEADER = VhostUserHeader.size;
 
@@ -26,6 +34,7 @@ export class ReplaySession {
   readonly #number: number;
   readonly #options: ReplayOptions;
   readonly #fds = new ReplayFds();
+  readonly #memory = new ReplayMemory();
   readonly #differences: Difference[] = [];
   readonly #notes: ReplayNote[] = [];
   readonly #kicks = new Map<number, Fd>();
@@ -117,34 +126,49 @@ export class ReplaySession {
     const isExact = this.#options.exact === true;
     const recorded = Buffer.from(event.hex, 'hex');
     const { entry, kind } = decodeMessage('control', recorded);
-    if (!isExact && entry?.needs != null && !has(this.#acked, entry.needs)) {
-      const feature = PROTOCOL_FEATURE_NAMES[entry.needs] ?? `bit ${entry.needs}`;
-      this.#note(event, 'skipped', `this back-end does not offer ${feature}`);
-      this.#skipped++;
-      return true;
+    let outgoing: Outgoing;
+    if (isExact || entry?.needs == null || has(this.#acked, entry.needs)) {
+      const bytes = isExact ? recorded : this.#adapted(event, recorded);
+      outgoing = { id: event.id, bytes, fds: () => this.#substitutes(event) };
+    } else {
+      const instead = this.#instead(event, entry.needs);
+      if (instead === null) return true;
+      outgoing = instead;
     }
-    const bytes = isExact ? recorded : this.#adapted(event, recorded);
-    this.#learn(event, bytes); // REPLY_ACK counts for the message that acks it
+    this.#learn(event, outgoing.bytes); // REPLY_ACK counts for the message that acks it
     const isAck = entry !== null && entry.reply === 'ack';
-    const asksAck = isAck && has(this.#acked, VHOST_USER_PROTOCOL_F_REPLY_ACK);
-    const isAnswered =
-      kind === 'request' &&
-      answer !== null &&
-      (!isAck || asksAck || isExact || !event.flags.needReply);
-    const waiting = isAnswered ? this.#peer.answerTo(event.id) : null;
-    const own = this.#substitutes(event);
-    const isSent = await this.#peer.send(bytes, own);
+    const asksAck = has(this.#acked, VHOST_USER_PROTOCOL_F_REPLY_ACK) || isExact;
+    const isDue = !isAck || asksAck || !event.flags.needReply;
+    const isAnswered = kind === 'request' && answer !== null && isDue;
+    const waiting = isAnswered ? this.#peer.answerTo(outgoing.id) : null;
+    const isSent = await this.#peer.send(outgoing.bytes, outgoing.fds());
     this.#sent++;
     this.#lastSeq = event.seq;
-    if (!isSent && waiting === null) return this.#gone(event);
-    if (waiting === null) return true;
-    const got = await waiting;
-    if (got === null) return this.#gone(event);
+    if (!isSent) await this.#peer.close(); // what it said last is read by then
+    const got = waiting === null ? null : await waiting;
+    if (!isSent || (waiting !== null && got === null)) return this.#gone(event);
+    if (got === null) return true;
     this.#answered++;
     if (this.#options.compare) {
       this.#differences.push(...compareAnswers(event, answer as Answer, got));
     }
     return true;
+  }
+
+  /** What a front-end says where a feature is missing; null: nothing. */
+  #instead(event: Recorded<MessageEvent>, feature: number): Outgoing | null {
+    const why = `this back-end does not offer ${PROTOCOL_FEATURE_NAMES[feature] ?? `bit ${feature}`}`;
+    const isSlot = event.id === REQUEST.ADD_MEM_REG.id || event.id === REQUEST.REM_MEM_REG.id;
+    const table = isSlot ? this.#memory.after(event) : null;
+    if (table === null) {
+      this.#note(event, 'skipped', why);
+      this.#skipped++;
+      return null;
+    }
+    this.#note(event, 'adapted', `as SET_MEM_TABLE: ${why}`);
+    const { bytes, fds } = table;
+    const own = (): PlacedFd[] => fds.map((each) => ({ at: 0, fd: this.#fds.take(each) }));
+    return { id: REQUEST.SET_MEM_TABLE.id, bytes, fds: own };
   }
 
   async #raw(event: Recorded<RawEvent>): Promise<boolean> {

@@ -58,6 +58,23 @@ test('a kick wakes the worker; a detached descriptor does not', async () => {
   kick.close();
 });
 
+test('a ring is let go of when its requests are done, and others meanwhile', async () => {
+  const worker = start();
+  const kick = createEventfd('kick');
+  await worker.attachVring(vring(5, kick.number));
+  await worker.request('outstanding', 2);
+  let base = -1;
+  const detached = worker.detachVring(0, 5).then((answer) => (base = answer));
+  assert.equal(await worker.detachVring(0, 6), 0, 'another is not held up');
+  await worker.request('outstanding', 1);
+  await worker.counters();
+  assert.equal(base, -1, 'the last request is still under way');
+  await worker.request('outstanding', 0);
+  assert.equal(await detached, 105);
+  await worker.close();
+  kick.close();
+});
+
 test('an idle worker costs nothing', async () => {
   const worker = start();
   await worker.counters();

@@ -78,7 +78,7 @@ export class DataPlaneWorker {
     return this.request('attachVring', vring);
   }
 
-  /** Resolves to the ring's base once the worker no longer touches the ring. */
+  /** Resolves to the ring's base once its requests are done and nothing touches it any more. */
   detachVring(device: number, index: number): Promise<number> {
     return this.request('detachVring', { device, index });
   }
@@ -116,7 +116,7 @@ export class DataPlaneWorker {
     return this.request('counters', undefined);
   }
 
-  /** Asks the plane. Requests are answered in the order in which they were made. */
+  /** Asks the plane. Requests are carried out in the order in which they were made. */
   request<T>(op: string, payload: unknown): Promise<T> {
     if (this.#ended !== null) return Promise.reject(this.#ended);
     const id = this.#nextId++;

@@ -154,7 +154,7 @@ export class DeviceHost implements BackendTarget {
         usedOffset: vring.usedOffset,
       },
       map: vring.map,
-      regions: this.#memory?.handles() ?? [],
+      regions: this.#regionsOf(vring),
       features: vring.features,
       kickFd: vring.kick?.number ?? -1,
       callFd: vring.call?.number ?? -1,
@@ -216,6 +216,14 @@ export class DeviceHost implements BackendTarget {
 
   setMtu(mtu: number): boolean {
     return this.#options.onMtu(mtu);
+  }
+
+  /** All memory that the worker touches for a ring: it retains it, and looks whether it is there. */
+  #regionsOf(vring: StartVring): number[] {
+    const regions = [...(this.#memory?.handles() ?? [])];
+    if (vring.log !== null) regions.push(vring.log.handle);
+    if (vring.inflight !== null) regions.push(vring.inflight.handle);
+    return regions;
   }
 
   /** The front-end lets a ring stop with requests under way: they are recorded. */

@@ -1,10 +1,11 @@
 /** A plane for the tests of the worker: one source per vring, whose kicks it counts. */
-import type { DataPlane, PlaneContext, VringAttach } from './data-plane.ts';
+import { DRAINING, type DataPlane, type PlaneContext, type VringAttach } from './data-plane.ts';
 
 class TestPlane implements DataPlane {
   readonly #context: PlaneContext;
   readonly #vrings = new Map<number, VringAttach>();
   readonly #kicks: number[] = [];
+  #outstanding = 0;
   awake = 0;
 
   constructor(context: PlaneContext) {
@@ -30,6 +31,7 @@ class TestPlane implements DataPlane {
   detachVring(_device: number, index: number): number {
     const vring = this.#vrings.get(index);
     if (vring === undefined) return 0;
+    if (this.#outstanding > 0) return DRAINING;
     this.#vrings.delete(index);
     this.#context.unwatch(vring.kickFd);
     return index + 100;
@@ -46,6 +48,7 @@ class TestPlane implements DataPlane {
     if (name === 'kicks') return this.#kicks;
     if (name === 'options') return this.#context.options;
     if (name === 'event') this.#context.emit({ kind: 'fault', device: 1, index: 2, code: -3 });
+    if (name === 'outstanding') this.#outstanding = payload as number;
     if (name === 'throw') throw new Error(`no ${String(payload)}`);
     if (name === 'busy') this.poll = () => this.#spin();
     return undefined;

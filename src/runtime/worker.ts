@@ -22,12 +22,13 @@ import {
   yieldThread,
 } from '../sys/thread.ts';
 import type { IotlbUpdate } from '../vhost-user/index.ts';
-import type {
-  CreatePlane,
-  DataPlane,
-  PlaneEvent,
-  VringAttach,
-  WorkerCounters,
+import {
+  type CreatePlane,
+  type DataPlane,
+  DRAINING,
+  type PlaneEvent,
+  type VringAttach,
+  type WorkerCounters,
 } from './data-plane.ts';
 
 export type WorkerBoot = {
@@ -63,6 +64,8 @@ class WorkerLoop {
   readonly #epoll = new Epoll();
   readonly #tokens = new Int32Array(TOKENS_PER_WAIT);
   readonly #plane: DataPlane;
+  /** `detachVring` requests of rings whose requests are under way; answered when they are done. */
+  readonly #draining: { id: number; device: number; index: number }[] = [];
   #running = true;
   #polls = 0;
   #emptyPolls = 0;
@@ -104,6 +107,7 @@ class WorkerLoop {
         yieldThread(); // whoever fills our queues may wait for this very processor
       }
       startedMs = nowMs;
+      if (this.#draining.length > 0) this.#detachDrained();
       if (plane.awake === 0) {
         this.#sleeps++;
         pauseWatch(); // a sleeping worker is not woken for nothing
@@ -137,12 +141,28 @@ class WorkerLoop {
       if (received === undefined) return;
       const { id, op, payload } = received.message as WorkerRequest;
       try {
-        this.#mailbox.postMessage({ id, result: this.#handle(op, payload) } satisfies WorkerReply);
+        const result = this.#handle(op, payload);
+        if (op === 'detachVring' && result === DRAINING) {
+          const { device, index } = payload as { device: number; index: number };
+          this.#draining.push({ id, device, index });
+          continue;
+        }
+        this.#mailbox.postMessage({ id, result } satisfies WorkerReply);
       } catch (thrown) {
         const code = thrown instanceof VringError ? thrown.code : 'ERR_VRING_WORKER';
         const error = { code, message: messageOf(thrown) };
         this.#mailbox.postMessage({ id, error } satisfies WorkerReply);
       }
+    }
+  }
+
+  #detachDrained(): void {
+    for (let i = this.#draining.length - 1; i >= 0; i--) {
+      const { id, device, index } = this.#draining[i]!;
+      const result = this.#plane.detachVring(device, index);
+      if (result === DRAINING) continue;
+      this.#draining.splice(i, 1);
+      this.#mailbox.postMessage({ id, result } satisfies WorkerReply);
     }
   }
 

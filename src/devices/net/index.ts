@@ -4,6 +4,7 @@ export type {
   AddNetPort,
   AddTapPort,
   LoadNetState,
+  LoadTapCounters,
   NetPlaneOptions,
   NetPortStatus,
 } from './net-plane.ts';

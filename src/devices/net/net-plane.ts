@@ -10,6 +10,7 @@
 import { assert } from '../../base/assert.ts';
 import { VringError } from '../../base/errors.ts';
 import type { DataPlane, PlaneContext, VringAttach } from '../../runtime/data-plane.ts';
+import type { IotlbUpdate } from '../../vhost-user/index.ts';
 import { MacTable, type PortSettings, Switch } from '../../switch/index.ts';
 import { CaptureTap, type CaptureRing } from '../../capture/index.ts';
 import { TapPlane, type TapPlaneOptions } from '../../uplinks/index.ts';
@@ -41,6 +42,11 @@ export type AddTapPort = TapPlaneOptions & {
 export type LoadNetState = {
   readonly port: number;
   readonly state: NetPlaneState;
+  readonly switchCounters: Readonly<Record<string, number>>;
+};
+export type LoadTapCounters = {
+  readonly port: number;
+  readonly counters: Readonly<Record<string, number>>;
   readonly switchCounters: Readonly<Record<string, number>>;
 };
 export type NetPortStatus = {
@@ -126,6 +132,7 @@ export class NetPlane implements DataPlane {
     assert(port.vring(index) === null, () => `vring ${index} of device ${device} is attached`);
     const vring = new NetVring(attach, arena().buffer);
     port.attach(vring, attach.features);
+    port.iotlb.attach(attach);
     const source = this.#addSource(device, port.kindOf(index, attach.features), vring);
     this.#vringSources[device][index] = source;
     if (attach.kickFd < 0) {
@@ -173,8 +180,20 @@ export class NetPlane implements DataPlane {
     this.#netPort(device).reset();
   }
 
-  updateIotlb(): void {}
-  invalidateIotlb(): void {}
+  updateIotlb(device: number, entry: IotlbUpdate): void {
+    const waiting = (this.#vringSources[device] ?? []).filter(
+      (source) => source?.vring?.missed !== -1,
+    );
+    this.#netPort(device).iotlb.update(entry);
+    for (const source of waiting) {
+      if (source?.vring && source.kind !== 'receiveq') this.#wake(source, performance.now());
+    }
+  }
+
+  /** No round is under way: no chain is out whose translation this is. */
+  invalidateIotlb(device: number, iova: number, sizeBytes: number): void {
+    this.#netPort(device).iotlb.invalidate(iova, sizeBytes);
+  }
 
   command(name: string, payload: unknown): unknown {
     switch (name) {
@@ -211,6 +230,8 @@ export class NetPlane implements DataPlane {
         return this.#netPort((payload as { port: number }).port).saveState();
       case 'loadState':
         return this.#loadState(payload as LoadNetState);
+      case 'loadTapCounters':
+        return this.#loadTapCounters(payload as LoadTapCounters);
       case 'announce': {
         const { port, mac } = payload as { port: number; mac: Uint8Array };
         return this.#switch.hasPort(port) && this.#switch.announce(port, mac);
@@ -240,7 +261,8 @@ export class NetPlane implements DataPlane {
   /** To sleep, unless more arrived in the meantime or the driver never kicks. */
   #arm(source: Source, nowMs: number): void {
     const { vring } = source;
-    if (vring !== null && vring.fault === 0) {
+    // A ring that waits for a translation is woken by it.
+    if (vring !== null && vring.fault === 0 && vring.queue.missed === 0) {
       if (vring.kickFd < 0 || vring.requestKicks()) {
         // Found without a kick: a ring that was not started is now, and is worked on.
         if (!vring.started) this.#netPorts[source.port]?.changed(vring, false);
@@ -330,6 +352,12 @@ export class NetPlane implements DataPlane {
 
   #loadState({ port, state, switchCounters }: LoadNetState): void {
     this.#netPort(port).loadState(state);
+    this.#switch.raiseCounters(port, switchCounters);
+  }
+
+  #loadTapCounters({ port, counters, switchCounters }: LoadTapCounters): void {
+    const own = this.#taps[port]?.counters ?? ({} as Record<string, number>);
+    for (const name of Object.keys(own) as (keyof typeof own)[]) own[name] = counters[name] ?? 0;
     this.#switch.raiseCounters(port, switchCounters);
   }
 

@@ -22,6 +22,7 @@ import { NetDevice } from './net-device.ts';
 import { flowHash } from './flow-hash.hot.ts';
 import type { NetPlaneState } from './net-state.ts';
 import { NetVring } from './net-vring.ts';
+import { PortIotlb } from './port-iotlb.ts';
 import {
   HOST_CSUM,
   HOST_ECN,
@@ -78,6 +79,7 @@ export class NetPort implements PortPlane {
     faults: 0,
   };
   readonly filter = new ReceiveFilter();
+  readonly iotlb: PortIotlb;
 
   readonly #options: NetPortOptions;
   readonly #arena = arena();
@@ -109,6 +111,7 @@ export class NetPort implements PortPlane {
     this.#linkUp = options.linkUp;
     this.maxFrameBytes = Math.min(options.mtu + ETHERNET_BYTES, MAX_FRAME_BYTES);
     this.#vrings = Array.from({ length: 2 * options.queuePairs + 1 }, () => null);
+    this.iotlb = new PortIotlb(options.device, this.#vrings, options.emit);
     this.#lists = Array.from({ length: options.queuePairs }, () => new Int32Array(BATCH));
     this.#listCounts = new Int32Array(options.queuePairs);
     this.#control = new ControlQueue(this.filter, options.queuePairs, () => this.#update());
@@ -151,6 +154,7 @@ export class NetPort implements PortPlane {
     this.filter.reset();
     this.#control.reset();
     this.#plan.count = 0;
+    this.iotlb.reset();
     this.#update();
   }
 
@@ -174,6 +178,7 @@ export class NetPort implements PortPlane {
   changed(vring: NetVring, kicked: boolean): void {
     vring.start(kicked);
     this.#update();
+    if (vring.index % 2 === 0) this.iotlb.lookAhead(vring);
   }
 
   set linkUp(up: boolean) {
@@ -190,6 +195,7 @@ export class NetPort implements PortPlane {
     const done = this.#control.process(vring, this.#controlChains, this.#arena.view);
     if (done < 0) this.#break(vring, done);
     else this.#notify(vring);
+    if (vring.queue.missed !== 0) this.iotlb.report(vring);
     return done < 0 ? 0 : done;
   }
 
@@ -200,6 +206,7 @@ export class NetPort implements PortPlane {
     if (vring === null || vring === undefined || !vring.started || vring.fault !== 0) return 0;
     const chains = this.#readChains;
     const taken = takeChains(vring.queue, chains, BATCH);
+    if (vring.queue.missed !== 0) this.iotlb.report(vring);
     if (taken <= 0) {
       if (taken < 0) this.#break(vring, taken);
       return 0;
@@ -311,6 +318,11 @@ export class NetPort implements PortPlane {
     if (fault < 0) this.#break(vring, fault);
     vring.chains += result.delivered;
     if (result.delivered > 0) vring.touched = true;
+    if (vring.queue.missed !== 0) this.iotlb.report(vring);
+    if (vring.lookAhead > 0) {
+      vring.lookAhead = Math.max(0, vring.lookAhead - count);
+      this.iotlb.lookAhead(vring);
+    }
     return result.delivered;
   }
 

@@ -23,6 +23,10 @@ export class NetVring {
   started = false;
   /** FAULT_* code, 0 while sound. */
   fault = 0;
+  /** What the ring waits for, as `PortIotlb.report` had it: iova * 4 + access; -1: for nothing. */
+  missed = -1;
+  /** Receive queue: frames for which the buffers behind it are still looked at ahead of time. */
+  lookAhead = 0;
   /** Something was published since the driver was last notified. */
   touched = false;
 
@@ -33,8 +37,9 @@ export class NetVring {
 
   constructor(attach: VringAttach, arenaBuffer: ArrayBuffer) {
     this.index = attach.index;
-    this.queue = new DeviceQueue(attach.config, attach.map, arenaBuffer);
-    resumePacked(this.queue); // frames leave a ring in its order
+    this.queue = new DeviceQueue(attach.config, attach.map, arenaBuffer, attach);
+    // Frames leave a ring in its order.
+    if (attach.inflight === null) resumePacked(this.queue);
     this.regions = attach.regions;
     this.kickFd = attach.kickFd;
     this.callFd = attach.callFd;

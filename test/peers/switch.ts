@@ -131,7 +131,7 @@ export class SwitchProcess {
   }
 
   /** Waits until the port is in `state`; the error shows its status and the log. */
-  async waitState(name: string, state: PortState, timeoutMs = 10_000): Promise<PortStatus> {
+  async waitState(name: string, state: PortState, timeoutMs = 30_000): Promise<PortStatus> {
     try {
       return await waitFor(`port ${name} ${state}`, timeoutMs, async () => {
         const status = await this.port(name);

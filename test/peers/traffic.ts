@@ -5,7 +5,7 @@ import type { NetNamespace } from './netns.ts';
 
 /** All `count` echo requests are answered. */
 export async function checkPing(from: LinuxGuest, address: string, count = 3): Promise<void> {
-  const output = await from.check(`ping -c ${count} -i 0.2 -W 2 ${address}`);
+  const output = await from.check(`ping -c ${count} -i 0.2 -W 10 ${address}`);
   match(output, new RegExp(`${count} packets received, 0% packet loss`));
 }
 

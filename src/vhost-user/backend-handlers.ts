@@ -1,5 +1,6 @@
 /**
- * What the back-end does for each message. The payload was parsed, its fds counted and its
+ * What the back-end does for each message of negotiation, memory and vrings; device-handlers.ts
+ * and migration-handlers.ts have the others. The payload was parsed, its fds counted and its
  * features checked before; what is left is meaning.
  *
  * A handler returns the payload of its reply, nothing, or a ProtocolError: "refused, but no harm
@@ -7,39 +8,23 @@
  */
 import { MAX_MEM_SLOTS, MAX_RING_SIZE } from '../base/limits.ts';
 import { ProtocolError } from '../base/errors.ts';
-import { type Fd, fdTarget, setNonblocking } from '../sys/index.ts';
-import type { ConfigAccess, VringFd } from '../wire/vhost-user-parse.ts';
+import { type Fd, fdTarget, setNonblocking, signalEventfd } from '../sys/index.ts';
+import type { VringFd } from '../wire/vhost-user-parse.ts';
 import {
-  ConfigHeader,
-  type MemoryRegion,
+  MemoryRegion,
+  MemoryTableHeader,
   protocolFeatureNames,
+  SingleMemoryRegion,
   U64Payload,
   VHOST_F_LOG_ALL,
   VHOST_USER_F_PROTOCOL_FEATURES,
-  VHOST_VRING_F_LOG,
   type VringAddr,
   VringState,
 } from '../wire/vhost-user.ts';
-import type { MemoryControl } from './memory-control.ts';
-import type { ProtocolState } from './state-rules.ts';
-import type { BackendTarget } from './target.ts';
-import type { VringControl } from './vring-control.ts';
-
-/** What handlers may touch of a session. */
-export type SessionContext = ProtocolState & {
-  readonly target: BackendTarget;
-  readonly vrings: VringControl;
-  readonly memory: MemoryControl;
-  /** What GET_PROTOCOL_FEATURES answers. */
-  readonly offeredProtocolFeatures: bigint;
-  /** As the front-end sent it, bit 30 included; null before. */
-  features: bigint | null;
-  protocolFeatures: bigint | null;
-  owned: boolean;
-  mtu: number | null;
-  postcopy: ProtocolState['postcopy'];
-  stateTransfer: boolean;
-};
+import { hasFeature } from '../wire/virtio.ts';
+import type { SessionContext } from './backend-context.ts';
+import { SESSION_FEATURES } from './offered-features.ts';
+import { checkLogFlag } from './ring-start.ts';
 
 /** The message at hand. */
 export type Incoming<T> = {
@@ -49,15 +34,22 @@ export type Incoming<T> = {
   readonly fds: Fd[];
 };
 
-export type HandlerResult = Uint8Array | ProtocolError | void;
+/** A reply with more than a payload. */
+export type Reply = {
+  readonly payload: Uint8Array;
+  /** Sent with it and closed afterwards. */
+  readonly fds?: readonly Fd[];
+  /** What the payload says in numbers only: counted and shown as a refusal. */
+  readonly refusal?: ProtocolError;
+};
+
+export type HandlerResult = Uint8Array | Reply | ProtocolError | void;
 export type Handler<T> = (
   session: SessionContext,
   message: Incoming<T>,
 ) => HandlerResult | Promise<HandlerResult>;
 
-const F_PROTOCOL_FEATURES = 1n << BigInt(VHOST_USER_F_PROTOCOL_FEATURES);
-
-function u64Reply(value: bigint | number): Uint8Array {
+export function u64Reply(value: bigint | number): Uint8Array {
   return U64Payload.encode({ value: BigInt(value) });
 }
 
@@ -72,8 +64,7 @@ function checkOffered(request: string, acked: bigint, offered: bigint, names: st
 
 /* Negotiation */
 
-export const getFeatures: Handler<null> = ({ target }) =>
-  u64Reply(target.features | F_PROTOCOL_FEATURES);
+export const getFeatures: Handler<null> = ({ offeredFeatures }) => u64Reply(offeredFeatures);
 
 /**
  * May come again while rings run (QEMU sends it for every queue pair): only a change stops and
@@ -81,16 +72,20 @@ export const getFeatures: Handler<null> = ({ target }) =>
  */
 export const setFeatures: Handler<bigint> = async (session, { request, value }) => {
   const { target, vrings } = session;
-  checkOffered(request, value, target.features | F_PROTOCOL_FEATURES, '');
+  checkOffered(request, value, session.offeredFeatures, '');
   session.features = value;
-  const features = value & ~F_PROTOCOL_FEATURES;
-  if (features !== vrings.features) {
+  const features = value & ~SESSION_FEATURES;
+  const logging = hasFeature(value, VHOST_F_LOG_ALL);
+  const { around } = vrings;
+  if (features !== around.features || logging !== around.logging) {
     await vrings.withAllStopped(false, async () => {
-      vrings.features = features;
+      around.logging = logging;
+      if (features === around.features) return;
+      around.features = features;
       await target.setFeatures(features);
     });
   }
-  if ((value & F_PROTOCOL_FEATURES) === 0n) await vrings.setAllEnabled(true);
+  if (!hasFeature(value, VHOST_USER_F_PROTOCOL_FEATURES)) await vrings.setAllEnabled(true);
 };
 
 export const getProtocolFeatures: Handler<null> = ({ offeredProtocolFeatures }) =>
@@ -99,7 +94,7 @@ export const getProtocolFeatures: Handler<null> = ({ offeredProtocolFeatures }) 
 export const setProtocolFeatures: Handler<bigint> = async (session, { request, value }) => {
   const names = protocolFeatureNames(value & ~session.offeredProtocolFeatures);
   checkOffered(request, value, session.offeredProtocolFeatures, ` (${names.join(', ')})`);
-  session.protocolFeatures = value;
+  session.setProtocolFeatures(value);
   await session.target.setProtocolFeatures(value);
 };
 
@@ -118,15 +113,23 @@ export const getQueueNum: Handler<null> = ({ target }) =>
 
 /* Memory */
 
-export const setMemTable: Handler<readonly MemoryRegion[]> = (
+/** While postcopy listens it is answered: the same, with addresses in this process. */
+export const setMemTable: Handler<readonly MemoryRegion[]> = async (
   { memory },
   { request, value, fds },
-) => memory.replace(request, value, fds);
+) => {
+  const told = await memory.replace(request, value, fds);
+  if (told === null) return;
+  const head = MemoryTableHeader.encode({ count: told.length, padding: 0 });
+  return Buffer.concat([head, ...told.map((region) => MemoryRegion.encode(region))]);
+};
 
 export const getMaxMemSlots: Handler<null> = () => u64Reply(MAX_MEM_SLOTS);
 
-export const addMemReg: Handler<MemoryRegion> = ({ memory }, { request, value, fds }) =>
-  memory.add(request, value, fds[0]!);
+export const addMemReg: Handler<MemoryRegion> = async ({ memory }, { request, value, fds }) => {
+  const told = await memory.add(request, value, fds);
+  if (told !== null) return SingleMemoryRegion.encode({ padding: 0n, ...told });
+};
 
 export const remMemReg: Handler<MemoryRegion> = ({ memory }, { request, value }) =>
   memory.remove(request, value);
@@ -145,21 +148,15 @@ export const setVringNum: Handler<VringState> = async (session, { request, value
   await vrings.change(vring, (v) => (v.size = value.num));
 };
 
-export const setVringAddr: Handler<VringAddr> = async (session, { request, value }) => {
-  const vring = session.vrings.at(request, value.index);
-  const logging = ((session.features ?? 0n) >> BigInt(VHOST_F_LOG_ALL)) & 1n;
-  if (value.flags & VHOST_VRING_F_LOG && !logging) {
-    const problem = 'bit 0 (VHOST_VRING_F_LOG) without VHOST_F_LOG_ALL, which was not negotiated';
-    throw new ProtocolError('ERR_VRING_NOT_NEGOTIATED', request, 'flags', problem);
-  }
-  await session.vrings.setAddr(vring, value);
+export const setVringAddr: Handler<VringAddr> = async ({ vrings }, { request, value }) => {
+  const vring = vrings.at(request, value.index);
+  checkLogFlag(request, value, vrings.around.logging);
+  await vrings.setAddr(vring, value);
 };
 
 /** What the number means depends on the ring's format; it is judged when the ring starts. */
 export const setVringBase: Handler<VringState> = async ({ vrings }, { request, value }) => {
-  const vring = vrings.at(request, value.index);
-  if (vring.running) return; // the base that it began with, said once more
-  await vrings.change(vring, (v) => (v.base = value.num));
+  await vrings.setBase(vrings.at(request, value.index), value.num);
 };
 
 export const getVringBase: Handler<VringState> = async ({ vrings }, { request, value }) => {
@@ -172,7 +169,7 @@ export const getVringBase: Handler<VringState> = async ({ vrings }, { request, v
  * or does more than count when it is written to.
  * @throws ProtocolError ERR_VRING_MESSAGE_FDS
  */
-function takeEventFd(request: string, fds: Fd[]): Fd | null {
+export function takeEventFd(request: string, fds: Fd[]): Fd | null {
   const fd = fds[0];
   if (fd === undefined) return null;
   const what = fdTarget(fd.number);
@@ -208,37 +205,17 @@ export const setVringEnable: Handler<{ index: number; enabled: boolean }> = asyn
   await vrings.setEnabled(vrings.at(request, value.index), value.enabled);
 };
 
-/* Device */
-
-/** The specification's error is an empty payload. */
-export const getConfig: Handler<ConfigAccess> = ({ target }, { value }) => {
-  const data = target.getConfig(value.offset, value.sizeBytes);
-  if (data === null || data.length !== value.sizeBytes) return new Uint8Array(0);
-  const reply = new Uint8Array(ConfigHeader.size + data.length);
-  const { offset, sizeBytes, flags } = value;
-  reply.set(ConfigHeader.encode({ offset, sizeBytes, flags }));
-  reply.set(data, ConfigHeader.size);
-  return reply;
+export const setVringEndian: Handler<{ index: number; bigEndian: boolean }> = async (
+  { vrings },
+  { request, value },
+) => {
+  const vring = vrings.at(request, value.index);
+  if (vring.bigEndian === value.bigEndian) return;
+  await vrings.change(vring, (v) => (v.bigEndian = value.bigEndian));
 };
 
-/** A guest may write what is read-only: that is refused, and no reason to end the session. */
-export const setConfig: Handler<ConfigAccess> = ({ target }, { request, value }) => {
-  const { offset, sizeBytes, flags } = value;
-  if (target.setConfig(offset, value.data.slice(), flags)) return;
-  const problem = `the device refuses ${sizeBytes} bytes at ${offset}, flags ${flags}`;
-  return new ProtocolError('ERR_VRING_DEVICE_REFUSED', request, 'config', problem);
+/** In-band: the eventfd is the session's own. A ring that is polled needs no kick. */
+export const vringKick: Handler<number> = ({ vrings }, { request, value }) => {
+  const { kick } = vrings.at(request, value).fds;
+  if (kick !== null) signalEventfd(kick.number);
 };
-
-export const netSetMtu: Handler<number> = (session, { request, value }) => {
-  if (session.target.setMtu(value)) {
-    session.mtu = value;
-    return;
-  }
-  return new ProtocolError('ERR_VRING_DEVICE_REFUSED', request, 'mtu', `the port refuses ${value}`);
-};
-
-export const setStatus: Handler<number> = async ({ target }, { value }) => {
-  await target.setStatus(value);
-};
-
-export const getStatus: Handler<null> = ({ target }) => u64Reply(target.getStatus());

@@ -24,34 +24,25 @@ import type { Fd } from '../sys/index.ts';
 import { parsePayload } from '../wire/vhost-user-parse.ts';
 import {
   U64Payload,
+  VHOST_USER_ADD_MEM_REG,
   VHOST_USER_NEED_REPLY_MASK,
-  VHOST_USER_PROTOCOL_F_CONFIG,
-  VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
-  VHOST_USER_PROTOCOL_F_MQ,
-  VHOST_USER_PROTOCOL_F_MTU,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
-  VHOST_USER_PROTOCOL_F_STATUS,
   VHOST_USER_REPLY_MASK,
+  VHOST_USER_SET_MEM_TABLE,
   VHOST_USER_VERSION,
 } from '../wire/vhost-user.ts';
+import { hasFeature } from '../wire/virtio.ts';
+import { SessionContext } from './backend-context.ts';
 import { handlerOf } from './backend-dispatch.ts';
-import type { HandlerResult, SessionContext } from './backend-handlers.ts';
+import type { HandlerResult, Reply } from './backend-handlers.ts';
 import { closeFds, type Message, MessageConnection } from './connection.ts';
-import { MemoryControl } from './memory-control.ts';
+import type { IotlbSnapshot } from './iotlb-control.ts';
 import { FRONT_END_MESSAGES, type MessageEntry, requestName } from './message-table.ts';
+import { release } from './migration-handlers.ts';
+import type { PostcopyState } from './postcopy-control.ts';
+import { usesIotlb } from './ring-start.ts';
 import type { BackendTarget } from './target.ts';
-import { VringControl, type VringSnapshot } from './vring-control.ts';
-
-const bit = (n: number): bigint => 1n << BigInt(n);
-
-/** Protocol features that a session implements; a target offers some of them. */
-export const BACKEND_PROTOCOL_FEATURES =
-  bit(VHOST_USER_PROTOCOL_F_MQ) |
-  bit(VHOST_USER_PROTOCOL_F_REPLY_ACK) |
-  bit(VHOST_USER_PROTOCOL_F_MTU) |
-  bit(VHOST_USER_PROTOCOL_F_CONFIG) |
-  bit(VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS) |
-  bit(VHOST_USER_PROTOCOL_F_STATUS);
+import type { VringSnapshot } from './vring-control.ts';
 
 /** A session, as status displays see it. */
 export type SessionState = {
@@ -61,6 +52,14 @@ export type SessionState = {
   readonly owned: boolean;
   readonly memory: { readonly regions: number; readonly bytes: number } | null;
   readonly mtu: number | null;
+  /** The dirty log; null before SET_LOG_BASE. */
+  readonly log: { readonly bytes: number; readonly active: boolean } | null;
+  /** Null unless the driver is behind an IOMMU. */
+  readonly iotlb: IotlbSnapshot | null;
+  readonly inflight: { readonly queues: number; readonly queueSize: number } | null;
+  /** The backend channel; null while there is none. */
+  readonly channel: { readonly requests: number; readonly waiting: number } | null;
+  readonly postcopy: PostcopyState;
   readonly vrings: readonly VringSnapshot[];
   /** Messages handled, and how many of them were refused without ending the session. */
   readonly messages: number;
@@ -90,37 +89,31 @@ export class BackendSession {
   /** Takes the socket over and starts at once. */
   constructor(socket: Fd, target: BackendTarget, options: SessionOptions = {}) {
     assert(target.queueCount > 0 && target.queueCount <= MAX_VRINGS, 'queueCount in 1..MAX_VRINGS');
-    const vrings = new VringControl(target);
     this.#options = options;
-    this.#context = {
-      target,
-      vrings,
-      memory: new MemoryControl(target, vrings),
-      offeredProtocolFeatures: target.protocolFeatures & BACKEND_PROTOCOL_FEATURES,
-      features: null,
-      protocolFeatures: null,
-      owned: false,
-      mtu: null,
-      postcopy: 'none',
-      stateTransfer: false,
-      isRunning: (index) => vrings.isRunning(index),
-      vringSetup: (index) => vrings.setup(index),
-      get runningVrings() {
-        return vrings.runningCount;
-      },
-    };
+    this.#context = new SessionContext(target);
     this.#connection = new MessageConnection(socket, { expectReplies: false, nameOf: requestName });
     this.closed = this.#run();
   }
 
   get state(): SessionState {
     const { features, protocolFeatures, owned, mtu, memory, vrings } = this.#context;
+    const { iotlb, requests, postcopy } = this.#context;
+    const { log, logging, inflight } = vrings.around;
+    const { channel } = requests;
     return {
       features,
       protocolFeatures,
       owned,
       mtu,
       memory: memory.snapshot(),
+      log: log && { bytes: log.sizeBytes, active: logging },
+      iotlb: usesIotlb(features) ? iotlb.snapshot() : null,
+      inflight: inflight && {
+        queues: inflight.shape.queueCount,
+        queueSize: inflight.shape.queueSize,
+      },
+      channel: channel && { requests: channel.requests, waiting: channel.waiting },
+      postcopy,
       vrings: vrings.snapshots(),
       messages: this.#messages,
       refusals: this.#refusals,
@@ -138,6 +131,8 @@ export class BackendSession {
   async #run(): Promise<Error | null> {
     let reason: Error | null = null;
     try {
+      await Promise.resolve(); // the constructor returns before the target hears of anything
+      this.#context.target.sessionOpened?.(this.#context.requests);
       for (;;) {
         const message = await this.#connection.receive();
         if (message === null) break;
@@ -149,13 +144,13 @@ export class BackendSession {
     }
     reason ??= this.#closeReason;
     this.#connection.close();
+    this.#context.disconnect();
     try {
       await this.#context.target.sessionClosed(reason);
     } catch (error) {
       reason ??= asError(error);
     }
-    this.#context.vrings.close();
-    this.#context.memory.close();
+    this.#context.close();
     return reason;
   }
 
@@ -173,31 +168,35 @@ export class BackendSession {
     } finally {
       closeFds(message.fds);
     }
-    if (result instanceof ProtocolError) {
-      this.#refusals++;
-      this.#lastRefusal = result;
-      this.#options.onRefused?.(result);
-    }
-    if (result instanceof Uint8Array) await this.#reply(message.request, result);
-    else if (this.#acks(entry, message)) {
-      const value = result === undefined ? 0n : 1n;
-      await this.#reply(message.request, U64Payload.encode({ value }));
+    if (result instanceof ProtocolError) this.#refused(result);
+    if (result instanceof Uint8Array) await this.#reply(message.request, { payload: result });
+    else if (result !== undefined && !(result instanceof Error)) {
+      await this.#reply(message.request, result);
+    } else if (this.#acks(entry, message)) {
+      const payload = U64Payload.encode({ value: result === undefined ? 0n : 1n });
+      await this.#reply(message.request, { payload });
     }
     this.#options.onChange?.();
   }
 
+  #refused(error: ProtocolError): void {
+    this.#refusals++;
+    this.#lastRefusal = error;
+    this.#options.onRefused?.(error);
+  }
+
   /** Everything that makes a message acceptable here and now, then its handler. */
   async #dispatch(entry: MessageEntry, message: Message): Promise<HandlerResult> {
-    const { name, needs } = entry;
-    const handler = handlerOf(entry.id);
-    if (handler === null) {
-      const problem = `request ${entry.id} is not implemented and its feature was not offered`;
-      throw new ProtocolError('ERR_VRING_MESSAGE_UNSUPPORTED', name, 'request', problem);
-    }
+    const { name, needs, needsVirtio } = entry;
     if (needs !== null && !this.#negotiated(needs)) {
       const problem = `protocol feature bit ${needs} was not negotiated`;
       throw new ProtocolError('ERR_VRING_NOT_NEGOTIATED', name, 'request', problem);
     }
+    if (needsVirtio !== null && !hasFeature(this.#context.features ?? 0n, needsVirtio)) {
+      const problem = `virtio feature bit ${needsVirtio} was not negotiated`;
+      throw new ProtocolError('ERR_VRING_NOT_NEGOTIATED', name, 'request', problem);
+    }
+    if (this.#isPostcopyAck(message)) return release(this.#context.vrings);
     checkFdRange(entry, message.fds.length);
     const value = parsePayload(entry.payload, name, message.payload);
     const due = entry.payload.fdCount?.(value);
@@ -209,11 +208,25 @@ export class BackendSession {
       const problem = `breaks the rule ${rule.id}: ${rule.says} (${rule.section})`;
       throw new ProtocolError('ERR_VRING_MESSAGE_STATE', name, 'request', problem);
     }
-    return handler(this.#context, { request: name, value, fds: message.fds });
+    return handlerOf(entry.id)(this.#context, { request: name, value, fds: message.fds });
+  }
+
+  /**
+   * While postcopy listens, a memory message of eight zeros means: the front-end has the addresses
+   * that it was told, and pages can be asked for ("SET_MEM_TABLE", "ADD_MEM_REG").
+   */
+  #isPostcopyAck({ request, payload, fds }: Message): boolean {
+    return (
+      this.#context.postcopy === 'listening' &&
+      (request === VHOST_USER_SET_MEM_TABLE || request === VHOST_USER_ADD_MEM_REG) &&
+      fds.length === 0 &&
+      payload.length === U64Payload.size &&
+      U64Payload.decode(payload).value === 0n
+    );
   }
 
   #negotiated(feature: number): boolean {
-    return ((this.#context.protocolFeatures ?? 0n) & bit(feature)) !== 0n;
+    return hasFeature(this.#context.protocolFeatures ?? 0n, feature);
   }
 
   /** Whether success or failure is to be answered by a u64. */
@@ -224,8 +237,15 @@ export class BackendSession {
     return asked && this.#negotiated(VHOST_USER_PROTOCOL_F_REPLY_ACK);
   }
 
-  async #reply(request: number, payload: Uint8Array): Promise<void> {
-    await this.#connection.send(request, VHOST_USER_VERSION | VHOST_USER_REPLY_MASK, payload);
+  async #reply(request: number, { payload, fds = [], refusal }: Reply): Promise<void> {
+    const flags = VHOST_USER_VERSION | VHOST_USER_REPLY_MASK;
+    try {
+      const numbers = fds.map((fd) => fd.number);
+      await this.#connection.send(request, flags, payload, numbers);
+    } finally {
+      for (const fd of fds) fd.close();
+    }
+    if (refusal !== undefined) this.#refused(refusal);
   }
 }
 

@@ -37,6 +37,9 @@ export type Message = {
   readonly fds: Fd[];
 };
 
+/** What was read of a message that is not complete yet; another process may go on with it. */
+export type Preread = { readonly bytes: Uint8Array; readonly fds: readonly Fd[] };
+
 export type ConnectionOptions = {
   /** True on the side that receives replies: they must carry the reply flag, requests must not. */
   readonly expectReplies: boolean;
@@ -62,6 +65,7 @@ export class MessageConnection {
   readonly #options: ConnectionOptions;
   readonly #poll: ReturnType<typeof pollFd>;
   #closed = false;
+  #paused = false;
 
   readonly #header = new Uint8Array(VhostUserHeader.size);
   #payload: Uint8Array | null = null;
@@ -73,10 +77,11 @@ export class MessageConnection {
   readonly #queue: Outgoing[] = [];
   #queuedBytes = 0;
 
-  /** Takes the socket over: `close` closes it. */
-  constructor(socket: Fd, options: ConnectionOptions) {
+  /** Takes the socket over, and what a predecessor had read from it: `close` closes it. */
+  constructor(socket: Fd, options: ConnectionOptions, preread?: Preread) {
     this.#socket = socket;
     this.#options = options;
+    if (preread !== undefined) this.#prefill(preread);
     this.#poll = pollFd(socket.number, {}, (readable, writable) => {
       if (writable) this.#flush();
       if (readable) this.#wakeReader();
@@ -86,6 +91,48 @@ export class MessageConnection {
 
   get closed(): boolean {
     return this.#closed;
+  }
+
+  get socket(): Fd {
+    return this.#socket;
+  }
+
+  /** Messages that the kernel has not taken whole yet. */
+  get unsent(): number {
+    return this.#queue.length;
+  }
+
+  /**
+   * Reads nothing more until `resume`. Returns what has been read of the next message, which
+   * stays this connection's: to be copied by whoever hands the socket over.
+   */
+  pause(): Preread {
+    this.#paused = true;
+    this.#updateInterest();
+    const payload = this.#payload;
+    const bytes =
+      payload === null
+        ? this.#header.slice(0, this.#filled)
+        : Buffer.concat([this.#header, payload.subarray(0, this.#filled)]);
+    return { bytes, fds: this.#fds };
+  }
+
+  /** Idempotent. */
+  resume(): void {
+    this.#paused = false;
+    this.#wakeReader();
+  }
+
+  /** @throws ProtocolError when the predecessor's bytes begin no message. */
+  #prefill({ bytes, fds }: Preread): void {
+    const lead = bytes.subarray(0, this.#header.length);
+    this.#header.set(lead);
+    this.#filled = lead.length;
+    this.#fds = [...fds];
+    if (lead.length < this.#header.length) return;
+    this.#payload = new Uint8Array(this.#checkHeader());
+    this.#filled = Math.min(bytes.length - lead.length, this.#payload.length);
+    this.#payload.set(bytes.subarray(lead.length, lead.length + this.#filled));
   }
 
   /**
@@ -100,7 +147,7 @@ export class MessageConnection {
     }
     for (;;) {
       if (this.#closed) return null;
-      const message = this.#read();
+      const message = this.#paused ? 'again' : this.#read();
       if (message !== 'again') return message;
       await new Promise<void>((resolve) => {
         this.#wake = resolve;
@@ -163,7 +210,10 @@ export class MessageConnection {
 
   #updateInterest(): void {
     if (this.#closed) return;
-    this.#poll.update({ read: this.#wake !== null, write: this.#queue.length > 0 });
+    this.#poll.update({
+      read: this.#wake !== null && !this.#paused,
+      write: this.#queue.length > 0,
+    });
   }
 
   /** Reads on until a message is complete, the stream ends (null) or there is no more for now. */

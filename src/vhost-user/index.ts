@@ -1,11 +1,6 @@
 export { BackendConnector } from './backend-connector.ts';
 export { BackendListener, type ListenerOptions } from './backend-listener.ts';
-export {
-  BACKEND_PROTOCOL_FEATURES,
-  BackendSession,
-  type SessionOptions,
-  type SessionState,
-} from './backend-session.ts';
+export { BackendSession, type SessionOptions, type SessionState } from './backend-session.ts';
 export type { MessageEvent } from './diagnostics.ts';
 export type { EndpointEvent, EndpointOptions, EndpointState } from './endpoint.ts';
 export { BackendEndpoint } from './endpoint.ts';
@@ -15,11 +10,7 @@ export { FRONTEND_PROTOCOL_FEATURES } from './frontend-features.ts';
 export type { InflightRegion } from './frontend-inflight.ts';
 export type { IotlbEntry } from './frontend-iotlb.ts';
 export type { PostcopyRegion } from './frontend-memory.ts';
-export {
-  type FrontendListenOptions,
-  type FrontendOptions,
-  VhostUserFrontend,
-} from './frontend.ts';
+export { type FrontendListenOptions, type FrontendOptions, VhostUserFrontend } from './frontend.ts';
 export * from './limits.ts';
 export {
   BACK_END_MESSAGES,
@@ -33,6 +24,19 @@ export {
 } from './message-table.ts';
 export { type ObjectOwner, SharedObjectRegistry, uuidText } from './shared-objects.ts';
 export type { ShmemHandler, ShmemMapping } from './shmem-maps.ts';
+export {
+  BACKEND_PROTOCOL_FEATURES,
+  offeredProtocolFeatures,
+  OPT_IN_FEATURES,
+} from './offered-features.ts';
+export { postcopyAvailable } from './postcopy-control.ts';
+export {
+  ENABLE_TRANSITIONS,
+  RUN_TRANSITIONS,
+  type RunEvent,
+  type RunState,
+  type RunTransition,
+} from './ring-states.ts';
 export { type ProtocolState, STATE_RULES, type StateRule } from './state-rules.ts';
 export type {
   BackendTarget,

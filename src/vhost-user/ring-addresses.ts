@@ -15,16 +15,26 @@ const REQUEST = 'VHOST_USER_SET_VRING_ADDR';
 
 export type RingOffsets = { descOffset: number; availOffset: number; usedOffset: number };
 
-type Area = {
+export type RingArea = {
   readonly field: 'descUva' | 'availUva' | 'usedUva';
   /** In `struct vhost_vring_addr`. */
   readonly name: string;
   readonly align: number;
   readonly bytes: number;
+  /** What the device does with it: bit 0 reads, bit 1 writes. */
+  readonly permissions: number;
 };
 
-function area(field: Area['field'], align: number, bytes: number): Area {
-  return { field, name: field.replace('Uva', '_user_addr'), align, bytes };
+const READ = 1;
+const WRITE = 2;
+
+function area(
+  field: RingArea['field'],
+  align: number,
+  bytes: number,
+  permissions: number,
+): RingArea {
+  return { field, name: field.replace('Uva', '_user_addr'), align, bytes, permissions };
 }
 
 export function isPacked(features: bigint): boolean {
@@ -32,16 +42,28 @@ export function isPacked(features: bigint): boolean {
 }
 
 /** What each area of a ring occupies and how it is aligned. */
-export function ringAreas(size: number, features: bigint): readonly Area[] {
+export function ringAreas(size: number, features: bigint): readonly RingArea[] {
   if (isPacked(features)) {
-    return [area('descUva', 16, 16 * size), area('availUva', 4, 4), area('usedUva', 4, 4)];
+    return [
+      area('descUva', 16, 16 * size, READ | WRITE),
+      area('availUva', 4, 4, READ),
+      area('usedUva', 4, 4, WRITE),
+    ];
   }
   const event = (features & VIRTIO_RING_F_EVENT_IDX) !== 0n ? 2 : 0;
   return [
-    area('descUva', 16, 16 * size),
-    area('availUva', 2, 4 + 2 * size + event),
-    area('usedUva', 4, 4 + 8 * size + event),
+    area('descUva', 16, 16 * size, READ),
+    area('availUva', 2, 4 + 2 * size + event, READ),
+    area('usedUva', 4, 4 + 8 * size + event, WRITE),
   ];
+}
+
+/** From an address of SET_VRING_ADDR to the arena; -1: not all of the range is there. */
+export type RingLookup = (address: number, lenBytes: number, permissions: number) => number;
+
+/** User addresses, or guest-physical ones with GPA_ADDRESSES. */
+export function memoryLookup(map: AddressMap): RingLookup {
+  return (address, lenBytes) => translate(map, address, lenBytes);
 }
 
 /**
@@ -53,9 +75,10 @@ export function translateRing(
   addr: VringAddr,
   size: number,
   features: bigint,
-  uvaMap: AddressMap,
+  lookup: RingLookup,
 ): RingOffsets {
-  const offsets = ringAreas(size, features).map(({ field, name: areaName, align, bytes }) => {
+  const offsets = ringAreas(size, features).map((each) => {
+    const { field, name: areaName, align, bytes } = each;
     const name = `vrings[${index}].${areaName}`;
     const uva = Number(addr[field]); // below 2^53, checked when it was parsed
     const text = `0x${uva.toString(16)}`;
@@ -63,11 +86,12 @@ export function translateRing(
       const problem = `${text} is not a multiple of ${align}`;
       throw new ProtocolError('ERR_VRING_RING_ALIGNMENT', REQUEST, name, problem);
     }
-    const offset = translate(uvaMap, uva, bytes);
+    const offset = lookup(uva, bytes, each.permissions);
     if (offset < 0) {
       const problem =
         `${text} + ${bytes} bytes of a ring of ${size} is not in shared memory; ` +
-        'send the memory table before the ring, and user addresses (UVA)';
+        'send the memory table before the ring, and user addresses (UVA), ' +
+        'or guest-physical ones with GPA_ADDRESSES';
       throw new ProtocolError('ERR_VRING_RING_ADDRESS', REQUEST, name, problem);
     }
     // A region may begin at any user address: what is aligned there need not be aligned here.

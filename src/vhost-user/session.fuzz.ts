@@ -10,11 +10,12 @@ import { VringError } from '../base/errors.ts';
 import { reservedRanges } from '../memory/index.ts';
 import { createMemfd, type Fd, openFdCount, socketPair, truncate } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
-import { BACKEND_PROTOCOL_FEATURES, BackendSession } from './backend-session.ts';
+import { BackendSession } from './backend-session.ts';
 import { FRONT_END_MESSAGES } from './message-table.ts';
 import {
   conversation,
   ConversationFds,
+  ORDINARY_PROTOCOL_FEATURES,
   region,
   singleRegion,
   type Step,
@@ -141,7 +142,7 @@ function mutate(random: Random, step: Step, zoo: FdZoo): Step {
 }
 
 function makeInput(random: Random, zoo: FdZoo): Step[] {
-  const steps = conversation(zoo.normal, BACKEND_PROTOCOL_FEATURES).map((s) => ({
+  const steps = conversation(zoo.normal, ORDINARY_PROTOCOL_FEATURES).map((s) => ({
     ...s,
     replies: false,
   }));
@@ -222,7 +223,7 @@ async function probe(zoo: FdZoo, target: FakeTarget): Promise<void> {
   const [ours, theirs] = socketPair();
   const session = new BackendSession(ours, target);
   const peer = new RawPeer(theirs);
-  for (const { bytes, fds } of conversation(zoo.normal, BACKEND_PROTOCOL_FEATURES)) {
+  for (const { bytes, fds } of conversation(zoo.normal, ORDINARY_PROTOCOL_FEATURES)) {
     await peer.sendRaw(bytes, fds);
     if ((await peer.reply()) === null)
       throw new Error(`the next session ended: ${await session.closed}`);

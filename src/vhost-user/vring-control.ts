@@ -1,20 +1,33 @@
 /**
  * The vrings of one back-end session.
  *
- * Theory of operation. Two states that know nothing of each other (specification, "Ring states"):
- * `enabled` is what SET_VRING_ENABLE says; `running` means that the target has the ring. A ring
- * is *complete* with a size, addresses, a kick message, acked features and memory that covers it;
- * the base is that of a new ring unless said. Whatever message completes it starts it, whatever
- * changes it stops and restarts it with the base where it was, and GET_VRING_BASE stops it for
- * good: its next start needs a new kick message. When the worker begins (first kick, or a ring
- * found non-empty) is the target's affair.
+ * Theory of operation. The states of a ring and the ways between them are in ring-states.ts. A
+ * ring is *complete* with a size, addresses, a kick message, acked features and memory that
+ * covers it; the base is that of a new ring unless said. Whatever message completes it starts
+ * it, whatever changes it halts and restarts it with the base where it was, and GET_VRING_BASE
+ * stops it for good: its next start needs a new kick message. When the worker begins (first
+ * kick, or a ring found non-empty) is the target's affair.
+ *
+ * A complete ring may have to wait: for translations of its areas (IOTLB), or for the front-end
+ * to be ready for page faults (postcopy). It starts when they come, without another message of
+ * its own.
  */
 import { ProtocolError } from '../base/errors.ts';
-import { PACKED_BASE_FRESH } from '../wire/virtio.ts';
-import type { AddressMap } from '../memory/address-map.ts';
 import type { Fd } from '../sys/index.ts';
-import type { VringAddr } from '../wire/vhost-user.ts';
-import { checkSizeAndBase, isPacked, translateRing } from './ring-addresses.ts';
+import { VHOST_VRING_F_LOG, type VringAddr } from '../wire/vhost-user.ts';
+import type { InbandNotifier } from './inband.ts';
+import type { IotlbControl } from './iotlb-control.ts';
+import {
+  composeStart,
+  freshBase,
+  missAreas,
+  missingOf,
+  type RingSetup,
+  type RingSurroundings,
+  ringTouches,
+  usesIotlb,
+} from './ring-start.ts';
+import { nextRunState, type RunEvent, type RunState } from './ring-states.ts';
 import type { VringSetup } from './state-rules.ts';
 import type { BackendTarget } from './target.ts';
 
@@ -26,50 +39,64 @@ export type VringSnapshot = {
   readonly enabled: boolean;
   /** The target has it. */
   readonly running: boolean;
+  readonly state: RunState;
   readonly hasKickFd: boolean;
   readonly hasCallFd: boolean;
   readonly hasErrFd: boolean;
-  /** What it still lacks: `size`, `addresses`, `kick`, `features`, `memory`. */
+  /**
+   * What it still lacks: `size`, `addresses`, `kick`, `features`, `memory`, and of a ring that
+   * waits `translations`, `contiguous translations` or what holds all rings back.
+   */
   readonly missing: readonly string[];
 };
 
+export type NotifierName = 'call' | 'err';
+
 type Vring = {
-  readonly index: number;
-  size: number; //            0: not known yet
-  /** As SET_VRING_BASE had it, or where the ring was stopped; null: never said. */
-  base: number | null;
-  addr: VringAddr | null;
-  kicked: boolean; //         SET_VRING_KICK came, with an fd or with the no-fd bit
-  bigEndian: boolean; //      SET_VRING_ENDIAN, for legacy rings
-  enabled: boolean;
-  running: boolean;
+  -readonly [K in keyof RingSetup]: RingSetup[K];
+} & {
+  /** As SET_VRING_BASE had it; `base` is where the ring was stopped since. */
+  saidBase: number | null;
+  state: RunState;
+  /** What a waiting ring waits for. */
+  waitsFor: string | null;
   readonly fds: { kick: Fd | null; call: Fd | null; err: Fd | null };
 };
 
-/** The maps of the present memory table. */
-export type MemoryMaps = { readonly gpa: AddressMap; readonly uva: AddressMap };
-
 export class VringControl {
+  readonly around: RingSurroundings = {
+    features: null,
+    maps: null,
+    gpaAddresses: false,
+    logging: false,
+    log: null,
+    inflight: null,
+    held: null,
+  };
   readonly #target: BackendTarget;
+  readonly #iotlb: IotlbControl;
+  readonly #inband: InbandNotifier;
   readonly #vrings: Vring[];
   /** fds that the target may still use. */
   readonly #replaced: Fd[] = [];
-  /** Acked virtio features, null before SET_FEATURES. Set by the session. */
-  features: bigint | null = null;
-  /** Null before the first region. Set by the session. */
-  maps: MemoryMaps | null = null;
+  /** A ring was started: the device is not suspended. */
+  onStarted: () => void = () => undefined;
 
-  constructor(target: BackendTarget) {
+  constructor(target: BackendTarget, iotlb: IotlbControl, inband: InbandNotifier) {
     this.#target = target;
+    this.#iotlb = iotlb;
+    this.#inband = inband;
     this.#vrings = Array.from({ length: target.queueCount }, (_, index) => ({
       index,
       size: 0,
       base: null,
+      saidBase: null,
       addr: null,
       kicked: false,
       bigEndian: false,
       enabled: false,
-      running: false,
+      state: 'stopped',
+      waitsFor: null,
       fds: { kick: null, call: null, err: null },
     }));
   }
@@ -83,44 +110,44 @@ export class VringControl {
     throw new ProtocolError('ERR_VRING_RING_INDEX', request, 'index', problem);
   }
 
+  get all(): readonly Vring[] {
+    return this.#vrings;
+  }
+
   isRunning(index: number): boolean {
-    return this.#vrings[index]?.running ?? false;
+    return this.#vrings[index]?.state === 'started';
   }
 
   setup(index: number): VringSetup | null {
-    return this.#vrings[index] ?? null;
+    const vring = this.#vrings[index];
+    if (vring === undefined) return null;
+    return { size: vring.size, base: vring.saidBase, bigEndian: vring.bigEndian };
   }
 
   get runningCount(): number {
-    return this.#vrings.filter((vring) => vring.running).length;
+    return this.#vrings.filter((vring) => vring.state === 'started').length;
   }
 
   snapshots(): VringSnapshot[] {
     return this.#vrings.map((vring) => ({
       index: vring.index,
       size: vring.size,
-      base: vring.base ?? this.#freshBase(),
+      base: vring.base ?? freshBase(this.around.features),
       enabled: vring.enabled,
-      running: vring.running,
+      running: vring.state === 'started',
+      state: vring.state,
       hasKickFd: vring.fds.kick !== null,
       hasCallFd: vring.fds.call !== null,
       hasErrFd: vring.fds.err !== null,
-      missing: this.#missing(vring),
+      missing: [
+        ...missingOf(vring, this.around),
+        ...(vring.waitsFor === null ? [] : [vring.waitsFor]),
+      ],
     }));
   }
 
-  #missing(vring: Vring): string[] {
-    const missing: string[] = [];
-    if (vring.size === 0) missing.push('size');
-    if (vring.addr === null) missing.push('addresses');
-    if (!vring.kicked) missing.push('kick');
-    if (this.features === null) missing.push('features');
-    if (this.maps === null) missing.push('memory');
-    return missing;
-  }
-
   /**
-   * Changes a ring's configuration; a running one is stopped first, and started again if it is
+   * Changes a ring's configuration; a running one is halted first, and started again if it is
    * still complete.
    * @throws ProtocolError when the change makes the ring impossible; it stays stopped then.
    */
@@ -130,38 +157,42 @@ export class VringControl {
     await this.#start(vring);
   }
 
+  /** SET_VRING_BASE. */
+  async setBase(vring: Vring, base: number): Promise<void> {
+    if (vring.state === 'started') return; // the base that it began with, said once more
+    await this.change(vring, (v) => (v.base = v.saidBase = base));
+  }
+
   /** SET_VRING_ADDR: front-ends repeat it; only news disturb a running ring. */
   async setAddr(vring: Vring, addr: VringAddr): Promise<void> {
     const known = vring.addr;
-    if (
-      known !== null &&
-      vring.running &&
-      known.descUva === addr.descUva &&
-      known.availUva === addr.availUva &&
-      known.usedUva === addr.usedUva
-    ) {
-      return;
-    }
+    if (known !== null && vring.state === 'started' && sameAddr(known, addr)) return;
     await this.change(vring, (v) => (v.addr = addr));
   }
 
-  /** SET_VRING_KICK. The ring owns `fd` from here on, null is the no-fd bit. */
+  /**
+   * SET_VRING_KICK. The ring owns `fd` from here on, null is the no-fd bit: polling, or with
+   * in-band notifications an eventfd of ours.
+   */
   async setKick(vring: Vring, fd: Fd | null): Promise<void> {
-    this.#keep(vring, 'kick', fd);
+    this.#keep(vring, 'kick', fd ?? this.#inband.makeKick(vring.index));
     vring.kicked = true;
     await this.change(vring, () => this.#closeReplaced());
   }
 
   /** SET_VRING_CALL and SET_VRING_ERR: replaced while the ring runs, without stopping it. */
-  async setNotifier(vring: Vring, which: 'call' | 'err', fd: Fd | null): Promise<void> {
+  async setNotifier(vring: Vring, which: NotifierName, given: Fd | null): Promise<void> {
+    this.#inband.unwatch(vring.index, which);
+    const fd = given ?? this.#inband.watch(vring.index, which);
     this.#keep(vring, which, fd);
-    if (vring.running && which === 'call') await this.#target.setVringCall(vring.index, fd);
-    if (vring.running && which === 'err') await this.#target.setVringErr(vring.index, fd);
+    const running = vring.state === 'started';
+    if (running && which === 'call') await this.#target.setVringCall(vring.index, fd);
+    if (running && which === 'err') await this.#target.setVringErr(vring.index, fd);
     this.#closeReplaced();
   }
 
   /** The ring owns the new fd at once; the old one waits until the target has let go of it. */
-  #keep(vring: Vring, which: 'kick' | 'call' | 'err', fd: Fd | null): void {
+  #keep(vring: Vring, which: 'kick' | NotifierName, fd: Fd | null): void {
     const old = vring.fds[which];
     if (old !== null) this.#replaced.push(old);
     vring.fds[which] = fd;
@@ -183,16 +214,20 @@ export class VringControl {
 
   /** GET_VRING_BASE. Size, addresses, call and err fds are kept, the kick is not. */
   async stop(vring: Vring): Promise<number> {
-    await this.#halt(vring);
+    await this.#halt(vring, 'get-base');
     vring.kicked = false;
     vring.fds.kick?.close();
     vring.fds.kick = null;
-    return vring.base ?? this.#freshBase();
+    return vring.base ?? freshBase(this.around.features);
   }
 
-  /** Where a ring starts whose base the front-end did not say. */
-  #freshBase(): number {
-    return isPacked(this.features ?? 0n) ? PACKED_BASE_FRESH : 0;
+  /** RESET_DEVICE: every ring is stopped and disabled, and begins anew. */
+  async reset(): Promise<void> {
+    for (const vring of this.#vrings) {
+      await this.stop(vring);
+      await this.setEnabled(vring, false);
+      vring.base = vring.saidBase = null;
+    }
   }
 
   /**
@@ -201,25 +236,74 @@ export class VringControl {
    *   regions come and go one by one.
    */
   async withAllStopped(patient: boolean, body: () => void | Promise<void>): Promise<void> {
-    for (const vring of this.#vrings) await this.#halt(vring);
+    await this.haltAll();
     await body();
+    await this.startAll(patient);
+  }
+
+  /** Every ring is the session's again; bases are kept. */
+  async haltAll(): Promise<void> {
+    for (const vring of this.#vrings) await this.#halt(vring);
+  }
+
+  /** Starts what is complete. @throws ProtocolError of the first ring that is impossible. */
+  async startAll(patient: boolean): Promise<void> {
     let failure: ProtocolError | null = null;
     for (const vring of this.#vrings) {
+      if (vring.state === 'started') continue;
       try {
         await this.#start(vring);
       } catch (error) {
         if (!(error instanceof ProtocolError)) throw error;
-        if (patient && error.code === 'ERR_VRING_RING_ADDRESS') continue;
+        if (patient && PATIENT_CODES.has(error.code)) continue;
         failure ??= error; // the others start nevertheless
       }
     }
     if (failure !== null) throw failure;
   }
 
+  /** Something came that rings may wait for. */
+  async retryWaiting(): Promise<void> {
+    for (const vring of this.#vrings) {
+      if (vring.state === 'waiting') await this.#startAgain(vring);
+    }
+  }
+
+  /** Translations of a range are gone: rings that lie in it stop, and ask for them again. */
+  async invalidated(iova: number, sizeBytes: number): Promise<void> {
+    const { features } = this.around;
+    if (features === null || !usesIotlb(features)) return;
+    for (const vring of this.#vrings) {
+      if (vring.state !== 'started' || !ringTouches(vring, features, iova, sizeBytes)) continue;
+      await this.#halt(vring);
+      await this.#startAgain(vring);
+    }
+  }
+
+  /** The message at hand is not to blame for a ring that another one described wrongly. */
+  async #startAgain(vring: Vring): Promise<void> {
+    try {
+      await this.#start(vring);
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error;
+      this.#move(vring, 'halt');
+    }
+  }
+
+  /** Rings that wait for translations miss them once more. */
+  missAgain(): void {
+    for (const vring of this.#vrings) {
+      if (vring.state === 'waiting' && vring.waitsFor === TRANSLATIONS) {
+        missAreas(vring, this.around.features!, this.#iotlb);
+      }
+    }
+  }
+
   /** The session is over and the target has let go of everything. */
   close(): void {
+    this.#inband.close();
     for (const vring of this.#vrings) {
-      vring.running = false;
+      vring.state = 'stopped';
       for (const which of ['kick', 'call', 'err'] as const) {
         vring.fds[which]?.close();
         vring.fds[which] = null;
@@ -228,39 +312,60 @@ export class VringControl {
     this.#closeReplaced();
   }
 
-  async #halt(vring: Vring): Promise<void> {
-    if (!vring.running) return;
-    vring.base = await this.#target.stopVring(vring.index);
-    vring.running = false;
+  #move(vring: Vring, event: RunEvent, waitsFor: string | null = null): void {
+    vring.state = nextRunState(vring.state, event);
+    vring.waitsFor = waitsFor;
+  }
+
+  async #halt(vring: Vring, event: 'halt' | 'get-base' = 'halt'): Promise<void> {
+    if (vring.state === 'started') vring.base = await this.#target.stopVring(vring.index);
+    this.#move(vring, event);
   }
 
   async #start(vring: Vring): Promise<void> {
-    const { features, maps } = this;
-    const { index, size, addr } = vring;
-    if (size === 0 || addr === null || !vring.kicked) return;
-    if (features === null || maps === null) return;
-    const base = vring.base ?? this.#freshBase();
-    checkSizeAndBase(index, size, base, features);
-    const offsets = translateRing(index, addr, size, features, maps.uva);
-    const { kick, call, err } = vring.fds;
-    await this.#target.startVring(index, {
-      size,
-      packed: isPacked(features),
-      base,
-      ...offsets,
-      features,
-      enabled: vring.enabled,
-      kick,
-      call,
-      err,
-      map: maps.gpa,
-      iotlb: false,
-      log: null,
-      inflight: null,
-      bigEndian: false,
-    });
-    vring.running = true;
+    const { around } = this;
+    if (missingOf(vring, around).length > 0) return;
+    if (around.held !== null) {
+      this.#move(vring, 'wait', around.held);
+      return;
+    }
+    const start = this.#compose(vring);
+    if (typeof start === 'string') {
+      this.#move(vring, 'wait', start);
+      return;
+    }
+    await this.#target.startVring(vring.index, start);
+    this.#move(vring, 'start');
+    this.onStarted();
   }
+
+  /** The ring, or what it waits for. */
+  #compose(vring: Vring): (ReturnType<typeof composeStart> & object) | string {
+    try {
+      return composeStart(vring, this.around, this.#iotlb) ?? TRANSLATIONS;
+    } catch (error) {
+      // Pages of a ring that are apart: nothing to refuse, the next update may bring better ones.
+      const apart = error instanceof ProtocolError && error.code === 'ERR_VRING_RING_ADDRESS';
+      if (apart && usesIotlb(this.around.features)) return 'contiguous translations';
+      throw error;
+    }
+  }
+}
+
+const TRANSLATIONS = 'translations';
+
+/** Why a ring stays stopped without being an error while memory regions come and go. */
+const PATIENT_CODES = new Set(['ERR_VRING_RING_ADDRESS', 'ERR_VRING_LOG_SIZE']);
+
+function sameAddr(a: VringAddr, b: VringAddr): boolean {
+  const logs = (b.flags & VHOST_VRING_F_LOG) !== 0;
+  return (
+    a.flags === b.flags &&
+    a.descUva === b.descUva &&
+    a.availUva === b.availUva &&
+    a.usedUva === b.usedUva &&
+    (!logs || a.logGpa === b.logGpa)
+  );
 }
 
 export type { Vring };

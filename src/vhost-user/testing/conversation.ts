@@ -4,7 +4,15 @@
  */
 import { createEventfd, createMemfd, type Fd } from '../../sys/index.ts';
 import * as wire from '../../wire/vhost-user.ts';
+import { BACKEND_PROTOCOL_FEATURES, OPT_IN_FEATURES } from '../offered-features.ts';
 import { encodeMessage, u64 } from './raw-peer.ts';
+
+/** All that there is, as a front-end like QEMU would ack it: with user addresses and eventfds. */
+export const ORDINARY_PROTOCOL_FEATURES =
+  [...OPT_IN_FEATURES.keys()].reduce((bits, n) => bits | (1n << BigInt(n)), 0n) |
+  (BACKEND_PROTOCOL_FEATURES &
+    ~(1n << BigInt(wire.VHOST_USER_PROTOCOL_F_GPA_ADDRESSES)) &
+    ~(1n << BigInt(wire.VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)));
 
 export const REGION_BYTES = 0x100000;
 export const UVA_BASE = 0x7f0000000000n;

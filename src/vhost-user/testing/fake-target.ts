@@ -1,15 +1,18 @@
 /** A back-end without rings: records what the session asks of it, for tests and the fuzzer. */
 import type { MemoryTable } from '../../memory/index.ts';
 import type { Fd } from '../../sys/index.ts';
-import { BACKEND_PROTOCOL_FEATURES } from '../backend-session.ts';
-import type { BackendTarget, StartVring } from '../target.ts';
+import type { BackendTarget, FrontendRequests, IotlbUpdate, StartVring } from '../target.ts';
 
-/** VIRTIO_F_VERSION_1, RING_PACKED, EVENT_IDX, INDIRECT_DESC, NET_F_MRG_RXBUF. */
-export const FAKE_FEATURES = (1n << 32n) | (1n << 34n) | (1n << 29n) | (1n << 28n) | (1n << 15n);
+/** VIRTIO_F_VERSION_1, ACCESS_PLATFORM, RING_PACKED, EVENT_IDX, INDIRECT_DESC, NET_F_MRG_RXBUF. */
+export const FAKE_FEATURES =
+  (1n << 32n) | (1n << 33n) | (1n << 34n) | (1n << 29n) | (1n << 28n) | (1n << 15n);
+
+/** Wants everything there is; what it may have depends on its methods. */
+const ALL_PROTOCOL_FEATURES = (1n << 23n) - 1n;
 
 export class FakeTarget implements BackendTarget {
   readonly features: bigint = FAKE_FEATURES;
-  readonly protocolFeatures: bigint = BACKEND_PROTOCOL_FEATURES;
+  readonly protocolFeatures: bigint = ALL_PROTOCOL_FEATURES;
   readonly queueCount: number;
   readonly queueNum: number;
 
@@ -101,10 +104,75 @@ export class FakeTarget implements BackendTarget {
     return true;
   }
 
+  /* Opt-ins */
+
+  requests: FrontendRequests | null = null;
+  rarps: Uint8Array[] = [];
+  /** What `saveState` returns, and `loadState` got. */
+  deviceState: Uint8Array = Uint8Array.from({ length: 100_000 }, (_, i) => i * 7);
+  /** By name: what `sharedObject` hands out a duplicate of. */
+  readonly objects = new Map<string, Fd>();
+  readonly shmemRegions: readonly number[] = [0x10000, 0, 0x200000];
+  readonly cryptoSessions = new Set<bigint>();
+  socket: Fd | null = null;
+
+  sessionOpened(requests: FrontendRequests): void {
+    this.requests = requests;
+  }
+
+  async updateIotlb(entry: IotlbUpdate): Promise<void> {
+    this.calls.push(`updateIotlb ${entry.iova} ${entry.sizeBytes} ${entry.permissions}`);
+  }
+
+  async invalidateIotlb(iova: number, sizeBytes: number): Promise<void> {
+    this.calls.push(`invalidateIotlb ${iova} ${sizeBytes}`);
+  }
+
+  async resetDevice(): Promise<void> {
+    if (this.running.size > 0) throw new Error('the device is reset under a running ring');
+    this.calls.push('resetDevice');
+  }
+
+  async sendRarp(mac: Uint8Array): Promise<void> {
+    this.rarps.push(mac);
+  }
+
+  async saveState(): Promise<Uint8Array> {
+    return this.deviceState;
+  }
+
+  async loadState(state: Uint8Array): Promise<void> {
+    if (state.length === 0) throw new Error('there is nothing in it');
+    this.deviceState = state;
+  }
+
+  sharedObject(uuid: Uint8Array): Fd | null {
+    return this.objects.get(Buffer.from(uuid).toString('hex'))?.dup() ?? null;
+  }
+
+  async createCryptoSession(parameters: Uint8Array): Promise<Uint8Array> {
+    const id = BigInt(this.cryptoSessions.size + 1);
+    this.cryptoSessions.add(id);
+    const reply = parameters.slice();
+    new DataView(reply.buffer).setBigUint64(reply.length - 8, id, true);
+    return reply;
+  }
+
+  async closeCryptoSession(id: bigint): Promise<boolean> {
+    return this.cryptoSessions.delete(id);
+  }
+
+  setGpuSocket(socket: Fd): void {
+    this.socket?.close();
+    this.socket = socket;
+  }
+
   async sessionClosed(reason: Error | null): Promise<void> {
     this.running.clear();
     this.enabled.clear();
     this.table = null;
+    this.socket?.close();
+    this.socket = null;
     this.reasons.push(reason);
   }
 }

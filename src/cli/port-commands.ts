@@ -104,6 +104,7 @@ async function printPort(port: PortStatus): Promise<void> {
       'memory',
       port.memory ? `${port.memory.regions} regions, ${short(port.memory.bytes)} bytes` : '-',
     ],
+    ...sessionFacts(port.session),
     ...Object.entries(port.counters)
       .filter(([key, value]) => value !== 0 || ALWAYS_SHOWN.has(key))
       .map(([key, value]): [string, string] => [key, String(value)]),
@@ -124,6 +125,22 @@ async function printPort(port: PortStatus): Promise<void> {
     ...counters.map((name) => String(queue.counters[name] ?? 0)),
   ]);
   print(`\n${await table(columns, rows)}`);
+}
+
+/** What is not there is not shown; `--json` has all. */
+function sessionFacts(session: PortStatus['session']): [string, string][] {
+  if (session === null) return [];
+  const { log, iotlb, channel, postcopy, messages, refusals } = session;
+  const facts: [string, string][] = [['messages', `${messages}, ${refusals} refused`]];
+  if (log !== null) facts.push(['dirty log', log.active ? 'active' : 'shared, not active']);
+  if (iotlb !== null) {
+    const { entries, misses, updates, invalidations } = iotlb;
+    const text = `${entries} entries, ${misses} misses, ${updates} updates`;
+    facts.push(['iotlb', `${text}, ${invalidations} invalidations`]);
+  }
+  if (channel !== null) facts.push(['backend channel', `${channel.requests} requests`]);
+  if (postcopy !== 'none') facts.push(['postcopy', postcopy]);
+  return facts;
 }
 
 /** `callsSuppressed` to `CALLS SUPPRESSED`. */

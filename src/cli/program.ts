@@ -112,6 +112,7 @@ function addSwitch(program: Command): void {
     .option('--control <path>', 'socket of the control API (env VRING_CONTROL)')
     .option('--http <address>', 'also serve metrics and states here, such as 127.0.0.1:9100')
     .option('--check', 'check the configuration and end')
+    .option('--take-over', 'take the ports and guests of the switch that runs at --control')
     .option('--json', 'readiness and events as JSON lines on standard output')
     .option('-q, --quiet', 'no events')
     .addHelpText(
@@ -145,6 +146,7 @@ Ports:
     ],
     ['vring switch --config /etc/vring/switch.yaml', 'from a file'],
     ['vring switch --config switch.yaml --check', 'is the file right?'],
+    ['vring switch --take-over', 'a newer vring, guests stay'],
   ]);
 }
 

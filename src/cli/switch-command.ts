@@ -10,7 +10,9 @@ import {
   SwitchDaemon,
   type StartSwitch,
 } from '../daemon/index.ts';
+import type { HandedOver } from '../daemon/hand-over.ts';
 import type { SwitchConfig } from '../daemon/switch-types.ts';
+import { ApiClient } from './client.ts';
 import { complain, print, printable, printJson } from './output.ts';
 
 export type SwitchOptions = {
@@ -19,6 +21,7 @@ export type SwitchOptions = {
   readonly control?: string;
   readonly http?: string;
   readonly check?: boolean;
+  readonly takeOver?: boolean;
   readonly json?: boolean;
   readonly quiet?: boolean;
 };
@@ -63,17 +66,47 @@ export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch
     return 0;
   }
   const signal = nextSignal();
-  const daemon = await SwitchDaemon.start(config, startSwitch);
+  const daemon = options.takeOver
+    ? await takeOverRunning(options, config)
+    : await SwitchDaemon.start(config, startSwitch);
   if (!options.quiet) showEvents(daemon, options.json ?? false);
   const readiness = await daemon.readiness();
   if (options.json) printJson(readiness, 'line');
   else print(readinessLine(readiness));
 
-  const cause = await Promise.race([signal, daemon.failed]);
+  const cause = await Promise.race([signal, daemon.failed, daemon.handedOver]);
+  if (typeof cause === 'object' && 'pid' in cause) {
+    if (!options.quiet) complain(handedOverLine(cause));
+    return 0;
+  }
   if (cause instanceof Error) complain(`the data plane failed: ${cause.message}`);
   else if (!options.quiet) complain(`${cause}: ending`);
   await closeInTime(daemon);
   return cause instanceof Error ? 1 : 0;
+}
+
+/**
+ * Without a file and ports of its own, the successor runs with the configuration of its
+ * predecessor; `config` says then no more than where that one listens.
+ */
+async function takeOverRunning(options: SwitchOptions, config: SwitchConfig) {
+  const { takeOver } = await import('../daemon/take-over.ts');
+  const isNewer = options.config !== undefined || options.port !== undefined;
+  const client = new ApiClient(config.control.path);
+  const { daemon, pauseMs, predecessor } = await takeOver({
+    ask: (body) => client.json('/v1/hand-over', { method: 'POST', body }),
+    config: isNewer ? config : null,
+  });
+  if (!options.quiet) {
+    const { pid, version } = predecessor;
+    complain(`took over from process ${pid}, vring ${version}; pause ${pauseMs.toFixed(1)} ms`);
+  }
+  return daemon;
+}
+
+function handedOverLine({ pid, pauseMs }: HandedOver): string {
+  const pause = pauseMs === null ? 'it does not say how' : `pause ${pauseMs.toFixed(1)} ms`;
+  return `handed over to process ${pid}; ${pause}`;
 }
 
 function showEvents(daemon: SwitchDaemon, json: boolean): void {

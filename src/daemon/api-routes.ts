@@ -16,6 +16,7 @@ import {
 import { captureStream, eventStream, type EventRelay, type OpenStreams } from './api-stream.ts';
 import { parsePort, placed } from './config.ts';
 import type { Metrics } from './metrics.ts';
+import { type HandOverRequest, HandOverRequestSchema } from './hand-over-format.ts';
 import { resolveVlan } from './port-config.ts';
 import { PortInput, PortUpdateInput, portName } from './port-input.ts';
 import type { SwitchControl } from './switch-control.ts';
@@ -27,6 +28,8 @@ export type Call = {
   readonly metrics: Metrics;
   readonly version: Version;
   readonly relay: EventRelay;
+  /** Begins to hand the switch over; throws what it refuses. */
+  readonly handOver: (request: HandOverRequest) => void;
   readonly captures: OpenStreams;
   readonly followers: OpenStreams;
   /** Checked parts of the request. */
@@ -206,6 +209,24 @@ export const ROUTES: readonly Route[] = [
     summary: 'What is running.',
     answers: { 200: { description: 'Version.', schema: VersionSchema } },
     handle: ({ version }) => Response.json(version),
+  },
+  {
+    id: 'handOver',
+    method: 'POST',
+    path: '/v1/hand-over',
+    summary: 'Hands the switch over to the process that asks (vring switch --take-over).',
+    body: HandOverRequestSchema,
+    answers: { 202: { description: 'Begun; how it ends is an event.' } },
+    errors: [403, 409],
+    socketOnly: true,
+    handle({ handOver, body }) {
+      const parsed = HandOverRequestSchema.safeParse(body, { reportInput: true });
+      if (!parsed.success) {
+        throw new ConfigProblems(describeIssues(parsed.error.issues).map((p) => placed(p, null)));
+      }
+      handOver(parsed.data);
+      return new Response(null, { status: 202 });
+    },
   },
   {
     id: 'getMetrics',

@@ -41,6 +41,31 @@ const features = z.object({
   names: z.array(z.string()),
 });
 
+export const SessionStatusSchema = z
+  .object({
+    messages: z.int().min(0),
+    refusals: z.int().min(0),
+    log: z
+      .object({ bytes: z.int(), active: z.boolean() })
+      .nullable()
+      .meta({ description: 'Dirty log of a migration; null: the front-end shares none.' }),
+    iotlb: z
+      .object({
+        entries: z.int().min(0),
+        misses: z.int().min(0),
+        updates: z.int().min(0),
+        invalidations: z.int().min(0),
+      })
+      .nullable()
+      .meta({ description: 'null unless the driver is behind an IOMMU.' }),
+    channel: z
+      .object({ requests: z.int().min(0) })
+      .nullable()
+      .meta({ description: 'Requests to the front-end; null without a backend channel.' }),
+    postcopy: z.enum(['none', 'advised', 'listening']),
+  })
+  .meta({ id: 'SessionStatus' });
+
 export const PortStatusSchema = z
   .object({
     name: z.string(),
@@ -58,6 +83,7 @@ export const PortStatusSchema = z
     features: features.nullable(),
     protocolFeatures: features.nullable(),
     memory: z.object({ regions: z.int(), bytes: z.number() }).nullable(),
+    session: SessionStatusSchema.nullable(),
     queues: z.array(QueueStatusSchema),
     counters,
   })

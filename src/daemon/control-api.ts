@@ -41,7 +41,7 @@ export class ControlApi {
   readonly #controlPath: string;
   /** Where the control socket listens; null once it was handed over. */
   #listener: Fd | null = null;
-  #running: { control: SwitchControl; relay: EventRelay } | null = null;
+  #running: Pick<Call, 'control' | 'relay' | 'handOver'> | null = null;
   /** Address of the TCP listener, with the port that it got. */
   httpAddress: string | null = null;
 
@@ -76,15 +76,16 @@ export class ControlApi {
       }
       if (config.http) api.httpAddress = await listenHttp(api.#serve('tcp'), config.http);
     } catch (thrown) {
-      await api.close();
+      if (adopted === null) await api.close();
+      else await api.surrender();
       throw thrown;
     }
     return api;
   }
 
   /** From now on requests are about this switch. */
-  attach(control: SwitchControl): void {
-    this.#running = { control, relay: new EventRelay(control) };
+  attach(control: SwitchControl, handOver: Call['handOver'] = () => undefined): void {
+    this.#running = { control, relay: new EventRelay(control), handOver };
   }
 
   /** Captures and event streams that are open. */
@@ -125,7 +126,7 @@ export class ControlApi {
     );
   }
 
-  #attached(): { control: SwitchControl; relay: EventRelay } {
+  #attached(): Pick<Call, 'control' | 'relay' | 'handOver'> {
     if (this.#running) return this.#running;
     throw new ApiError(503, 'ERR_VRING_API_STARTING', 'the switch is starting; try again');
   }

@@ -143,6 +143,16 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
       features: isGuest ? { bits: '0x130008000', names: ['VIRTIO_NET_F_MRG_RXBUF'] } : null,
       protocolFeatures: null,
       memory: isGuest ? { regions: 1, bytes: 268435456 } : null,
+      session: isGuest
+        ? {
+            messages: 40,
+            refusals: 0,
+            log: { bytes: 8192, active: false },
+            iotlb: { entries: 12, misses: 15, updates: 15, invalidations: 3 },
+            channel: { requests: 15 },
+            postcopy: 'none',
+          }
+        : null,
       queues: isGuest
         ? ['receiveq1', 'transmitq1'].map((name, index) => ({ index, name, ...queue, counters }))
         : [],

@@ -1,7 +1,14 @@
 /** The table of metrics: name, meaning, labels, and where its samples come from. */
 import { readdirSync } from 'node:fs';
 import { dropOf } from './switch-control.ts';
-import type { MacEntry, PortState, PortStatus, QueueStatus, WorkerStatus } from './switch-types.ts';
+import type {
+  MacEntry,
+  PortState,
+  PortStatus,
+  QueueStatus,
+  SessionStatus,
+  WorkerStatus,
+} from './switch-types.ts';
 
 const STATES: readonly PortState[] = [
   'listening',
@@ -28,6 +35,16 @@ export type Metric = {
 /** One sample per port. */
 function perPort(read: (port: PortStatus) => number): Metric['read'] {
   return ({ ports }) => ports.map((port) => ({ labels: { port: port.name }, value: read(port) }));
+}
+
+/** One sample per port with a session that has the figure. */
+function perSession(read: (session: SessionStatus) => number | undefined): Metric['read'] {
+  return function* ({ ports }) {
+    for (const { name, session } of ports) {
+      const value = session === null ? undefined : read(session);
+      if (value !== undefined) yield { labels: { port: name }, value };
+    }
+  };
 }
 
 /** One sample per counter of a port that `pick` gives labels. */
@@ -116,6 +133,36 @@ export const COUNTERS: readonly Metric[] = [
       ),
   },
   {
+    name: 'vring_port_messages_total',
+    help: 'Messages of the front-end in its present session',
+    labels: PORT,
+    read: perSession((session) => session.messages),
+  },
+  {
+    name: 'vring_port_messages_refused_total',
+    help: 'Messages of them that were refused',
+    labels: PORT,
+    read: perSession((session) => session.refusals),
+  },
+  {
+    name: 'vring_port_iotlb_misses_total',
+    help: 'Translations that the front-end was asked for, where the driver is behind an IOMMU',
+    labels: PORT,
+    read: perSession((session) => session.iotlb?.misses),
+  },
+  {
+    name: 'vring_port_iotlb_updates_total',
+    help: 'Translations that it gave',
+    labels: PORT,
+    read: perSession((session) => session.iotlb?.updates),
+  },
+  {
+    name: 'vring_port_iotlb_invalidations_total',
+    help: 'Translations that it took back',
+    labels: PORT,
+    read: perSession((session) => session.iotlb?.invalidations),
+  },
+  {
     name: 'vring_port_sessions_total',
     help: 'Sessions of front-ends so far',
     labels: PORT,
@@ -202,6 +249,18 @@ export const GAUGES: readonly Metric[] = [
     help: 'Guest memory that is mapped for the port',
     labels: PORT,
     read: perPort((port) => port.memory?.bytes ?? 0),
+  },
+  {
+    name: 'vring_port_dirty_log_active',
+    help: '1 while pages that are written are logged for a migration',
+    labels: PORT,
+    read: perSession((session) => Number(session.log?.active ?? false)),
+  },
+  {
+    name: 'vring_port_iotlb_entries',
+    help: 'Translations that are known',
+    labels: PORT,
+    read: perSession((session) => session.iotlb?.entries),
   },
   {
     name: 'vring_queue_started',

@@ -1,5 +1,18 @@
 /** A switch as a process: configuration, data plane and control API, and how they end. */
+import { messageOf } from '../base/errors.ts';
+import type { Fd } from '../sys/index.ts';
+import { ApiError } from './api-error.ts';
 import { ControlApi } from './control-api.ts';
+import {
+  canHandOver,
+  connectSuccessor,
+  type HandedOver,
+  handOver,
+  hearReport,
+  sayFailed,
+} from './hand-over.ts';
+import { ERR_HAND_OVER } from './hand-over-channel.ts';
+import type { HandOverRequest } from './hand-over-format.ts';
 import type { SwitchControl } from './switch-control.ts';
 import type { PortStatus, SwitchConfig, SwitchEvent } from './switch-types.ts';
 
@@ -11,6 +24,10 @@ export class SwitchDaemon {
   readonly config: SwitchConfig;
   /** Resolves when the data plane ended by itself; a supervisor should start over. */
   readonly failed: Promise<Error>;
+  /** Resolves when another process has taken over: this one should `surrender` and end. */
+  readonly handedOver: Promise<HandedOver>;
+  #resolveHandedOver: (outcome: HandedOver) => void = () => undefined;
+  #handingOver = false;
   #closing: Promise<void> | null = null;
 
   private constructor(config: SwitchConfig, control: SwitchControl, api: ControlApi) {
@@ -18,6 +35,8 @@ export class SwitchDaemon {
     this.control = control;
     this.api = api;
     this.failed = new Promise((resolve) => control.on('error', resolve));
+    this.handedOver = new Promise((resolve) => (this.#resolveHandedOver = resolve));
+    api.attach(control, (request) => this.#handOver(request));
   }
 
   /**
@@ -28,12 +47,55 @@ export class SwitchDaemon {
     const api = await ControlApi.listen(config);
     try {
       const control = await startSwitch(config);
-      api.attach(control);
       return new SwitchDaemon(config, control, api);
     } catch (thrown) {
       await api.close();
       throw thrown;
     }
+  }
+
+  /** With a switch that took over from a predecessor, and its control socket. */
+  static async adopt(
+    config: SwitchConfig,
+    control: SwitchControl,
+    listener: Fd,
+  ): Promise<SwitchDaemon> {
+    return new SwitchDaemon(config, control, await ControlApi.listen(config, listener));
+  }
+
+  /** Begins to hand over; refuses at once what cannot be. How it ends is an event. */
+  #handOver(request: HandOverRequest): void {
+    const { control } = this;
+    if (!canHandOver(control)) {
+      throw new ApiError(409, ERR_HAND_OVER, 'this switch cannot be handed over');
+    }
+    if (this.#handingOver) {
+      const message = 'another process is taking over already; see the events';
+      throw new ApiError(409, 'ERR_VRING_HAND_OVER_BUSY', message);
+    }
+    const { channel, pid } = connectSuccessor(request);
+    this.#handingOver = true;
+    const who = `process ${pid}, vring ${request.version}`;
+    control.report('hand-over', `${who}, asks to take over`);
+    const run = async (): Promise<void> => {
+      try {
+        await handOver(channel, control, this.api.listener!);
+      } catch (thrown) {
+        this.#handingOver = false;
+        const text = messageOf(thrown);
+        control.report('hand-over-failed', `${who}, did not take over: ${text}; going on here`);
+        await sayFailed(channel, thrown);
+        channel.close();
+        return;
+      }
+      control.report('handed-over', `to ${who}; captures and event streams end`);
+      await this.api.surrender();
+      await control.surrender();
+      const pauseMs = await hearReport(channel);
+      channel.close();
+      this.#resolveHandedOver({ pid, pauseMs });
+    };
+    void control.exclusively(run);
   }
 
   /** What a supervisor waits for. */

@@ -7,6 +7,8 @@ import type { NetPortStatus } from '../devices/net/index.ts';
 import type { DataPlaneWorker } from '../runtime/data-plane-worker.ts';
 import type { PlaneEvent } from '../runtime/data-plane.ts';
 import type { MacTableEntry, PortSettings } from '../switch/index.ts';
+import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
+import type { PortPlan, PortFinal } from './hand-over-format.ts';
 import type { PortConfig, PortStatus, VlanConfig } from './switch-types.ts';
 
 /** What a port needs of the switch around it. */
@@ -21,9 +23,25 @@ export type PortContext = {
   readonly report: (kind: string, message: string) => void;
 };
 
+/** What a hand-over asks of a port; see hand-over.ts for the order. */
+export interface HandOverPort {
+  /** What a successor can prepare while the port runs. Descriptors are borrowed. */
+  plan(fds: SentFds): PortPlan;
+  /** The data plane stands still: lets go of rings and says what changed last. */
+  suspend(fds: SentFds): Promise<PortFinal>;
+  /** Undoes `suspend`; also what begins the work of a port that was restored. */
+  resume(): Promise<void>;
+  /** Lets go of everything without ending or removing it: it is a successor's. */
+  surrender(): Promise<void>;
+  /** Instead of `open`: with what a predecessor planned. The data plane stands still. */
+  adopt(plan: PortPlan, fds: ReceivedFds): Promise<void>;
+  /** With what changed last at the predecessor. */
+  restore(state: PortFinal, fds: ReceivedFds): Promise<void>;
+}
+
 export type PortReason = { readonly code: string; readonly message: string; readonly at: string };
 
-export interface SwitchPort {
+export interface SwitchPort extends HandOverPort {
   readonly config: PortConfig;
   readonly number: number;
   linkUp: boolean;

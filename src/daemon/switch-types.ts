@@ -80,6 +80,25 @@ export type QueueStatus = {
   readonly counters: Readonly<Record<string, number>>;
 };
 
+/** What of the vhost-user protocol the present session uses. */
+export type SessionStatus = {
+  /** Messages handled, and how many of them were refused. */
+  readonly messages: number;
+  readonly refusals: number;
+  /** Dirty log of a migration: null, the front-end shares none. */
+  readonly log: { readonly bytes: number; readonly active: boolean } | null;
+  /** Null unless the driver is behind an IOMMU. */
+  readonly iotlb: {
+    readonly entries: number;
+    readonly misses: number;
+    readonly updates: number;
+    readonly invalidations: number;
+  } | null;
+  /** Requests to the front-end so far; null without a backend channel. */
+  readonly channel: { readonly requests: number } | null;
+  readonly postcopy: 'none' | 'advised' | 'listening';
+};
+
 export type PortStatus = {
   readonly name: string;
   readonly kind: PortConfig['kind'];
@@ -94,6 +113,7 @@ export type PortStatus = {
   readonly features: { readonly bits: string; readonly names: readonly string[] } | null;
   readonly protocolFeatures: { readonly bits: string; readonly names: readonly string[] } | null;
   readonly memory: { readonly regions: number; readonly bytes: number } | null;
+  readonly session: SessionStatus | null;
   readonly queues: readonly QueueStatus[];
   /** rxFrames, rxBytes, txFrames, txBytes and drops by reason; rx is what the port sent us. */
   readonly counters: Readonly<Record<string, number>>;

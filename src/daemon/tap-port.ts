@@ -1,5 +1,5 @@
 import { VringError } from '../base/errors.ts';
-import type { AddTapPort, NetPortStatus } from '../devices/net/index.ts';
+import type { AddTapPort, LoadTapCounters, NetPortStatus } from '../devices/net/index.ts';
 import { PrivateMemory } from '../memory/index.ts';
 import type { Fd } from '../sys/fd.ts';
 import {
@@ -17,6 +17,8 @@ import {
   reasonOf,
   settingsOf,
 } from './switch-port.ts';
+import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
+import type { PortPlan, PortFinal } from './hand-over-format.ts';
 import type { PortStatus, TapPortConfig } from './switch-types.ts';
 
 /** An uplink to the host: a TAP interface, created if it is not there, gone with the port. */
@@ -27,6 +29,7 @@ export class TapPort implements SwitchPort {
   readonly #context: PortContext;
   #fd: Fd | null = null;
   #scratch: PrivateMemory | null = null;
+  #accepts = 0;
   /** Set once the host deleted the interface: the fd reads nothing any more, for good. */
   #gone: PortReason | null = null;
 
@@ -44,20 +47,72 @@ export class TapPort implements SwitchPort {
     const on = csum && tso;
     const wanted = { csum, tso4: on, tso6: on, ecn: on, ufo: false, uso: csum && uso };
     const { uso: kernelTakesUso } = setTapOffloads(fd.number, wanted);
-    this.#scratch = PrivateMemory.allocate(TAP_SCRATCH_BYTES);
     setInterfaceMtu(name, config.mtu);
     setInterfaceUp(name, true);
+    await this.#attach(fd, kernelTakesUso ? TAP_ACCEPTS_USO : TAP_ACCEPTS);
+    this.#context.report('port-up', `${config.name}: attached to ${name}`);
+  }
+
+  async #attach(fd: Fd, accepts: number): Promise<void> {
+    const { config } = this;
+    this.#accepts = accepts;
+    this.#scratch = PrivateMemory.allocate(TAP_SCRATCH_BYTES);
     const add: AddTapPort = {
       port: this.number,
       settings: settingsOf(config),
       fd: fd.number,
       scratchAt: this.#scratch.offset,
-      accepts: kernelTakesUso ? TAP_ACCEPTS_USO : TAP_ACCEPTS,
+      accepts,
       mtu: config.mtu,
       linkUp: this.linkUp,
     };
     await this.#context.worker.request('addTapPort', add);
-    this.#context.report('port-up', `${config.name}: attached to ${name}`);
+  }
+
+  plan(fds: SentFds): PortPlan {
+    const config = { ...this.config, vlan: this.#context.vlan() } as PortPlan['config'];
+    const tap = { fd: fds.add(this.#fd!), accepts: this.#accepts };
+    return { number: this.number, config, linkUp: this.linkUp, listener: null, tap, session: null };
+  }
+
+  /** The kernel keeps for the successor what nobody reads meanwhile. */
+  async suspend(): Promise<PortFinal> {
+    const status = { port: this.number };
+    const { counters } = await this.#context.worker.request<NetPortStatus>('portStatus', status);
+    return {
+      number: this.number,
+      sessions: 0,
+      reason: this.#gone,
+      device: null,
+      status: 0,
+      switchCounters: this.#context.switchCounters(),
+      tapCounters: counters,
+      session: null,
+    };
+  }
+
+  async resume(): Promise<void> {}
+
+  /** The interface stays: the successor has its queue, too. */
+  async surrender(): Promise<void> {
+    this.release();
+  }
+
+  async adopt(plan: PortPlan, fds: ReceivedFds): Promise<void> {
+    this.linkUp = plan.linkUp;
+    this.#fd = fds.take(plan.tap?.fd ?? -1, `the interface of port ${plan.config.name}`);
+    await this.#attach(this.#fd, plan.tap!.accepts);
+  }
+
+  async restore(state: PortFinal): Promise<void> {
+    this.#gone = state.reason;
+    const { tapCounters, switchCounters } = state;
+    const load: LoadTapCounters = {
+      port: this.number,
+      counters: tapCounters ?? {},
+      switchCounters,
+    };
+    await this.#context.worker.request('loadTapCounters', load);
   }
 
   async close(): Promise<void> {}
@@ -94,6 +149,7 @@ export class TapPort implements SwitchPort {
       features: null,
       protocolFeatures: null,
       memory: null,
+      session: null,
       queues: [],
     };
   }

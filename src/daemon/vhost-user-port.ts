@@ -1,4 +1,5 @@
 import { VringError } from '../base/errors.ts';
+import type { PortPlan, PortFinal } from './hand-over-format.ts';
 import { type AddNetPort, NetDevice, type NetPortStatus } from '../devices/net/index.ts';
 import { DeviceHost, type HostedVring, type PlaneEvent } from '../runtime/index.ts';
 import {
@@ -6,6 +7,7 @@ import {
   BackendListener,
   type EndpointEvent,
   type EndpointOptions,
+  type SessionState,
 } from '../vhost-user/index.ts';
 import { FAULT_MEMORY_GONE, FAULT_NOTIFY_BLOCKED } from '../virtqueue/faults.ts';
 import { parseMac } from '../wire/ethernet.ts';
@@ -13,6 +15,7 @@ import * as protocol from '../wire/vhost-user.ts';
 import { protocolFeatureNames } from '../wire/vhost-user.ts';
 import { VIRTIO_NET_MIN_MTU } from '../wire/virtio-net.ts';
 import { featureNames, featureSet, VIRTIO_ID_NET } from '../wire/virtio.ts';
+import { type AckedFeatures, featureChanges } from './feature-changes.ts';
 import { keepState, type StatefulPort } from './port-state.ts';
 import {
   type PortContext,
@@ -21,7 +24,13 @@ import {
   reasonOf,
   settingsOf,
 } from './switch-port.ts';
-import type { PortState, PortStatus, QueueStatus, VhostUserPortConfig } from './switch-types.ts';
+import type {
+  PortState,
+  PortStatus,
+  QueueStatus,
+  SessionStatus,
+  VhostUserPortConfig,
+} from './switch-types.ts';
 
 /**
  * Protocol features of a port; the session offers those that it implements. INFLIGHT_SHMFD is not
@@ -57,6 +66,8 @@ export class VhostUserPort implements SwitchPort {
   #mtu: number;
   #reason: PortReason | null = null;
   #wasUp = false;
+  /** What was acked when rings last ran. */
+  #acked: AckedFeatures | null = null;
 
   constructor(config: VhostUserPortConfig, context: PortContext) {
     this.config = config;
@@ -126,6 +137,26 @@ export class VhostUserPort implements SwitchPort {
 
   release(): void {}
 
+  plan(): PortPlan {
+    throw notYet();
+  }
+
+  async suspend(): Promise<PortFinal> {
+    throw notYet();
+  }
+
+  async resume(): Promise<void> {}
+
+  async surrender(): Promise<void> {}
+
+  async adopt(): Promise<void> {
+    throw notYet();
+  }
+
+  async restore(): Promise<void> {
+    throw notYet();
+  }
+
   async setLink(up: boolean): Promise<void> {
     this.linkUp = up;
     this.#device.linkUp = up;
@@ -191,6 +222,7 @@ export class VhostUserPort implements SwitchPort {
       protocolFeatures:
         protocol === null ? null : { bits: hex(protocol), names: protocolFeatureNames(protocol) },
       memory: state?.memory ?? null,
+      session: state && sessionStatus(state),
       queues: host.vrings
         .filter((vring) => vring.attached)
         .map((vring) => this.#queueStatus(vring, plane)),
@@ -234,10 +266,20 @@ export class VhostUserPort implements SwitchPort {
     if (up === this.#wasUp) return;
     this.#wasUp = up;
     if (up) this.#reason = null;
+    if (up) this.#compareFeatures();
     this.#context.report(
       up ? 'port-up' : 'port-down',
       up ? 'rings run' : `rings no longer run (${this.#state()})`,
     );
+  }
+
+  /** A front-end that returns with other features: what runs now may be slower, or newer. */
+  #compareFeatures(): void {
+    const now = { features: this.#host.acked, protocolFeatures: this.#host.ackedProtocol };
+    const changes = this.#acked === null ? [] : featureChanges(this.#acked, now);
+    this.#acked = now;
+    if (changes.length === 0) return;
+    this.#context.report('features-changed', `other features than before: ${changes.join(', ')}`);
   }
 
   #endpointEvent(event: EndpointEvent): void {
@@ -291,6 +333,27 @@ const OFFENCES: ReadonlyMap<number, readonly [code: string, did: string]> = new 
 
 function runs(vring: HostedVring): boolean {
   return vring.attached && vring.enabled;
+}
+
+function sessionStatus(state: SessionState): SessionStatus {
+  const { messages, refusals, log, iotlb, channel, postcopy } = state;
+  return {
+    messages,
+    refusals,
+    log,
+    iotlb: iotlb && {
+      entries: iotlb.entries,
+      misses: iotlb.misses,
+      updates: iotlb.updates,
+      invalidations: iotlb.invalidations,
+    },
+    channel: channel && { requests: channel.requests },
+    postcopy,
+  };
+}
+
+function notYet(): VringError {
+  return new VringError('ERR_VRING_HAND_OVER', 'sessions of guests cannot be handed over');
 }
 
 function hex(bits: bigint): string {

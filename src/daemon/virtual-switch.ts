@@ -3,6 +3,7 @@
  * forwards between them. What the daemon wraps in an API and the CLI in commands.
  */
 import { EventEmitter } from 'node:events';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { VringError } from '../base/errors.ts';
 import { MAX_PORTS } from '../base/limits.ts';
 import { CaptureStream } from '../capture/index.ts';
@@ -22,6 +23,14 @@ import {
   SWITCH_SCRATCH_BYTES,
 } from '../switch/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
+import type { Fd } from '../sys/index.ts';
+import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
+import {
+  type HandOverPlan,
+  type HandOverState,
+  monotonicMs,
+  type PortPlan,
+} from './hand-over-format.ts';
 import { portCounters } from './port-counters.ts';
 import {
   ERR_CAPTURE_BUSY,
@@ -42,6 +51,7 @@ import type {
   WorkerStatus,
 } from './switch-types.ts';
 import { TapPort } from './tap-port.ts';
+import { VERSION } from './version.ts';
 import { VhostUserPort } from './vhost-user-port.ts';
 
 /** Events kept for `events()`. */
@@ -49,7 +59,11 @@ const EVENTS_MAX = 1000;
 
 type Entry = { readonly port: SwitchPort; vlan: VlanConfig };
 
+/** What a session that does not let go of its rings may cost a hand-over that fails, ms. */
+const RESUME_PATIENCE_MS = 1000;
+
 export class VirtualSwitch extends EventEmitter implements SwitchControl {
+  readonly #config: SwitchConfig;
   readonly #worker: DataPlaneWorker;
   readonly #macTable: MacTable;
   readonly #counters: Float64Array<SharedArrayBuffer>;
@@ -60,9 +74,11 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   /** Changes of the set of ports happen one after the other. */
   #changes: Promise<unknown> = Promise.resolve();
   #closed = false;
+  #suspending: Promise<unknown> = Promise.resolve();
 
   private constructor(config: SwitchConfig) {
     super();
+    this.#config = config;
     const { ageingSeconds, limit } = config.mac;
     this.#macTable = MacTable.create({ ageingSeconds, capacity: limit });
     this.#counters = new Float64Array(new SharedArrayBuffer(COUNTERS_BYTES));
@@ -94,6 +110,93 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       await self.close();
       throw error;
     }
+  }
+
+  /**
+   * Builds what a predecessor planned, beside it: ports that stand still until `resume`.
+   * @throws VringError; everything is let go of then, and nothing ended.
+   */
+  static async adopt(
+    config: SwitchConfig,
+    plans: readonly PortPlan[],
+    events: readonly SwitchEvent[],
+    fds: ReceivedFds,
+  ): Promise<VirtualSwitch> {
+    const self = new VirtualSwitch(config);
+    try {
+      self.#events.push(...events);
+      await self.#worker.request('suspend', undefined);
+      for (const plan of plans) {
+        while (self.#entries.length <= plan.number) self.#entries.push(null);
+        const port = self.#create(plan.config, plan.number);
+        self.#entries[plan.number] = { port, vlan: plan.config.vlan };
+        await port.adopt(plan, fds);
+      }
+      return self;
+    } catch (error) {
+      await self.surrender();
+      throw error;
+    }
+  }
+
+  /** With what changed last at the predecessor. */
+  async restore(state: HandOverState, macs: Uint8Array, fds: ReceivedFds): Promise<void> {
+    const words = new Int32Array(macs.length >> 2);
+    new Uint8Array(words.buffer).set(macs.subarray(0, words.byteLength));
+    await this.#worker.request('learnMacs', words);
+    await Promise.all(
+      state.ports.map((each) => this.#entries[each.number]?.port.restore(each, fds)),
+    );
+  }
+
+  plan(fds: SentFds, control: Fd): HandOverPlan {
+    const { mac, spinMicroseconds, control: own, http } = this.#config;
+    return {
+      version: VERSION,
+      pid: process.pid,
+      config: { control: own, http, mac, spinMicroseconds },
+      control: fds.add(control),
+      ports: this.#ports().map((port) => port.plan(fds)),
+      events: this.events(),
+    };
+  }
+
+  /** Stands still: first the data plane, so that no frame finds its way half open. */
+  async suspend(fds: SentFds): Promise<{ state: HandOverState; macs: Uint8Array }> {
+    const stoppedAtMs = monotonicMs();
+    await this.#worker.request('suspend', undefined);
+    const ports = this.#ports().map((port) => port.suspend(fds));
+    this.#suspending = Promise.allSettled(ports);
+    const state = { stoppedAtMs, ports: await Promise.all(ports) };
+    const words = this.#macTable.snapshot();
+    return { state, macs: new Uint8Array(words.buffer) };
+  }
+
+  /** Goes on after `suspend`, or begins after `restore`. */
+  async resume(): Promise<void> {
+    const patience = sleep(RESUME_PATIENCE_MS, undefined, { ref: false });
+    await Promise.race([this.#suspending, patience]);
+    await Promise.allSettled(this.#ports().map((port) => port.resume()));
+    await this.#worker.request('resume', undefined);
+  }
+
+  /** Ends without ending anything: sessions, sockets and interfaces are a successor's. */
+  async surrender(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    for (const capture of this.#captures.values()) capture.close();
+    await Promise.allSettled(this.#ports().map((port) => port.surrender()));
+    await this.#worker.close();
+    this.#scratch.close();
+  }
+
+  /** Runs while no port is added, removed or changed. */
+  exclusively<T>(work: () => Promise<T>): Promise<T> {
+    return this.#exclusively(work);
+  }
+
+  report(kind: string, message: string): void {
+    this.#report(kind, null, message);
   }
 
   addPort(config: PortConfig): Promise<PortStatus> {
@@ -217,6 +320,10 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     }
   }
 
+  #ports(): SwitchPort[] {
+    return this.#entries.flatMap((entry) => entry?.port ?? []);
+  }
+
   #create(config: PortConfig, number: number): SwitchPort {
     const context: PortContext = {
       worker: this.#worker,
@@ -284,7 +391,11 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     if (this.#closed) {
       return Promise.reject(new VringError('ERR_VRING_CLOSED', 'the switch was closed'));
     }
-    const done = this.#changes.then(change, change);
+    const start = (): Promise<T> => {
+      if (this.#closed) throw new VringError('ERR_VRING_CLOSED', 'the switch was closed');
+      return change();
+    };
+    const done = this.#changes.then(start, start);
     this.#changes = done.catch(() => undefined);
     return done;
   }

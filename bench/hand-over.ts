@@ -1,0 +1,73 @@
+/**
+ * `npm run bench:hand-over`: how long guests wait while a switch is handed to a new process. From
+ * the moment when the old process's data plane stands still to the moment when the new one's
+ * rings run, as the new process says; both read CLOCK_MONOTONIC. Frames flow between two ports
+ * meanwhile, and none may be lost.
+ *
+ *   npm run bench:hand-over -- --count 20 --ports 16
+ */
+import { parseArgs } from 'node:util';
+import { runTraffic } from '../src/guest/index.ts';
+import { Scratch, sleep } from '../test/peers/scratch.ts';
+import { Host, macOf, VringProcess } from '../test/peers/software-guest.ts';
+import { startSwitch } from '../test/peers/switch.ts';
+import { machineFacts } from './machine.ts';
+import { summarize } from './statistics.ts';
+
+const { values: options } = parseArgs({
+  options: {
+    count: { type: 'string', default: '20' },
+    ports: { type: 'string', default: '4' },
+    rate: { type: 'string', default: '5000' },
+  },
+});
+
+async function main(): Promise<void> {
+  const [count, ports, rate] = [options.count, options.ports, options.rate].map(Number) as [
+    number,
+    number,
+    number,
+  ];
+  for (const [key, value] of Object.entries(machineFacts())) {
+    console.log(`${key.padEnd(12)} ${value}`);
+  }
+  await using scratch = new Scratch();
+  const names = Array.from({ length: ports }, (_, i) => `p${i + 1}`);
+  const vswitch = await startSwitch(scratch, Object.fromEntries(names.map((name) => [name, ''])));
+  const hosts: Host[] = [];
+  for (const [i, name] of names.entries()) {
+    const notify = i < 2 ? ({ ringSize: 1024, notify: 'manual' } as const) : {};
+    const form = { packed: i % 2 === 0, ...notify };
+    hosts.push(scratch.own(await Host.join(scratch.path(name), i + 1, form)));
+  }
+  const stop = new AbortController();
+  hosts[1]!.guest.announce();
+  const sink = runTraffic({ guest: hosts[1]!.guest, signal: stop.signal });
+  const send = { sizeBytes: 200, targetMac: macOf(2), rate };
+  const stopSender = new AbortController();
+  const sender = runTraffic({ guest: hosts[0]!.guest, generate: send, signal: stopSender.signal });
+
+  const pauses: number[] = [];
+  for (let i = 0; i < count; i++) {
+    const args = ['switch', '--take-over', '--control', vswitch.control];
+    const next = scratch.own(new VringProcess(...args));
+    await next.says(/ready: /);
+    const pauseMs = Number(/pause ([\d.]+) ms/.exec(next.err)?.[1] ?? Number.NaN);
+    pauses.push(pauseMs);
+    process.stdout.write(`${pauseMs.toFixed(1)} `);
+  }
+  stopSender.abort();
+  await sender;
+  await sleep(300);
+  stop.abort();
+  const { records } = await sink;
+  const { median, min, max } = summarize(pauses);
+  const [low, middle, high] = [min, median, max].map((ms) => ms.toFixed(1));
+  console.log(`\n${count} hand-overs of ${ports} ports, ${rate} frames/s`);
+  console.log(`pause: median ${middle} ms, least ${low} ms, most ${high} ms`);
+  console.log(
+    `frames: ${records.good} received, ${records.lost} lost, ${records.repeated} doubled`,
+  );
+}
+
+await main();

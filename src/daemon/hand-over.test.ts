@@ -1,0 +1,198 @@
+/** The giving side of a hand-over: until the commit, whatever fails, it goes on. */
+import { deepEqual, equal, rejects, throws } from 'node:assert/strict';
+import { test } from 'node:test';
+import { createEventfd, type Fd, socketPair } from '../sys/index.ts';
+import { ConfigError, VringError } from '../base/errors.ts';
+import {
+  connectSuccessor,
+  expect,
+  handOver,
+  type HandOverSource,
+  hearReport,
+  sayFailed,
+} from './hand-over.ts';
+import { HAND_OVER_FORMAT, HandOverChannel, type SentFds } from './hand-over-channel.ts';
+import { mergeConfig } from './hand-over-config.ts';
+import {
+  type HandOverPlan,
+  HandOverPlanSchema,
+  HandOverStateSchema,
+  parseBody,
+} from './hand-over-format.ts';
+import type { SwitchConfig, VhostUserPortConfig } from './switch-types.ts';
+
+const CONFIG = {
+  control: { path: '/run/a.sock', mode: 0o660, owner: null },
+  http: null,
+  mac: { ageingSeconds: 300, limit: 100 },
+  spinMicroseconds: 50,
+};
+const VM: VhostUserPortConfig = {
+  name: 'vm0',
+  kind: 'vhost-user',
+  path: '/run/vm0.sock',
+  mode: 'server',
+  socketOwner: null,
+  socketMode: 0o660,
+  queuePairs: 1,
+  mac: null,
+  packed: true,
+  mrgRxbuf: true,
+  iommu: false,
+  vlan: { mode: 'access', vid: 1 },
+  offload: { csum: true, tso: true, uso: true },
+  mtu: 1500,
+  reflect: false,
+  macLimit: 1024,
+};
+
+function planOf(fds: SentFds, control: Fd): HandOverPlan {
+  const config = VM as HandOverPlan['ports'][number]['config'];
+  const port = { number: 0, config, linkUp: true, listener: null, tap: null, session: null };
+  return {
+    version: '1',
+    pid: 1,
+    config: CONFIG,
+    control: fds.add(control),
+    ports: [port],
+    events: [],
+  };
+}
+
+/** A switch that says what it was asked, and a channel to it. */
+function fixture(broken: Partial<HandOverSource> = {}) {
+  const [near, far] = socketPair();
+  const calls: string[] = [];
+  const control = createEventfd('control');
+  const source: HandOverSource = {
+    plan: planOf,
+    suspend: async () => {
+      calls.push('suspend');
+      return { state: { stoppedAtMs: 5, ports: [] }, macs: Uint8Array.of(1, 2, 3, 4) };
+    },
+    resume: async () => void calls.push('resume'),
+    surrender: async () => void calls.push('surrender'),
+    exclusively: (work) => work(),
+    report: () => undefined,
+    ...broken,
+  };
+  const old = new HandOverChannel(near);
+  const successor = new HandOverChannel(far);
+  const outcome = handOver(old, source, control);
+  outcome.catch(() => undefined);
+  const close = () => (old.close(), successor.close(), control.close());
+  return { calls, old, successor, outcome, close };
+}
+
+test('a successor that does its part gets the switch', async (t) => {
+  const { calls, old, successor, outcome, close } = fixture();
+  t.after(close);
+  const prepared = await expect(successor, 'prepare', 1000);
+  const plan = parseBody(HandOverPlanSchema, 'prepare', prepared.body);
+  equal(plan.ports[0]!.config.name, 'vm0');
+  prepared.fds.take(plan.control, 'the control socket').close();
+  deepEqual(calls, [], 'it serves on while the successor prepares');
+  await successor.send('ready', null);
+  const last = await expect(successor, 'switch', 1000);
+  equal(parseBody(HandOverStateSchema, 'switch', last.body).stoppedAtMs, 5);
+  deepEqual(last.blob, Uint8Array.of(1, 2, 3, 4));
+  await successor.send('restored', null);
+  await expect(successor, 'commit', 1000);
+  await outcome;
+  deepEqual(calls, ['suspend']);
+  await successor.send('running', { pauseMs: 3.5 });
+  equal(await hearReport(old), 3.5);
+});
+
+test('a successor that cannot prepare leaves the switch alone', async (t) => {
+  const { calls, successor, outcome, close } = fixture();
+  t.after(close);
+  await expect(successor, 'prepare', 1000);
+  await sayFailed(successor, new ConfigError('ports vm0.queuePairs', 'is 2 and was 1'));
+  await rejects(outcome, { code: 'ERR_VRING_CONFIG', message: /queuePairs: is 2 and was 1/ });
+  deepEqual(calls, []);
+});
+
+test('whatever fails while nobody serves, the switch goes on', async (t) => {
+  const until = async (kind: string) => {
+    const made = fixture();
+    t.after(made.close);
+    (await expect(made.successor, 'prepare', 1000)).fds.close();
+    if (kind === 'prepare') return made;
+    await made.successor.send('ready', null);
+    await expect(made.successor, 'switch', 1000);
+    return made;
+  };
+  const dead = await until('switch');
+  dead.successor.close();
+  await rejects(dead.outcome, /the other process is gone/);
+  deepEqual(dead.calls, ['suspend', 'resume']);
+
+  const failing = await until('switch');
+  await sayFailed(failing.successor, new VringError('ERR_VRING_MEMORY_FD', 'region 1: no'));
+  await rejects(failing.outcome, { code: 'ERR_VRING_MEMORY_FD', message: 'region 1: no' });
+  deepEqual(failing.calls, ['suspend', 'resume']);
+
+  const confused = await until('switch');
+  await confused.successor.send('ready', null);
+  await rejects(confused.outcome, /"ready" came, expected "restored"/);
+  deepEqual(confused.calls, ['suspend', 'resume']);
+
+  const early = await until('prepare');
+  early.successor.close();
+  await rejects(early.outcome, /gone/);
+  deepEqual(early.calls, []);
+});
+
+test('a switch that cannot stand still goes on, and says so', async (t) => {
+  const suspend = (): never => {
+    throw new VringError('ERR_VRING_WORKER', 'the worker ended');
+  };
+  const { calls, old, successor, outcome, close } = fixture({ suspend });
+  t.after(close);
+  (await expect(successor, 'prepare', 1000)).fds.close();
+  await successor.send('ready', null);
+  await rejects(outcome, /the worker ended/);
+  deepEqual(calls, ['resume']);
+  await sayFailed(old, await outcome.catch((error: unknown) => error));
+  await rejects(expect(successor, 'switch', 1000), { code: 'ERR_VRING_WORKER' });
+});
+
+test('another format is refused before anything is connected', () => {
+  const request = { socket: '/nowhere', format: HAND_OVER_FORMAT + 1, version: '9.9' };
+  throws(() => connectSuccessor(request), {
+    code: 'ERR_VRING_HAND_OVER_FORMAT',
+    message: /vring 9\.9: .*format 2, this one knows 1/,
+  });
+  throws(() => connectSuccessor({ ...request, format: HAND_OVER_FORMAT }), /ENOENT/);
+});
+
+test('a newer configuration keeps what runs, adds what is new, and may not change a device', () => {
+  const control = createEventfd('control');
+  const plan = planOf({ add: () => 0 } as unknown as SentFds, control);
+  control.close();
+  const newer: SwitchConfig = {
+    ...CONFIG,
+    spinMicroseconds: 10,
+    ports: [
+      { ...VM, vlan: { mode: 'access', vid: 7 }, socketMode: 0o600 },
+      { ...VM, name: 'vm1', path: '/run/vm1.sock' },
+    ],
+  };
+  const merged = mergeConfig(plan, newer);
+  equal(merged.config.spinMicroseconds, 10);
+  deepEqual(merged.taken[0]!.config.vlan, { mode: 'access', vid: 7 });
+  deepEqual(
+    merged.added.map(({ name }) => name),
+    ['vm1'],
+  );
+  deepEqual(mergeConfig(plan, null).taken, plan.ports);
+  const kept = mergeConfig(plan, { ...newer, ports: [] });
+  deepEqual([kept.taken.length, kept.added.length], [1, 0], 'no file ends a guest');
+  const changed = { ...newer, ports: [{ ...VM, queuePairs: 2 }] };
+  throws(() => mergeConfig(plan, changed), /ports vm0.queuePairs: is 2 and was 1/);
+});
+
+test('a plan that is none is refused with the place', () => {
+  throws(() => parseBody(HandOverPlanSchema, 'prepare', { version: 1 }), /"prepare": version: /);
+});

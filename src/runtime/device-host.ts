@@ -152,6 +152,7 @@ export class DeviceHost implements BackendTarget {
         descOffset: vring.descOffset,
         availOffset: vring.availOffset,
         usedOffset: vring.usedOffset,
+        bigEndian: vring.bigEndian,
       },
       map: vring.map,
       regions: this.#regionsOf(vring),
@@ -218,7 +219,7 @@ export class DeviceHost implements BackendTarget {
     return this.#options.onMtu(mtu);
   }
 
-  /** All memory that the worker touches for a ring: it retains it, and looks whether it is there. */
+  /** All memory that the worker touches for a ring: it retains it, and sees when it is gone. */
   #regionsOf(vring: StartVring): number[] {
     const regions = [...(this.#memory?.handles() ?? [])];
     if (vring.log !== null) regions.push(vring.log.handle);

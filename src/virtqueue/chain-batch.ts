@@ -1,5 +1,6 @@
 import { assert } from '../base/assert.ts';
 import { BATCH, BATCH_SEGMENTS } from '../base/limits.ts';
+import { fillRows } from './chain-segments.hot.ts';
 
 /** Distance of two columns in `ChainBatch.rows`, in words; also the largest capacity. */
 export const ROW_STRIDE = 256;
@@ -87,4 +88,35 @@ export class ChainBatch {
     this.segOffset = new Float64Array(segCapacity);
     this.segLen = new Int32Array(segCapacity);
   }
+}
+
+/**
+ * Appends row `row` of `from` to `to`, for a device that finishes requests later and in another
+ * order: `putUsed` takes the copy as well. False: no room.
+ */
+export function keepChain(from: ChainBatch, row: number, to: ChainBatch): boolean {
+  if (from.unfilled !== 0) fillRows(from, from.count);
+  const segs = from.readSegs[row]! + from.writeSegs[row]!;
+  const at = to.count;
+  if (at === to.capacity || to.segments + segs > to.segCapacity) return false;
+  const first = from.segFirst[row]!;
+  for (let s = 0; s < segs; s++) {
+    to.segOffset[to.segments + s] = from.segOffset[first + s]!;
+    to.segLen[to.segments + s] = from.segLen[first + s]!;
+  }
+  for (let column = 0; column < COLUMNS; column++) {
+    to.rows[at + column * ROW_STRIDE] = from.rows[row + column * ROW_STRIDE]!;
+  }
+  to.segFirst[at] = to.segments;
+  to.segments += segs;
+  to.count++;
+  to.uniform = 0;
+  to.unfilled = 0;
+  return true;
+}
+
+/** For what `keepChain` filled. */
+export function clearBatch(batch: ChainBatch): void {
+  batch.count = 0;
+  batch.segments = 0;
 }

@@ -81,7 +81,10 @@ function rollBack(q: DeviceQueue, entries: number): void {
     const word = Atomics.load(q.desc, 4 * oldUsed + 3);
     const available = oldWrap === 1 ? AVAIL_BIT : USED_BIT;
     const published = (word & (AVAIL_BIT | USED_BIT)) !== available;
-    if (!published) [used, wrap, freeHead] = [oldUsed, oldWrap, oldFreeHead];
+    if (!published) {
+      unuse(q, oldUsed, oldWrap, used, wrap);
+      [used, wrap, freeHead] = [oldUsed, oldWrap, oldFreeHead];
+    }
   } else {
     freeHead = oldFreeHead;
   }
@@ -91,6 +94,20 @@ function rollBack(q: DeviceQueue, entries: number): void {
   state.freeHead = freeHead;
   q.nextUsed = used;
   q.usedWrap = wrap;
+}
+
+/**
+ * Takes back what a batch wrote behind its first descriptor, which was to publish it: another batch
+ * may be shorter, and the driver would find the old one's used descriptors behind it.
+ */
+function unuse(q: DeviceQueue, from: number, fromWrap: number, to: number, toWrap: number): void {
+  let [slot, wrap] = [from, fromWrap];
+  do {
+    const at = 4 * slot + 3;
+    const state = wrap === 1 ? AVAIL_BIT : USED_BIT;
+    Atomics.store(q.desc, at, (q.desc[at]! & ~(AVAIL_BIT | USED_BIT)) | state);
+    if (++slot === q.size) [slot, wrap] = [0, wrap ^ 1];
+  } while (slot !== to || wrap !== toWrap);
 }
 
 /** Counts the free entries; what is marked among them is a chain that was half noted. */

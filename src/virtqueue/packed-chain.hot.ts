@@ -34,8 +34,8 @@ const LEN = 20;
 const ADDR = 24;
 
 /**
- * One chain of any shape into row `row`: a list, or one indirect table. Returns 0, NO_ROOM, DRAINED,
- * MISSED or a fault.
+ * One chain of any shape into row `row`: a list, or one indirect table. Returns 0, NO_ROOM,
+ * DRAINED, MISSED or a fault.
  */
 export function takeChain(q: DeviceQueue, batch: ChainBatch, row: number): number {
   const { arena, size } = q;

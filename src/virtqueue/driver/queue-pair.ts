@@ -1,7 +1,7 @@
 import type { AddressMap } from '../../memory/address-map.ts';
 import { ringLayout } from '../../wire/virtio.ts';
 import { PACKED_BASE_FRESH } from '../../wire/virtio.ts';
-import { DeviceQueue } from '../device-queue.ts';
+import { DeviceQueue, type QueueExtras } from '../device-queue.ts';
 import { DriverQueue, tableBytes, type DriverConfig } from './driver-queue.ts';
 
 export type QueuePairOptions = {
@@ -16,6 +16,8 @@ export type QueuePairOptions = {
   readonly tableEntries?: number;
   /** Memory to use instead of an ArrayBuffer of its own: its start, size and where it begins. */
   readonly memory?: { readonly buffer: ArrayBufferLike; readonly offset: number };
+  /** Of the device: a dirty log, an inflight region. */
+  readonly extras?: QueueExtras;
 };
 
 /** Where the guest sees its memory: above 4 GiB, so that both address words matter. */
@@ -45,6 +47,7 @@ export class QueuePair {
   /** GPA of the first byte for buffers, and how many there are. */
   readonly dataGpa: number;
   readonly dataBytes: number;
+  readonly #extras: QueueExtras;
 
   constructor(options: QueuePairOptions) {
     const { size, packed = false, memory } = options;
@@ -76,6 +79,7 @@ export class QueuePair {
     const dataAt = tablesAt + tableBytes(size, entries);
     this.dataGpa = PAIR_BASE_GPA + dataAt;
     this.dataBytes = sizeBytes - dataAt;
+    this.#extras = options.extras ?? {};
     this.driver = new DriverQueue(this.config, this.buffer);
     this.device = this.#attach(packed ? PACKED_BASE_FRESH : 0);
   }
@@ -86,6 +90,6 @@ export class QueuePair {
   }
 
   #attach(base: number): DeviceQueue {
-    return new DeviceQueue({ ...this.config, base }, this.map, this.buffer);
+    return new DeviceQueue({ ...this.config, base }, this.map, this.buffer, this.#extras);
   }
 }

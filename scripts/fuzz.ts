@@ -1,28 +1,39 @@
 /**
  * `npm run fuzz`: the fuzzers, for as long as asked.
  *
- *   npm run fuzz                          every fuzzer for 60 seconds
- *   npm run fuzz -- --seconds 3600 queue  one of them for an hour
- *   npm run fuzz -- --seed 42 session     again with the seed that was printed
+ *   npm run fuzz                             every fuzzer for 60 seconds
+ *   npm run fuzz -- --minutes 60 session     one of them for an hour
+ *   npm run fuzz -- --seed 42 session        again with the seed that was printed
+ *   npm run fuzz -- --seed 42 --only-iteration 1234 session    the one that failed, alone
  *
  * Each `src/<folder>/<name>.fuzz.ts` exports `fuzz({ seconds, seed })`, which throws when an
- * invariant is broken. `npm test` runs each for half a minute with a fresh seed.
+ * invariant is broken and names seed and iteration. `npm test` runs each for half a minute with a
+ * fresh seed.
  */
 import { globSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { parseArgs } from 'node:util';
 
-type Fuzzer = (options: { seconds: number; seed: number }) => Promise<unknown>;
+type FuzzerOptions = {
+  seconds: number;
+  seed: number;
+  onlyIteration?: number;
+  onProgress?: (iteration: number) => void;
+};
+type Fuzzer = (options: FuzzerOptions) => Promise<unknown>;
 
 const ROOT = join(import.meta.dirname, '..');
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     seconds: { type: 'string', default: '60' },
+    minutes: { type: 'string' },
     seed: { type: 'string' },
+    'only-iteration': { type: 'string' },
   },
 });
-const seconds = Number(values.seconds);
+const seconds = values.minutes === undefined ? Number(values.seconds) : Number(values.minutes) * 60;
+const only = values['only-iteration'];
 const seed = values.seed === undefined ? (Math.random() * 2 ** 31) | 0 : Number(values.seed);
 const names = new Map(
   globSync('src/**/*.fuzz.ts', { cwd: ROOT }).map((file) => [basename(file, '.fuzz.ts'), file]),
@@ -34,12 +45,24 @@ for (const name of wanted) {
     process.exit(2);
   }
 }
-if (!(seconds > 0) || !Number.isInteger(seed)) {
-  process.stderr.write('--seconds takes a positive number, --seed a whole number\n');
+if (!(seconds > 0) || !Number.isInteger(seed) || !Number.isInteger(Number(only ?? 0))) {
+  const text =
+    '--seconds and --minutes take a positive number, --seed and --only-iteration a whole';
+  process.stderr.write(`${text} one\n`);
   process.exit(2);
 }
 for (const name of wanted) {
   process.stdout.write(`${name}: seed ${seed}, ${seconds} s\n`);
   const { fuzz } = (await import(join(ROOT, names.get(name) as string))) as { fuzz: Fuzzer };
-  process.stdout.write(`${name}: ${JSON.stringify(await fuzz({ seconds, seed }))}\n`);
+  const start = performance.now();
+  const result = await fuzz({
+    seconds,
+    seed,
+    ...(only === undefined ? {} : { onlyIteration: Number(only) }),
+    onProgress(iteration) {
+      const elapsed = ((performance.now() - start) / 60_000).toFixed(0);
+      process.stdout.write(`${name}: ${elapsed} min, iteration ${iteration}\n`);
+    },
+  });
+  process.stdout.write(`${name}: ${JSON.stringify(result)}\n`);
 }

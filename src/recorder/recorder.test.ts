@@ -26,12 +26,13 @@ import {
   conversation,
   ConversationFds,
   memTable,
+  ORDINARY_PROTOCOL_FEATURES,
   region,
   ringAddr,
 } from '../vhost-user/testing/conversation.ts';
 import { FakeTarget } from '../vhost-user/testing/fake-target.ts';
 import { encodeMessage, RawPeer, u64 } from '../vhost-user/testing/raw-peer.ts';
-import { BACKEND_PROTOCOL_FEATURES, BackendListener } from '../vhost-user/index.ts';
+import { BackendListener } from '../vhost-user/index.ts';
 import * as wire from '../wire/vhost-user.ts';
 import type { MessageEvent, RecordedEvent } from './recorded-event.ts';
 import { Recorder } from './recorder.ts';
@@ -123,7 +124,7 @@ test('a normal session passes and is written down, field by field, with replies 
   const events = await record({}, async () => {
     for (let session = 0; session < 2; session++) {
       const peer = new RawPeer(connectUnix(socket));
-      for (const step of conversation(fds, BACKEND_PROTOCOL_FEATURES)) {
+      for (const step of conversation(fds, ORDINARY_PROTOCOL_FEATURES)) {
         await peer.sendRaw(step.bytes, step.fds);
         assert.ok(await peer.reply());
       }
@@ -141,7 +142,7 @@ test('a normal session passes and is written down, field by field, with replies 
   assert.deepEqual([...new Set(events.map(({ session }) => session))], [1, 2]);
   const messages = messagesOf(events.filter(({ session }) => session === 1));
   const requests = messages.filter(({ kind }) => kind === 'request');
-  const sent = conversation(fds, BACKEND_PROTOCOL_FEATURES);
+  const sent = conversation(fds, ORDINARY_PROTOCOL_FEATURES);
   assert.deepEqual(
     requests.map(({ hex }) => hex),
     sent.map(({ bytes }) => Buffer.from(bytes).toString('hex')),

@@ -1,283 +1,184 @@
 /**
- * Fuzzes the back-end session: normal conversations with mutations, and plain noise with fds.
- * Whatever comes, the process survives, the session ends, no fd and no mapping is left, and
- * the next session works.
+ * Fuzzes the back-end session with conversations that are generated from the table: what is legal
+ * now, by its gates and rules, with fds of the right kind, and then changed in order, size, flags,
+ * fds, fields and timing. Whatever comes, the process survives, the session ends, no fd and no
+ * mapping is left, and the next session works.
  *
- *   node src/vhost-user/session.fuzz.ts --seconds 60 --seed 7
+ *   npm run fuzz -- --minutes 60 --seed 7 session
+ *   npm run fuzz -- --seed 7 --only-iteration 1234 session
  */
-import { parseArgs } from 'node:util';
+import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { readFileSync } from 'node:fs';
 import { VringError } from '../base/errors.ts';
 import { reservedRanges } from '../memory/index.ts';
-import { createMemfd, type Fd, openFdCount, socketPair, truncate } from '../sys/index.ts';
-import * as wire from '../wire/vhost-user.ts';
+import { openFdCount, socketPair } from '../sys/index.ts';
+import { VHOST_USER_REPLY_MASK } from '../wire/vhost-user.ts';
 import { BackendSession } from './backend-session.ts';
-import { FRONT_END_MESSAGES } from './message-table.ts';
+import type { MessageEvent } from './diagnostics.ts';
 import {
   conversation,
   ConversationFds,
   ORDINARY_PROTOCOL_FEATURES,
-  region,
-  singleRegion,
-  type Step,
 } from './testing/conversation.ts';
 import { FakeTarget } from './testing/fake-target.ts';
-import { encodeMessage, RawPeer } from './testing/raw-peer.ts';
+import { FuzzFds } from './testing/fuzz-fds.ts';
+import { HostileFrontend } from './testing/hostile-frontend.ts';
+import { Random } from './testing/random.ts';
+import { RawPeer } from './testing/raw-peer.ts';
 
-export type FuzzOptions = { readonly seconds: number; readonly seed: number };
+export type FuzzOptions = {
+  readonly seconds: number;
+  readonly seed: number;
+  /** Runs this iteration and no other. */
+  readonly onlyIteration?: number;
+  /** Called now and then: where a run is that does not come back. */
+  readonly onProgress?: (iteration: number) => void;
+};
+
 export type FuzzResult = {
   readonly iterations: number;
+  readonly messages: number;
   /** How often sessions ended for each reason, `none` being an orderly end. */
   readonly reasons: Readonly<Record<string, number>>;
   /** How often messages were refused without an end of the session. */
   readonly refusals: Readonly<Record<string, number>>;
+  /** How often each message was handled without being refused. */
+  readonly accepted: Readonly<Record<string, number>>;
 };
 
-/** Small, fast, good enough, and the same everywhere: mulberry32. */
-class Random {
-  #state: number;
+/** A session that has not ended so long after its peer closed is stuck. */
+const STUCK_MS = 20_000;
+const PROGRESS_MS = 60_000;
+const MESSAGES = 'vring:vhost-user:message';
 
-  constructor(seed: number) {
-    this.#state = seed >>> 0;
-  }
+/** Memory of others in this process. */
+function sharedMappings(): number {
+  return readFileSync('/proc/self/maps', 'utf8').split('/memfd:').length;
+}
 
-  /** 0 <= n < below. */
-  next(below: number): number {
-    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
-    let t = this.#state;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below);
-  }
+type Counts = Record<string, number>;
+const count = (into: Counts, name: string): void => void (into[name] = (into[name] ?? 0) + 1);
 
-  pick<T>(list: readonly T[]): T {
-    return list[this.next(list.length)]!;
-  }
-
-  bytes(length: number): Uint8Array {
-    return Uint8Array.from({ length }, () => this.next(256));
+async function within<T>(work: Promise<T>, what: string): Promise<T> {
+  let timer: NodeJS.Timeout | null = null;
+  const late = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(() => reject(new Error(`${what} within ${STUCK_MS} ms`)), STUCK_MS);
+  });
+  try {
+    return await Promise.race([work, late]);
+  } finally {
+    clearTimeout(timer!);
   }
 }
 
-const INTERESTING = [
-  0n,
-  1n,
-  0xffn,
-  0x100n,
-  0x1000n,
-  0x7fffffffn,
-  0xffffffffn,
-  2n ** 53n,
-  2n ** 64n - 1n,
-];
-
-/** fds of every kind that a front-end might send. */
-class FdZoo {
-  readonly normal = new ConversationFds(2, 4);
-  readonly #more: Fd[];
+class SessionFuzzer {
+  readonly #zoo = new FuzzFds();
+  readonly #fds = new ConversationFds(2, 4);
+  readonly reasons: Counts = {};
+  readonly refusals: Counts = {};
+  readonly accepted: Counts = {};
+  messages = 0;
+  /** The request that a session of ours has now. */
+  #handling: string | null = null;
 
   constructor() {
-    const shrunk = createMemfd('shrunk', 0x100000);
-    truncate(shrunk.number, 4096);
-    this.#more = [shrunk, ...socketPair()];
+    subscribe(MESSAGES, this.#received);
   }
 
-  pick(random: Random): number {
-    const { memory, events } = this.normal;
-    return random.pick([...memory, ...events, ...this.#more]).number;
+  /** One hostile front-end. */
+  async attack(random: Random): Promise<void> {
+    const target = new FakeTarget();
+    const [ours, theirs] = socketPair();
+    const session = new BackendSession(ours, target, {
+      onRefused: ({ code }) => {
+        this.#handling = null;
+        count(this.refusals, code);
+      },
+      onChange: () => {
+        if (this.#handling !== null) count(this.accepted, this.#handling);
+      },
+    });
+    const frontend = new HostileFrontend(theirs, random, target, this.#zoo, () => session.state);
+    await within(frontend.run(), 'the session did not take its messages');
+    await frontend.close();
+    const reason = await within(session.closed, 'the session did not end');
+    this.messages += session.state.messages;
+    if (target.running.size > 0) throw new Error('rings run without a session');
+    if (target.reasons.length !== 1) throw new Error('the target was not told of the end, once');
+    if (reason === null) count(this.reasons, 'none');
+    else if (!(reason instanceof VringError) || reason.code === 'ERR_VRING_ASSERTION') throw reason;
+    else count(this.reasons, reason.code);
   }
 
-  [Symbol.dispose](): void {
-    this.normal[Symbol.dispose]();
-    for (const fd of this.#more) fd.close();
-  }
-}
-
-/** A message of a kind that exists, with a payload of the right size and odd contents. */
-function plausible(random: Random, zoo: FdZoo): Step {
-  const entry = random.pick([...FRONT_END_MESSAGES.values()]);
-  const { minBytes, maxBytes } = entry.payload;
-  const payload = new Uint8Array(minBytes + random.next(maxBytes - minBytes + 1));
-  const view = new DataView(payload.buffer);
-  for (let at = 0; at + 8 <= payload.length; at += 8) {
-    if (random.next(2)) view.setBigUint64(at, random.pick(INTERESTING), true);
-    else view.setUint32(at, random.next(8), true);
-  }
-  const [min, max] = entry.fds;
-  const fds = Array.from({ length: min + random.next(max - min + 1) }, () => zoo.pick(random));
-  return { bytes: encodeMessage(entry.id, payload, random.next(2) ? 9 : 1), fds, replies: false };
-}
-
-/** Slots come and go while rings may run. */
-function slotMessage(random: Random, zoo: FdZoo): Step {
-  const payload = singleRegion(region(random.next(4)));
-  const add = random.next(2) === 1;
-  const request = add ? wire.VHOST_USER_ADD_MEM_REG : wire.VHOST_USER_REM_MEM_REG;
-  const fds = add ? [random.pick(zoo.normal.memory).number] : [];
-  return { bytes: encodeMessage(request, payload, 9), fds, replies: false };
-}
-
-function mutate(random: Random, step: Step, zoo: FdZoo): Step {
-  const bytes = step.bytes.slice();
-  switch (random.next(6)) {
-    case 0:
-      bytes[random.next(bytes.length)] = random.next(256);
-      break;
-    case 1:
-      bytes[random.next(bytes.length)]! ^= 1 << random.next(8);
-      break;
-    case 2:
-      return { ...step, bytes: bytes.subarray(0, random.next(bytes.length)) };
-    case 3:
-      return { ...step, fds: Array.from({ length: random.next(10) }, () => zoo.pick(random)) };
-    case 4:
-      if (bytes.length >= 20) {
-        const at = 12 + 8 * random.next((bytes.length - 12) >> 3);
-        new DataView(bytes.buffer).setBigUint64(at, random.pick(INTERESTING), true);
+  /** The session after an attack must be as good as new. */
+  async probe(): Promise<void> {
+    const [ours, theirs] = socketPair();
+    const session = new BackendSession(ours, new FakeTarget());
+    const peer = new RawPeer(theirs);
+    for (const { bytes, fds } of conversation(this.#fds, ORDINARY_PROTOCOL_FEATURES)) {
+      await peer.sendRaw(bytes, fds);
+      if ((await peer.reply()) === null) {
+        throw new Error(`the next session ended: ${await session.closed}`);
       }
-      break;
-    default:
-      return { ...step, bytes: random.bytes(random.next(64)) };
-  }
-  return { ...step, bytes };
-}
-
-function makeInput(random: Random, zoo: FdZoo): Step[] {
-  const steps = conversation(zoo.normal, ORDINARY_PROTOCOL_FEATURES).map((s) => ({
-    ...s,
-    replies: false,
-  }));
-  const edits = random.next(6);
-  for (let i = 0; i < edits; i++) {
-    const at = random.next(steps.length);
-    switch (random.next(6)) {
-      case 0:
-        steps.splice(at, 1);
-        break;
-      case 1:
-        steps.splice(at, 0, plausible(random, zoo));
-        break;
-      case 2:
-        steps.splice(at, 0, slotMessage(random, zoo));
-        break;
-      case 3:
-        steps.splice(at, 0, random.pick(steps));
-        break;
-      case 4: {
-        const other = random.next(steps.length);
-        [steps[at], steps[other]] = [steps[other]!, steps[at]!];
-        break;
-      }
-      default:
-        steps[at] = mutate(random, steps[at]!, zoo);
     }
-    if (steps.length === 0) break;
+    if (session.state.refusals > 0) throw session.state.lastRefusal!;
+    peer.close();
+    const reason = await within(session.closed, 'the next session did not end');
+    if (reason !== null) throw reason;
   }
-  return steps;
-}
 
-/** Waits until the session has handled what was sent: it ended, or nothing moves any more. */
-async function settle(session: BackendSession): Promise<void> {
-  const ended = { yet: false };
-  void session.closed.then(() => (ended.yet = true));
-  let quiet = 0;
-  let last = -1;
-  while (quiet < 4 && !ended.yet) {
-    await new Promise((resolve) => setImmediate(resolve));
-    const { messages } = session.state;
-    quiet = messages === last ? quiet + 1 : 0;
-    last = messages;
-  }
-}
+  readonly #received = (event: unknown): void => {
+    const { direction, name, flags } = event as MessageEvent;
+    const isRequest = direction === 'received' && (flags & VHOST_USER_REPLY_MASK) === 0;
+    if (isRequest && !name.startsWith('VHOST_USER_BACKEND_')) this.#handling = name;
+  };
 
-/** One hostile front-end. Returns the code of the session's end. */
-async function attack(
-  random: Random,
-  zoo: FdZoo,
-  target: FakeTarget,
-  refusals: Record<string, number>,
-): Promise<string> {
-  const [ours, theirs] = socketPair();
-  const session = new BackendSession(ours, target, {
-    onRefused: ({ code }) => (refusals[code] = (refusals[code] ?? 0) + 1),
-  });
-  const peer = new RawPeer(theirs);
-  const drain = (async () => {
-    while ((await peer.reply()) !== null);
-  })().catch(() => undefined); // replies of a session that a mutation confused, or a reset
-  for (const { bytes, fds } of makeInput(random, zoo)) {
-    const split = random.next(4) === 0 ? random.next(bytes.length + 1) : 0;
-    if (split > 0) await peer.sendRaw(bytes.subarray(0, split), fds);
-    if (!(await peer.sendRaw(bytes.subarray(split), split > 0 ? [] : fds))) break;
+  close(): void {
+    unsubscribe(MESSAGES, this.#received);
+    this.#zoo[Symbol.dispose]();
+    this.#fds[Symbol.dispose]();
   }
-  if (random.next(8) > 0) await settle(session);
-  peer.close();
-  const reason = await session.closed;
-  await drain;
-  if (reason === null) return 'none';
-  if (!(reason instanceof VringError) || reason.code === 'ERR_VRING_ASSERTION') throw reason;
-  return reason.code;
-}
-
-/** The session after an attack must be as good as new. */
-async function probe(zoo: FdZoo, target: FakeTarget): Promise<void> {
-  const [ours, theirs] = socketPair();
-  const session = new BackendSession(ours, target);
-  const peer = new RawPeer(theirs);
-  for (const { bytes, fds } of conversation(zoo.normal, ORDINARY_PROTOCOL_FEATURES)) {
-    await peer.sendRaw(bytes, fds);
-    if ((await peer.reply()) === null)
-      throw new Error(`the next session ended: ${await session.closed}`);
-  }
-  if (session.state.refusals > 0) throw session.state.lastRefusal!;
-  peer.close();
-  const reason = await session.closed;
-  if (reason !== null) throw reason;
 }
 
 /**
- * Runs for `seconds`. The input depends on `seed` alone, timing does not.
+ * Runs for `seconds`. What is sent depends on `seed` alone, timing does not.
  * @throws Error naming seed and iteration when an invariant does not hold.
  */
-export async function fuzz({ seconds, seed }: FuzzOptions): Promise<FuzzResult> {
+export async function fuzz(options: FuzzOptions): Promise<FuzzResult> {
+  const { seed, seconds, onlyIteration, onProgress } = options;
   const end = performance.now() + seconds * 1000;
-  using zoo = new FdZoo();
-  const target = new FakeTarget();
-  await probe(zoo, target); // opens what the process keeps, such as the event loop's own fds
-  const before = openFdCount();
-  const ranges = reservedRanges();
-  const reasons: Record<string, number> = {};
-  const refusals: Record<string, number> = {};
-  let iterations = 0;
-  while (performance.now() < end) {
-    // Each iteration has a seed of its own, so that one can be run again without the others.
-    const random = new Random(seed + Math.imul(iterations, 0x9e3779b1));
-    try {
-      const code = await attack(random, zoo, target, refusals);
-      reasons[code] = (reasons[code] ?? 0) + 1;
-      if (iterations % 16 === 0) await probe(zoo, target);
-      const now = openFdCount();
-      if (now !== before) throw new Error(`${now} fds are open, ${before} were before`);
-      if (reservedRanges() !== ranges) throw new Error('memory of a session is still mapped');
-      if (target.running.size > 0) throw new Error('rings run without a session');
-    } catch (cause) {
-      throw new Error(`seed ${seed}, iteration ${iterations}: ${String(cause)}`, { cause });
+  const fuzzer = new SessionFuzzer();
+  let iteration = onlyIteration ?? 0;
+  const repeat = (): string => `seed ${seed}, iteration ${iteration} (--only-iteration)`;
+  const died = (error: unknown): void => void process.stderr.write(`${repeat()}: ${error}\n`);
+  process.on('uncaughtExceptionMonitor', died);
+  let progress = performance.now() + PROGRESS_MS;
+  try {
+    for (let i = 0; i < 3; i++) await fuzzer.probe(); // opens what the process keeps
+    const before = { fds: openFdCount(), ranges: reservedRanges(), mappings: sharedMappings() };
+    for (;;) {
+      try {
+        await fuzzer.attack(Random.ofIteration(seed, iteration));
+        if (iteration % 16 === 0 || onlyIteration !== undefined) await fuzzer.probe();
+        const after = { fds: openFdCount(), ranges: reservedRanges(), mappings: sharedMappings() };
+        for (const what of ['fds', 'ranges', 'mappings'] as const) {
+          if (after[what] === before[what]) continue;
+          throw new Error(`${what}: ${after[what]}, before it were ${before[what]}`);
+        }
+      } catch (cause) {
+        throw new Error(`${repeat()}: ${String(cause)}`, { cause });
+      }
+      iteration++;
+      if (performance.now() > progress) {
+        onProgress?.(iteration);
+        progress += PROGRESS_MS;
+      }
+      if (onlyIteration !== undefined || performance.now() > end) break;
     }
-    target.calls.length = 0;
-    target.reasons.length = 0;
-    iterations++;
+  } finally {
+    process.off('uncaughtExceptionMonitor', died);
+    fuzzer.close();
   }
-  return { iterations, reasons, refusals };
-}
-
-if (import.meta.main) {
-  const { values } = parseArgs({
-    options: { seconds: { type: 'string', default: '10' }, seed: { type: 'string' } },
-  });
-  const seed = Number(values.seed ?? Date.now() % 2 ** 31);
-  console.log(`vhost-user session fuzz: seed ${seed}, ${values.seconds} s`);
-  const { iterations, reasons, refusals } = await fuzz({ seconds: Number(values.seconds), seed });
-  console.log(`${iterations} sessions; how they ended:`);
-  console.table(reasons);
-  console.log('messages that were refused by a reply:');
-  console.table(refusals);
+  const { reasons, refusals, accepted, messages } = fuzzer;
+  return { iterations: iteration - (onlyIteration ?? 0), messages, reasons, refusals, accepted };
 }

@@ -22,10 +22,13 @@ export class RawPeer {
   readonly #socket: Fd;
   readonly #connection: MessageConnection;
 
-  /** Takes the socket over. */
-  constructor(socket: Fd) {
+  /** Takes the socket over. `requests`: the far end of a backend channel. */
+  constructor(socket: Fd, receives: 'replies' | 'requests' = 'replies') {
     this.#socket = socket;
-    this.#connection = new MessageConnection(socket, { expectReplies: true, nameOf: requestName });
+    this.#connection = new MessageConnection(socket, {
+      expectReplies: receives === 'replies',
+      nameOf: requestName,
+    });
   }
 
   /** Sends all bytes, the fds with the first one. False: the other side has closed. */
@@ -54,11 +57,21 @@ export class RawPeer {
     return this.sendRaw(encodeMessage(request, payload, flags), fds);
   }
 
-  /** The payload of the next reply; null when the other side has closed. */
+  /** The next message; null when the other side has closed. Its fds are closed. */
   async reply(): Promise<Message | null> {
-    const message = await this.#connection.receive();
+    const message = await this.receive();
     if (message !== null) closeFds(message.fds);
     return message;
+  }
+
+  /** The same with its fds, which are the caller's. */
+  receive(): Promise<Message | null> {
+    return this.#connection.receive();
+  }
+
+  /** The next reply, its fds the caller's; null when the other side has closed. */
+  receive(): Promise<Message | null> {
+    return this.#connection.receive();
   }
 
   /** Asks with a request that has a reply of its own, or with need_reply (flags 9). */

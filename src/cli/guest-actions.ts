@@ -14,7 +14,9 @@ import {
   sendBulk,
   type BulkResult,
   type GsoKind,
+  type IommuMode,
   type IpAddress,
+  type LinkEvent,
   type NetGuest,
   type NetGuestOptions,
   type TrafficOptions,
@@ -38,6 +40,8 @@ export type GuestOptions = {
   mtu?: number;
   hugePages: boolean;
   poll: boolean;
+  reconnect: boolean;
+  iommu?: IommuMode;
   json: boolean;
   // ping
   count: number;
@@ -248,6 +252,7 @@ export function pps(options: GuestOptions): Promise<number> {
 export function sink(options: GuestOptions): Promise<number> {
   return withGuest(options, { notify: 'manual' }, async (guest, signal) => {
     guest.announce(); // so that a switch knows our port before the first frame
+    onRestored(guest, () => void guest.announce());
     ready(options, guest, null);
     const report = await traffic(options, { guest, signal });
     if (report.received.frames < options.minFrames) {
@@ -301,6 +306,7 @@ async function withStack(options: GuestOptions, use: StackUser): Promise<number>
     const stack = new NetStack({ link: guest, ip, ip6, gateway, vlan: options.vlan ?? null });
     try {
       stack.announce();
+      onRestored(guest, () => stack.announce());
       return await use(stack, guest, signal);
     } finally {
       stack.close();
@@ -338,10 +344,13 @@ async function withGuest(
       mac: options.mac ?? null,
       mtu: options.mtu ?? null,
       hugePages: options.hugePages,
+      reconnect: options.reconnect,
+      iommu: options.iommu ?? false,
       ...features,
       ...special,
     });
     void guest.closed.then(() => stop.abort());
+    guest.onLink = (event) => tellLink(options, event);
     try {
       const status = await use(guest, stop.signal);
       if (guest.failure !== null) throw guest.failure;
@@ -354,6 +363,23 @@ async function withGuest(
   } finally {
     process.off('SIGTERM', onSignal).off('SIGINT', onSignal);
   }
+}
+
+/** A switch that came back has learned nothing: it is told again where we are. */
+function onRestored(guest: NetGuest, announce: () => void): void {
+  const tell = guest.onLink;
+  guest.onLink = (event) => {
+    tell?.(event);
+    if (event.kind === 'restored') announce();
+  };
+}
+
+function tellLink(options: GuestOptions, event: LinkEvent): void {
+  const text =
+    event.kind === 'lost'
+      ? `the back-end is gone, waiting for the next one at ${options.socket}`
+      : `the back-end is back after ${event.milliseconds.toFixed(0)} ms`;
+  process.stderr.write(`vring guest: ${text}\n`);
 }
 
 /** The line that scripts wait for. */

@@ -28,6 +28,8 @@ Examples:
     vring guest net --socket vm0.sock pps --size 64 --seconds 5 --to 02:00:00:00:00:02
   The same through one port that reflects, or through DPDK's testpmd in io mode:
     vring guest net --socket vm0.sock pps --size 1500 --seconds 5 --loop --json
+  A guest that outlives its switch, behind a virtual IOMMU:
+    vring guest net --socket vm1.sock --reconnect --iommu --ip 10.0.0.2/24 echo
   What did the back-end offer, and what was negotiated:
     vring guest net --socket vm0.sock --features +ctrl_vq,-tso info
   100 MiB with retransmission and a checksum compare:
@@ -64,6 +66,12 @@ export function guestCommand(): Command {
     )
     .option('--huge-pages', 'guest memory from 2 MiB pages (vm.nr_hugepages)', false)
     .option('--poll', 'poll for received frames and ask for no call', false)
+    .option('--reconnect', 'survive a back-end that goes away, and wait for the next one', false)
+    .addOption(
+      new Option('--iommu [mode]', 'a virtual IOMMU between device and memory')
+        .choices(['offset', 'scatter'])
+        .preset('offset'),
+    )
     .option('--json', 'print results as JSON, one object per line', false)
     .addHelpText('after', EXAMPLES);
   addStackCommands(net);

@@ -33,6 +33,8 @@ export class ControlQueue {
   readonly #onFault: (error: Error) => void;
   #last: Promise<unknown> = Promise.resolve();
   #closed = false;
+  /** What the device was told last, by what it is about: a device that comes back knows nothing. */
+  readonly #told = new Map<string, readonly [number, number, Uint8Array]>();
 
   constructor(queue: GuestQueue, onFault: (error: Error) => void) {
     this.queue = queue;
@@ -49,33 +51,42 @@ export class ControlQueue {
   }
 
   /** `mode`: VIRTIO_NET_CTRL_RX_PROMISC and its neighbours. */
-  setRxMode(mode: number, on: boolean): Promise<void> {
-    return this.command(VIRTIO_NET_CTRL_RX, mode, Uint8Array.of(on ? 1 : 0));
+  async setRxMode(mode: number, on: boolean): Promise<void> {
+    await this.#tell(`mode ${mode}`, VIRTIO_NET_CTRL_RX, mode, Uint8Array.of(on ? 1 : 0));
   }
 
-  setMac(mac: string): Promise<void> {
+  async setMac(mac: string): Promise<void> {
     const bytes = macBytes(mac);
-    return this.command(VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, bytes);
+    await this.#tell('mac', VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET, bytes);
   }
 
   /** The filter table: which unicast and multicast addresses shall arrive. */
-  setMacTable(unicast: readonly string[], multicast: readonly string[]): Promise<void> {
+  async setMacTable(unicast: readonly string[], multicast: readonly string[]): Promise<void> {
     const data = [unicast, multicast].flatMap((list) => {
       const count = new Uint8Array(4);
       new DataView(count.buffer).setUint32(0, list.length, true);
       return [count, ...list.map(macBytes)];
     });
     const bytes = Buffer.concat(data);
-    return this.command(VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, bytes);
+    await this.#tell('table', VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET, bytes);
   }
 
-  setVlan(vid: number, on: boolean): Promise<void> {
+  async setVlan(vid: number, on: boolean): Promise<void> {
     const command = on ? VIRTIO_NET_CTRL_VLAN_ADD : VIRTIO_NET_CTRL_VLAN_DEL;
-    return this.command(VIRTIO_NET_CTRL_VLAN, command, u16Bytes(vid));
+    await this.#tell(`vlan ${vid}`, VIRTIO_NET_CTRL_VLAN, command, u16Bytes(vid));
+    if (!on) this.#told.delete(`vlan ${vid}`);
   }
 
   setPairs(pairs: number): Promise<void> {
-    return this.command(VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, u16Bytes(pairs));
+    const data = u16Bytes(pairs);
+    return this.#tell('pairs', VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, data);
+  }
+
+  /** Tells a device that came back everything that its predecessor had accepted. */
+  async restore(): Promise<void> {
+    for (const [commandClass, command, data] of this.#told.values()) {
+      await this.command(commandClass, command, data);
+    }
   }
 
   acknowledgeAnnounce(): Promise<void> {
@@ -92,6 +103,16 @@ export class ControlQueue {
     const result = this.#last.then(() => this.#run(what, commandClass, command, data));
     this.#last = result.catch(() => undefined);
     return result;
+  }
+
+  async #tell(
+    about: string,
+    commandClass: number,
+    command: number,
+    data: Uint8Array,
+  ): Promise<void> {
+    await this.command(commandClass, command, data);
+    this.#told.set(about, [commandClass, command, data]);
   }
 
   async #run(what: string, commandClass: number, command: number, data: Uint8Array): Promise<void> {

@@ -18,6 +18,8 @@ import {
 } from '../virtqueue/driver/index.ts';
 import type { GuestMemory } from '../memory/index.ts';
 import type { FrontendVring } from '../vhost-user/index.ts';
+import { adoptDriverState } from './driver-state.ts';
+import { DIRECT, type AddressSpace } from './iommu.ts';
 
 const PAGE_BYTES = 4096;
 
@@ -39,6 +41,8 @@ export type QueuePlan = RingFormat & {
   readonly slotBytes: number;
   /** Longest piece of a slot that one descriptor covers. */
   readonly segmentBytes: number;
+  /** Whether the slots are written by the device. */
+  readonly deviceWrites: boolean;
 };
 
 /** Slots are an odd number of cache lines apart, so that they do not all share a cache set. */
@@ -56,14 +60,15 @@ export class GuestQueue {
   readonly plan: QueuePlan;
   /** Of the vring. The control queue's is known only after the configuration was read. */
   index: number;
-  readonly ring: DriverQueue;
+  /** Replaced when the memory moves. */
+  ring: DriverQueue;
   readonly batch: DriverBatch;
   readonly used = new UsedBatch(BATCH);
   readonly kick: Fd;
   readonly call: Fd;
   readonly arena: DataView = arena().view;
 
-  /** Arena offset and guest-physical address of each slot. */
+  /** Arena offset and device address of each slot: guest-physical, or the IOMMU's. */
   readonly slotOffset: Float64Array;
   readonly slotGpa: Float64Array;
   /** Slots that are not in the ring, a stack. */
@@ -80,28 +85,28 @@ export class GuestQueue {
   calls = 0;
 
   readonly #layout: RingLayout;
-  readonly #uva: number;
+  /** Where the queue's bytes start in the guest's memory. */
+  readonly #at: number;
+  readonly #tablesAddress: number;
+  /** The ring's own address where it is not a user address: an IOVA. */
+  readonly #ringAddress: number | null;
+  #memory: GuestMemory;
 
   /** `at`: where in the guest's memory the queue's bytes start; a multiple of the page size. */
-  constructor(plan: QueuePlan, memory: GuestMemory, at: number) {
+  constructor(plan: QueuePlan, memory: GuestMemory, at: number, space: AddressSpace = DIRECT) {
     this.plan = plan;
     this.index = plan.index;
-    const { ringBytes, tablesBytes, tableEntries, segments, layout } = areas(plan);
+    const { ringBytes, tablesBytes, segments, layout } = areas(plan);
     const offset = memory.offset + at;
     const gpa = memory.baseGpa + at;
+    const writable = plan.deviceWrites;
     this.#layout = layout;
-    this.#uva = memory.baseUva + at;
-    const tables = { offset: offset + ringBytes, gpa: gpa + ringBytes, entries: tableEntries };
-    this.ring = new DriverQueue(
-      {
-        ...plan,
-        descOffset: offset,
-        availOffset: offset + layout.availAt,
-        usedOffset: offset + layout.usedAt,
-        ...(tableEntries > 0 ? { tables } : {}),
-      },
-      this.arena.buffer,
-    );
+    this.#memory = memory;
+    this.#at = at;
+    this.#ringAddress = space.platform ? space.map(gpa, ringBytes, true) : null;
+    this.#tablesAddress =
+      tablesBytes > 0 ? space.map(gpa + ringBytes, tablesBytes, false) : gpa + ringBytes;
+    this.ring = this.#makeRing(memory);
     this.batch = new DriverBatch(BATCH, BATCH * segments);
     this.segmentBytes = plan.segmentBytes;
     this.slotBytes = plan.slotBytes;
@@ -111,7 +116,9 @@ export class GuestQueue {
       { length: plan.slots },
       (_, i) => offset + first + i * stride,
     );
-    this.slotGpa = Float64Array.from({ length: plan.slots }, (_, i) => gpa + first + i * stride);
+    this.slotGpa = Float64Array.from({ length: plan.slots }, (_, i) =>
+      space.map(gpa + first + i * stride, plan.slotBytes, writable),
+    );
     this.freeSlots = Int32Array.from({ length: plan.slots }, (_, i) => plan.slots - 1 - i);
     this.freeCount = plan.slots;
     this.slotOfId = new Int32Array(plan.size);
@@ -121,14 +128,53 @@ export class GuestQueue {
 
   /** What the back-end is told; `base` is where it starts or goes on. */
   vring(base: number): FrontendVring {
+    const start = this.#ringAddress ?? this.#memory.baseUva + this.#at;
     return {
       size: this.plan.size,
       base,
-      descUva: BigInt(this.#uva),
-      availUva: BigInt(this.#uva + this.#layout.availAt),
-      usedUva: BigInt(this.#uva + this.#layout.usedAt),
+      descUva: BigInt(start),
+      availUva: BigInt(start + this.#layout.availAt),
+      usedUva: BigInt(start + this.#layout.usedAt),
       kick: this.kick.number,
       call: this.call.number,
+    };
+  }
+
+  /** Guest-physical address of the used ring (packed: device event suppression). */
+  get usedGpa(): number {
+    return this.#memory.baseGpa + this.#at + this.#layout.usedAt;
+  }
+
+  /**
+   * What only the driver writes, and the ring, which both write: [start, end) in the guest's
+   * memory. Received frames are not in it.
+   */
+  get driverBytes(): readonly [start: number, end: number] {
+    const { ringBytes, tablesBytes } = areas(this.plan);
+    const own = this.plan.deviceWrites ? ringBytes + tablesBytes : queueBytes(this.plan);
+    return [this.#at, this.#at + own];
+  }
+
+  /** All slots are free and the ring is as new: its device is gone, and what was in it with it. */
+  startAnew(): void {
+    this.ring.reset();
+    const { slots } = this.plan;
+    for (let i = 0; i < slots; i++) this.freeSlots[i] = slots - 1 - i;
+    this.freeCount = slots;
+  }
+
+  /**
+   * Prepares the same queue in a copy of its memory, whose ring is zeroed now and copied later.
+   * What is returned makes the move: the driver goes on in the copy.
+   */
+  prepareMove(copy: GuestMemory): () => void {
+    const ring = this.#makeRing(copy);
+    return () => {
+      adoptDriverState(ring, this.ring);
+      const delta = copy.offset - this.#memory.offset;
+      for (let i = 0; i < this.slotOffset.length; i++) this.slotOffset[i] += delta;
+      this.ring = ring;
+      this.#memory = copy;
     };
   }
 
@@ -136,6 +182,26 @@ export class GuestQueue {
   close(): void {
     this.kick.close();
     this.call.close();
+  }
+
+  #makeRing(memory: GuestMemory): DriverQueue {
+    const { ringBytes, tableEntries } = areas(this.plan);
+    const offset = memory.offset + this.#at;
+    const tables = {
+      offset: offset + ringBytes,
+      gpa: this.#tablesAddress,
+      entries: tableEntries,
+    };
+    return new DriverQueue(
+      {
+        ...this.plan,
+        descOffset: offset,
+        availOffset: offset + this.#layout.availAt,
+        usedOffset: offset + this.#layout.usedAt,
+        ...(tableEntries > 0 ? { tables } : {}),
+      },
+      this.arena.buffer,
+    );
   }
 }
 

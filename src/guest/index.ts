@@ -3,7 +3,15 @@ export * from './bulk-message.ts';
 export { receiveBulk, type ReceiveBulkOptions } from './bulk-receiver.ts';
 export { sendBulk, type BulkSource, type SendBulkOptions } from './bulk-sender.ts';
 export { fileSource, patternSource } from './bulk-source.ts';
-export { connectNetGuest, type ConnectOptions } from './connect.ts';
+export {
+  introduceDriver,
+  reconnect,
+  startRings,
+  type DriverRing,
+  type DriverSetup,
+  type ReconnectOptions,
+} from './attach.ts';
+export { connectNetGuest, NetConnector, type ConnectOptions } from './connect.ts';
 export { ControlQueue } from './control-queue.ts';
 export type { DeviceConfig } from './device-config.ts';
 export {
@@ -32,7 +40,9 @@ export {
   type LinkOffloads,
   type LinkPairOptions,
 } from './link.ts';
-export { NetGuest, type NetGuestOptions } from './net-driver.ts';
+export { GuestIommu, type AddressSpace, type IommuMode } from './iommu.ts';
+export { NetGuest, type LinkEvent, type NetGuestLink, type NetGuestOptions } from './net-driver.ts';
+export { recoverBase } from './ring-recovery.ts';
 export { NetStack, type StackCounters, type StackOptions } from './stack.ts';
 export {
   MAX_FLOWS,

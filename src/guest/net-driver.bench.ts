@@ -30,6 +30,7 @@ function bench(packed: boolean, sizeBytes: number): string {
     slots: 256,
     slotBytes: 12 + 1518,
     segmentBytes: 4096,
+    deviceWrites: true,
   };
   const memory = GuestMemory.create(2 * queueBytes(plan));
   const tx = new GuestQueue(plan, memory, 0);

@@ -9,40 +9,33 @@
  * or by looking every turn of the event loop ('poll'). With notify 'manual' nobody looks: the
  * caller works on `rx` and `tx` with the functions of net-driver.hot.ts, as `traffic.ts` does.
  *
- * A back-end that breaks virtio, or goes away, ends the guest: `failure` is set, `closed`
- * resolves with it, `send` returns false from then on.
+ * A back-end that breaks virtio ends the guest: `failure` is set, `closed` resolves with it, `send`
+ * returns false from then on. So does one that goes away, unless `reconnect` says how to find it
+ * again: then rings and memory stay as they are, frames wait in the transmit rings, and whoever
+ * answers next gets everything from where it was (attach.ts, ring-recovery.ts).
  */
 import { VringError } from '../base/errors.ts';
 import type { VhostBackend } from '../base/vhost-backend.ts';
-import { GuestMemory } from '../memory/index.ts';
+import type { GuestMemory } from '../memory/index.ts';
 import { drainEventfd, pollFd, signalEventfd, type Poll } from '../sys/index.ts';
 import { startVring, stopVring } from '../vhost-user/index.ts';
 import { faultName } from '../virtqueue/index.ts';
 import { disableCalls, enableCalls, needsKick } from '../virtqueue/driver/index.ts';
-import { formatMac } from '../wire/ethernet.ts';
 import {
   NetHeader,
   VIRTIO_NET_F_CSUM,
-  VIRTIO_NET_F_CTRL_VQ,
   VIRTIO_NET_F_HOST_USO,
   VIRTIO_NET_F_MAC,
-  VIRTIO_NET_F_MQ,
   VIRTIO_NET_F_MRG_RXBUF,
-  VIRTIO_NET_HDR_F_DATA_VALID,
-  VIRTIO_NET_HDR_F_NEEDS_CSUM,
 } from '../wire/virtio-net.ts';
-import {
-  VIRTIO_CONFIG_S_ACKNOWLEDGE,
-  VIRTIO_CONFIG_S_DRIVER,
-  VIRTIO_CONFIG_S_DRIVER_OK,
-  VIRTIO_CONFIG_S_FEATURES_OK,
-  hasFeature,
-  PACKED_BASE_FRESH,
-} from '../wire/virtio.ts';
-import { ControlQueue } from './control-queue.ts';
-import { readDeviceConfig, type DeviceConfig } from './device-config.ts';
-import { NO_CHOICE, chooseFeatures, type FeatureChoice } from './features.ts';
-import { GuestQueue, queueBytes } from './guest-queue.ts';
+import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_ID_NET, hasFeature } from '../wire/virtio.ts';
+import { RUNNING, type DriverSetup } from './attach.ts';
+import { BackendKeeper } from './backend-keeper.ts';
+import type { ControlQueue } from './control-queue.ts';
+import type { DeviceConfig } from './device-config.ts';
+import { NO_CHOICE } from './features.ts';
+import type { GuestQueue } from './guest-queue.ts';
+import { DIRECT } from './iommu.ts';
 import {
   NO_OFFLOAD,
   type FrameHandler,
@@ -51,37 +44,19 @@ import {
   type LinkOffloads,
 } from './link.ts';
 import { reapRx, reclaimTx, refillRx, releaseRx, sendSlots } from './net-driver.hot.ts';
-import { planQueues } from './queue-plan.ts';
-import { RxFrames } from './rx-frames.ts';
+import { announceFrame, decodeOffload, encodeOffload, macToBytes, randomMac } from './net-frame.ts';
+import type { LinkEvent, NetGuestLink, NetGuestOptions } from './net-options.ts';
+import { NetQueues } from './net-queues.ts';
+import { agree, type Agreement } from './net-start.ts';
+import type { RxFrames } from './rx-frames.ts';
 
-export type NetGuestOptions = {
-  readonly queuePairs?: number;
-  /** Descriptors of each data ring; default 256. */
-  readonly ringSize?: number;
-  readonly packed?: boolean;
-  readonly features?: FeatureChoice;
-  /** Default: the device's, or one made up. */
-  readonly mac?: string | null;
-  /** Bytes of IP in a frame. Default: what the device says, or 1500. */
-  readonly mtu?: number | null;
-  readonly hugePages?: boolean;
-  readonly notify?: 'interrupt' | 'poll' | 'manual';
-  /**
-   * Longest frame that is sent, header excluded. Default: one MTU, or 64 KiB where the back-end
-   * segments.
-   */
-  readonly maxTxFrameBytes?: number;
-  /** Test knob: the virtio-net header in a descriptor of its own. */
-  readonly headerApart?: boolean;
-};
+export type { LinkEvent, NetGuestLink, NetGuestOptions } from './net-options.ts';
 
 const HEADER_BYTES = NetHeader.size;
 /** Received batches per turn of the event loop, so that timers and signals get their turn. */
 const BATCHES_PER_TURN = 8;
-const BASE_GPA = 0x4000_0000;
 
 export class NetGuest implements FrameLink {
-  readonly backend: VhostBackend;
   readonly offered: bigint;
   readonly features: bigint;
   readonly config: DeviceConfig | null;
@@ -91,12 +66,15 @@ export class NetGuest implements FrameLink {
   readonly packed: boolean;
   readonly mergeable: boolean;
   readonly headerApart: boolean;
-  readonly rx: GuestQueue[] = [];
-  readonly tx: GuestQueue[] = [];
-  readonly rxFrames: RxFrames[] = [];
+  readonly rx: readonly GuestQueue[];
+  readonly tx: readonly GuestQueue[];
+  readonly rxFrames: readonly RxFrames[];
   /** Null unless CTRL_VQ was negotiated (features `+ctrl_vq`). */
-  readonly control: ControlQueue | null = null;
+  readonly control: ControlQueue | null;
   onFrame: FrameHandler | null = null;
+  onLink: ((event: LinkEvent) => void) | null = null;
+  /** For 'manual': takes what was received, before rings go on with another back-end. */
+  onReap: (() => void) | null = null;
   /** Why the guest does not run any more. */
   failure: Error | null = null;
   /** Resolves with `failure`, or null after `close`. */
@@ -106,11 +84,16 @@ export class NetGuest implements FrameLink {
   readonly counters = { rxFrames: 0, rxBytes: 0, txFrames: 0, txBytes: 0, txFull: 0 };
 
   readonly #notify: 'interrupt' | 'poll' | 'manual';
-  readonly #memory: GuestMemory;
+  readonly #queues: NetQueues;
+  readonly #keeper: BackendKeeper;
   readonly #end = Promise.withResolvers<Error | null>();
   readonly #polls: Poll[] = [];
   #bases: number[] = [];
   #running = false;
+  /** Whether the back-end has the rings. */
+  #attached = false;
+  /** Whether the next back-end got the rings already. */
+  #handed = false;
   #ended = false;
   #turn: NodeJS.Immediate | null = null;
   /** Ends a `waitForFrames` before its time. */
@@ -121,30 +104,22 @@ export class NetGuest implements FrameLink {
    * closed with it, also when this throws.
    * @throws VringError ERR_VRING_GUEST_FEATURE, ERR_VRING_GUEST_QUEUES; what the back-end throws.
    */
-  static async start(backend: VhostBackend, options: NetGuestOptions = {}): Promise<NetGuest> {
+  static async start(
+    backend: VhostBackend,
+    options: NetGuestOptions = {},
+    link: NetGuestLink = {},
+  ): Promise<NetGuest> {
     let guest: NetGuest | null = null;
     try {
-      const queuePairs = options.queuePairs ?? 1;
-      const offered = await backend.getFeatures();
-      await backend.setOwner();
-      const vrings = await backend.getQueueNum();
-      if (2 * queuePairs > vrings) {
-        throw new VringError(
-          'ERR_VRING_GUEST_QUEUES',
-          `${queuePairs} queue pairs are wanted; ${backend.description} has ${vrings >> 1}`,
-        );
-      }
-      const features = chooseFeatures(offered, {
-        choice: options.features ?? NO_CHOICE,
+      const choice = options.features ?? NO_CHOICE;
+      const platform = link.addressSpace?.platform === true ? [VIRTIO_F_ACCESS_PLATFORM] : [];
+      const agreement = await agree(backend, {
+        choice: { on: [...choice.on, ...platform], off: choice.off },
         packed: options.packed ?? false,
-        queuePairs,
+        queuePairs: options.queuePairs ?? 1,
       });
-      await backend.setStatus(VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER);
-      const config = await readDeviceConfig(backend, features);
-      await backend.setFeatures(features);
-      await confirmFeatures(backend);
-      guest = new NetGuest(backend, options, offered, features, config);
-      await guest.#begin(config?.maxVirtqueuePairs ?? vrings >> 1);
+      guest = new NetGuest(backend, options, link, agreement);
+      await guest.#begin(agreement.maxPairs);
       return guest;
     } catch (error) {
       if (guest !== null) await guest.close();
@@ -157,11 +132,9 @@ export class NetGuest implements FrameLink {
   private constructor(
     backend: VhostBackend,
     options: NetGuestOptions,
-    offered: bigint,
-    features: bigint,
-    config: DeviceConfig | null,
+    link: NetGuestLink,
+    { offered, features, config }: Agreement,
   ) {
-    this.backend = backend;
     this.offered = offered;
     this.features = features;
     this.config = config;
@@ -172,51 +145,66 @@ export class NetGuest implements FrameLink {
     this.mergeable = hasFeature(features, VIRTIO_NET_F_MRG_RXBUF);
     this.headerApart = options.headerApart ?? false;
     this.#notify = options.notify ?? 'interrupt';
-    const plans = planQueues(features, {
+    this.#queues = new NetQueues({
+      features,
       queuePairs: options.queuePairs ?? 1,
       ringSize: options.ringSize ?? 256,
       mtu: this.mtu,
       maxTxFrameBytes: options.maxTxFrameBytes ?? null,
+      hugePages: options.hugePages ?? false,
+      space: link.addressSpace ?? DIRECT,
+      onFault: (error) => this.#fail(error),
     });
-    const big = plans.maxTxFrameBytes >= 65535;
+    const { rx, tx, rxFrames, control, maxTxFrameBytes } = this.#queues;
+    this.rx = rx;
+    this.tx = tx;
+    this.rxFrames = rxFrames;
+    this.control = control;
     this.offloads = {
       csum: hasFeature(features, VIRTIO_NET_F_CSUM),
-      uso: big && hasFeature(features, VIRTIO_NET_F_HOST_USO),
+      uso: maxTxFrameBytes >= 65535 && hasFeature(features, VIRTIO_NET_F_HOST_USO),
     };
-    const hasControl = hasFeature(features, VIRTIO_NET_F_CTRL_VQ);
-    const all = [...plans.queues, ...(hasControl ? [plans.control] : [])];
-    const bytes = all.reduce((sum, plan) => sum + queueBytes(plan), 0);
-    this.#memory = GuestMemory.create(bytes, {
-      hugePages: options.hugePages ?? false,
-      baseGpa: BASE_GPA,
-    });
-    let at = 0;
-    for (const plan of all) {
-      const queue = new GuestQueue(plan, this.#memory, at);
-      at += queueBytes(plan);
-      if (plan === plans.control)
-        this.control = new ControlQueue(queue, (error) => this.#fail(error));
-      else (plan.index % 2 === 0 ? this.rx : this.tx).push(queue);
-    }
-    for (const queue of this.rx) {
-      this.rxFrames.push(new RxFrames(this.mergeable ? queue.slotBytes : 0));
-    }
     this.closed = this.#end.promise;
-    void backend.closed.then((reason) => {
-      if (this.#ended) return;
-      const why = reason === null ? 'the back-end closed the connection' : reason.message;
-      this.#fail(
-        new VringError('ERR_VRING_GUEST_BACKEND_GONE', `${backend.description}: ${why}`, {
-          recovery: 'reconnect',
-          cause: reason,
-        }),
-      );
+    this.#keeper = new BackendKeeper(backend, link.reconnect ?? null, {
+      setup: () => this.setup,
+      lost: (reason) => {
+        this.#attached = false;
+        this.onLink?.({ kind: 'lost', reason });
+      },
+      restored: (milliseconds) => this.#restored(milliseconds),
+      failed: (error) => this.#fail(error),
     });
+  }
+
+  /** The back-end of now. */
+  get backend(): VhostBackend {
+    return this.#keeper.backend;
+  }
+
+  get reconnects(): number {
+    return this.#keeper.reconnects;
+  }
+
+  get queues(): readonly GuestQueue[] {
+    return this.#queues.all;
+  }
+
+  get memory(): GuestMemory {
+    return this.#queues.memory;
+  }
+
+  get restartedRings(): number {
+    return this.#queues.restarted;
   }
 
   /** False before the rings start, between `stop` and `resume`, and after the end. */
   get running(): boolean {
     return this.#running;
+  }
+
+  /** Whether a back-end is there; without one, frames wait. */
+  get attached(): boolean {
+    return this.#attached;
   }
 
   get queuePairs(): number {
@@ -254,19 +242,7 @@ export class NetGuest implements FrameLink {
    * learn where we are.
    */
   announce(): boolean {
-    const frame = new Uint8Array(60);
-    const view = new DataView(frame.buffer);
-    const mac = Uint8Array.from(this.mac.split(':'), (byte) => Number.parseInt(byte, 16));
-    frame.fill(0xff, 0, 6);
-    frame.set(mac, 6);
-    view.setUint16(12, 0x8035); // RARP, RFC 903: same packet as ARP, operation 3
-    view.setUint16(14, 1);
-    view.setUint16(16, 0x0800);
-    view.setUint16(18, 0x0604);
-    view.setUint16(20, 3);
-    frame.set(mac, 22);
-    frame.set(mac, 32);
-    return this.send(frame, NO_OFFLOAD);
+    return this.send(announceFrame(macToBytes(this.mac)), NO_OFFLOAD);
   }
 
   /** For the data plane: a fault of queue `queue`; ends the guest. */
@@ -305,74 +281,142 @@ export class NetGuest implements FrameLink {
    */
   async stop(): Promise<number[]> {
     if (!this.#running) return this.#bases;
+    if (!this.#attached) this.#bases = this.#recoverBases();
     this.#running = false;
     this.#stopPolling();
+    if (!this.#attached) return this.#bases;
+    this.#attached = false;
     const bases: number[] = [];
-    for (const queue of this.#queues()) bases.push(await stopVring(this.backend, queue.index));
+    for (const queue of this.queues) bases.push(await stopVring(this.backend, queue.index));
     this.#bases = bases;
     return bases;
   }
 
-  /** Starts the rings again where `stop` found them. */
+  /** Starts the rings again where `stop` found them; with nobody there, as soon as somebody is. */
   async resume(): Promise<void> {
     if (this.#running || this.#ended) return;
-    await this.#startRings();
+    if (this.#keeper.searching) {
+      this.#running = true;
+      this.#startPolling();
+    } else await this.#startRings();
   }
 
   /** Idempotent. Stops the rings if the back-end still answers, and releases everything. */
   async close(): Promise<void> {
     if (this.#ended && this.failure === null) return;
+    this.#keeper.abort();
     try {
-      if (this.failure === null) await this.stop();
+      if (this.failure === null && this.#attached) await this.stop();
     } catch {
       // The back-end went away meanwhile: nothing of ours runs there any more.
     }
     this.#ended = true;
     this.#running = false;
     this.#stopPolling();
-    await this.backend.close();
-    this.control?.close();
-    for (const queue of this.#queues()) queue.close();
-    for (const frames of this.rxFrames) frames.close();
-    this.#memory.close();
+    await this.#keeper.close();
+    this.#queues.close();
     this.#end.resolve(this.failure);
   }
 
+  /** What another back-end must offer and be told to go on with this guest. */
+  get setup(): DriverSetup {
+    return {
+      deviceId: VIRTIO_ID_NET,
+      features: this.features,
+      protocolFeatures: this.#keeper.protocolFeatures,
+      vrings: this.#queues.vrings,
+      regions: () => [this.memory.backendRegion()],
+      rings: () => {
+        this.#handed = this.#running;
+        return this.#running ? this.#queues.rings(this.#recoverBases()) : [];
+      },
+      inflight: this.#queues.inflight,
+    };
+  }
+
+  /**
+   * After `stop`: goes on in a copy of the memory and with another back-end, which knows everything
+   * but the rings; `resume` starts them. The old back-end and the old memory are the caller's.
+   */
+  moveTo(backend: VhostBackend, memory: GuestMemory, moves: readonly (() => void)[]): GuestMemory {
+    this.#keeper.replace(backend);
+    return this.#queues.moveTo(memory, moves);
+  }
+
+  /** After `stop`: hands over what was received, so that nothing of it is in the rings. */
+  reapAll(): void {
+    if (this.#notify === 'manual') this.onReap?.();
+    const limit = this.rx[0].plan.size;
+    for (let i = 0; this.#notify !== 'manual' && i < this.rx.length; i++) {
+      for (let n = 0; n < limit && this.failure === null; n++) {
+        if (this.#receiveBatch(i) === 0) break;
+      }
+    }
+  }
+
   async #begin(maxPairs: number): Promise<void> {
-    this.control?.setIndex(hasFeature(this.features, VIRTIO_NET_F_MQ) ? 2 * maxPairs : 2);
-    await this.backend.setMemTable([this.#memory.backendRegion()]);
-    this.#bases = this.#queues().map(() => (this.packed ? PACKED_BASE_FRESH : 0));
-    for (const queue of this.rx) refillRx(queue);
+    await this.backend.setMemTable([this.memory.backendRegion()]);
+    await this.#queues.makeInflight(this.backend);
+    this.#bases = this.#queues.begin(maxPairs);
     await this.#startRings();
-    await this.backend.setStatus(
-      VIRTIO_CONFIG_S_ACKNOWLEDGE |
-        VIRTIO_CONFIG_S_DRIVER |
-        VIRTIO_CONFIG_S_FEATURES_OK |
-        VIRTIO_CONFIG_S_DRIVER_OK,
-    );
+    await this.backend.setStatus(RUNNING);
     if (this.control !== null && this.queuePairs > 1) await this.control.setPairs(this.queuePairs);
   }
 
   async #startRings(): Promise<void> {
-    const queues = this.#queues();
-    for (const queue of queues) disableCalls(queue.ring);
-    for (const [i, queue] of queues.entries()) {
-      await startVring(this.backend, queue.index, queue.vring(this.#bases[i]));
-    }
+    for (const queue of this.queues) disableCalls(queue.ring);
     this.#running = true;
-    // The back-end may have said "no kick" before it looked: one kick each to begin with.
-    for (const queue of queues) signalEventfd(queue.kick.number);
+    try {
+      for (const { index, vring } of this.#queues.rings(this.#bases)) {
+        await startVring(this.backend, index, vring);
+      }
+    } catch (error) {
+      this.#running = false;
+      throw error;
+    }
+    this.#attached = true;
+    this.#startPolling();
+    this.#kickAll();
+  }
+
+  /** The back-end may have said "no kick" before it looked, or died: one kick each to begin. */
+  #kickAll(): void {
+    for (const queue of this.queues) signalEventfd(queue.kick.number);
+    if (this.#notify !== 'interrupt') return;
+    for (let i = 0; i < this.rx.length; i++) this.#drain(i); // a call may be lost, too
+  }
+
+  #startPolling(): void {
+    this.#stopPolling();
     if (this.#notify === 'poll') this.#pollTurn();
     if (this.#notify !== 'interrupt') return;
     for (const [i, queue] of this.rx.entries()) {
       this.#polls.push(pollFd(queue.call.number, { read: true }, () => this.#called(i)));
-      this.#drain(i);
     }
   }
 
-  #queues(): GuestQueue[] {
-    const data = this.rx.flatMap((queue, i) => [queue, this.tx[i]]);
-    return this.control === null ? data : [...data, this.control.queue];
+  async #restored(milliseconds: number): Promise<void> {
+    await this.#settle();
+    this.onLink?.({ kind: 'restored', milliseconds });
+    await this.control?.restore();
+  }
+
+  /** After a search, during which the guest may have been stopped or resumed. */
+  async #settle(): Promise<void> {
+    this.#attached = this.#handed;
+    if (this.#running && this.#handed) this.#kickAll();
+    else if (this.#running) {
+      this.#bases = this.#recoverBases();
+      await this.#startRings();
+    } else if (this.#handed) {
+      this.#running = true;
+      await this.stop();
+    }
+  }
+
+  #recoverBases(): number[] {
+    if (this.#running) this.reapAll();
+    return this.#queues.recoverBases();
   }
 
   #called(index: number): void {
@@ -412,7 +456,7 @@ export class NetGuest implements FrameLink {
       this.counters.rxFrames++;
       this.counters.rxBytes += bytes.length;
       this.onFrame?.(bytes, decodeOffload(queue.arena, frames.offset[i] - HEADER_BYTES));
-      if (!this.#running) return 0; // the handler closed us
+      if (this.#ended) return 0; // the handler closed us
     }
     releaseRx(queue, frames);
     refillRx(queue);
@@ -452,48 +496,4 @@ export class NetGuest implements FrameLink {
     this.#turn = null;
     this.#wake?.();
   }
-}
-
-/** 3.1.1, step 6: the device may refuse the set of features. */
-async function confirmFeatures(backend: VhostBackend): Promise<void> {
-  const wanted = VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
-  await backend.setStatus(wanted);
-  const status = await backend.getStatus();
-  if ((status & VIRTIO_CONFIG_S_FEATURES_OK) !== 0) return;
-  throw new VringError(
-    'ERR_VRING_GUEST_FEATURE',
-    `${backend.description} refused the negotiated features (status 0x${status.toString(16)})`,
-  );
-}
-
-function encodeOffload(offload: FrameOffload): Uint8Array {
-  return NetHeader.encode({
-    flags: offload.needsCsum ? VIRTIO_NET_HDR_F_NEEDS_CSUM : 0,
-    gsoType: offload.gsoType,
-    hdrLen: offload.headerBytes,
-    gsoSize: offload.gsoSize,
-    csumStart: offload.csumStart,
-    csumOffset: offload.csumOffset,
-    numBuffers: 0,
-  });
-}
-
-function decodeOffload(arena: DataView, at: number): FrameOffload {
-  const header = NetHeader.read(arena, at);
-  return {
-    needsCsum: (header.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) !== 0,
-    dataValid: (header.flags & VIRTIO_NET_HDR_F_DATA_VALID) !== 0,
-    csumStart: header.csumStart,
-    csumOffset: header.csumOffset,
-    gsoType: header.gsoType,
-    gsoSize: header.gsoSize,
-    headerBytes: header.hdrLen,
-  };
-}
-
-/** Locally administered, unicast. */
-function randomMac(): string {
-  const bytes = crypto.getRandomValues(new Uint8Array(6));
-  bytes[0] = (bytes[0] & 0xfc) | 0x02;
-  return formatMac(bytes);
 }

@@ -80,6 +80,7 @@ export function planQueues(features: bigint, wishes: PlanWishes): QueuePlans {
       slots: wishes.ringSize,
       slotBytes: receives ? rxBytes : NetHeader.size + maxTxFrameBytes,
       segmentBytes: SEGMENT_BYTES,
+      deviceWrites: receives,
     });
   }
   const control: QueuePlan = {
@@ -90,6 +91,7 @@ export function planQueues(features: bigint, wishes: PlanWishes): QueuePlans {
     slots: 1,
     slotBytes: CONTROL_SLOT_BYTES,
     segmentBytes: CONTROL_SLOT_BYTES,
+    deviceWrites: true,
   };
   return { queues, control, maxTxFrameBytes };
 }

@@ -28,10 +28,18 @@ export class BackendConnector extends BackendEndpoint {
     await this.#done;
   }
 
+  /** After `suspend`: another process serves the session and connects again. */
+  surrender(): Promise<void> {
+    return this.close();
+  }
+
   async #run(): Promise<void> {
     await Promise.resolve(); // the constructor returns before the first event
     let pauseMs = RECONNECT_MIN_MS;
+    await this.serveAdopted();
     while (!this.isClosed) {
+      await this.whileSuspended();
+      if (this.isClosed) return;
       let socket: Fd | null = null;
       try {
         socket = connectUnix(this.path);

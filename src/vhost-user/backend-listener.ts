@@ -16,6 +16,8 @@ export type ListenerOptions = EndpointOptions & {
   /** Permission bits of the socket, for instance 0o660. */
   readonly mode?: number;
   readonly owner?: { readonly uid: number; readonly gid: number };
+  /** A socket that listens on `path` already, for instance of a predecessor; taken over. */
+  readonly listener?: Fd;
 };
 
 export class BackendListener extends BackendEndpoint {
@@ -31,21 +33,36 @@ export class BackendListener extends BackendEndpoint {
    */
   constructor(options: ListenerOptions) {
     super(options);
-    this.#listener = listenUnix(options.path, {
-      ...(options.mode === undefined ? {} : { mode: options.mode }),
-      ...(options.owner === undefined ? {} : { owner: options.owner }),
-    });
+    this.#listener =
+      options.listener ??
+      listenUnix(options.path, {
+        ...(options.mode === undefined ? {} : { mode: options.mode }),
+        ...(options.owner === undefined ? {} : { owner: options.owner }),
+      });
     this.#poll = pollFd(this.#listener.number, {}, () => this.#wakeUp());
     this.#done = this.#run();
   }
 
+  protected override get listenerFd(): Fd {
+    return this.#listener;
+  }
+
   /** Idempotent. Ends the session, closes and removes the socket. */
-  async close(): Promise<void> {
+  close(): Promise<void> {
+    return this.#end(true);
+  }
+
+  /** After `suspend`: another process listens and serves now. The socket's path stays. */
+  surrender(): Promise<void> {
+    return this.#end(false);
+  }
+
+  async #end(removePath: boolean): Promise<void> {
     if (!this.isClosed) {
       const ended = this.shutDown();
       this.#poll.close();
       this.#listener.close();
-      rmSync(this.path, { force: true });
+      if (removePath) rmSync(this.path, { force: true });
       this.#wakeUp();
       await ended;
     }
@@ -53,7 +70,10 @@ export class BackendListener extends BackendEndpoint {
   }
 
   async #run(): Promise<void> {
+    await this.serveAdopted();
     while (!this.isClosed) {
+      await this.whileSuspended();
+      if (this.isClosed) return;
       let socket: Fd | null = null;
       try {
         socket = acceptUnix(this.#listener.number);

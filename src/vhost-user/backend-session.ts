@@ -35,12 +35,23 @@ import { hasFeature } from '../wire/virtio.ts';
 import { SessionContext } from './backend-context.ts';
 import { handlerOf } from './backend-dispatch.ts';
 import type { HandlerResult, Reply } from './backend-handlers.ts';
-import { closeFds, type Message, MessageConnection } from './connection.ts';
+import { closeFds, type Message, MessageConnection, type Preread } from './connection.ts';
 import type { IotlbSnapshot } from './iotlb-control.ts';
+import { SUSPEND_TIMEOUT_MS } from './limits.ts';
 import { FRONT_END_MESSAGES, type MessageEntry, requestName } from './message-table.ts';
 import { release } from './migration-handlers.ts';
 import type { PostcopyState } from './postcopy-control.ts';
 import { usesIotlb } from './ring-start.ts';
+import {
+  type MemorySnapshot,
+  memorySnapshot,
+  type PreparedMemory,
+  prereadOf,
+  ReceivedFds,
+  restoreContext,
+  type SessionSnapshot,
+  sessionSnapshot,
+} from './session-snapshot.ts';
 import type { BackendTarget } from './target.ts';
 import type { VringSnapshot } from './vring-control.ts';
 
@@ -74,6 +85,11 @@ export type SessionOptions = {
   readonly onChange?: () => void;
 };
 
+export type RestoreOptions = SessionOptions & {
+  /** Memory of the session that was mapped while its predecessor still ran. */
+  readonly prepared?: PreparedMemory;
+};
+
 export class BackendSession {
   /** Resolves when everything of the session is released; null for an orderly end. */
   readonly closed: Promise<Error | null>;
@@ -85,14 +101,120 @@ export class BackendSession {
   #messages = 0;
   #refusals = 0;
   #lastRefusal: ProtocolError | null = null;
+  #handling: Promise<void> | null = null;
+  #suspended = false;
 
-  /** Takes the socket over and starts at once. */
-  constructor(socket: Fd, target: BackendTarget, options: SessionOptions = {}) {
+  /** Takes the socket over and starts at once. `before` is for `restore`. */
+  constructor(
+    socket: Fd,
+    target: BackendTarget,
+    options: SessionOptions = {},
+    before: Restoration | null = null,
+  ) {
     assert(target.queueCount > 0 && target.queueCount <= MAX_VRINGS, 'queueCount in 1..MAX_VRINGS');
     this.#options = options;
     this.#context = new SessionContext(target);
-    this.#connection = new MessageConnection(socket, { expectReplies: false, nameOf: requestName });
-    this.closed = this.#run();
+    const framing = { expectReplies: false, nameOf: requestName };
+    this.#connection = new MessageConnection(socket, framing, before?.input);
+    if (before !== null) this.#pauseReading();
+    this.closed = this.#run(before);
+  }
+
+  /**
+   * Goes on with the session of another process: maps its memory, tells the target what was
+   * negotiated, and waits, suspended, for `resume`. Takes the snapshot's fds over.
+   * @throws VringError ERR_VRING_SNAPSHOT where the target is not what the front-end was promised;
+   *   nothing is left then, and the process that made the snapshot may resume.
+   */
+  static async restore(
+    { state, fds }: SessionSnapshot,
+    target: BackendTarget,
+    { prepared, ...options }: RestoreOptions = {},
+  ): Promise<BackendSession> {
+    const received = new ReceivedFds(fds);
+    try {
+      const socket = received.take(state.socket);
+      const input = prereadOf(state.input, received);
+      let done: (error: Error | null) => void = () => undefined;
+      const restored = new Promise<Error | null>((resolve) => (done = resolve));
+      const apply = (context: SessionContext): Promise<void> =>
+        restoreContext(context, state, received, prepared ?? null);
+      const session = new BackendSession(socket, target, options, { input, apply, done });
+      const error = await restored;
+      if (error === null) return session;
+      await session.closed;
+      throw error;
+    } finally {
+      received.closeRest();
+      prepared?.close();
+    }
+  }
+
+  /** Memory for a successor to map while this session still runs. The fds stay the session's. */
+  prepare(): MemorySnapshot {
+    return memorySnapshot(this.#context);
+  }
+
+  /**
+   * Stops reading and stops every ring, after the message at hand. The snapshot's fds stay the
+   * session's, until `resume` or `surrender`.
+   * @throws VringError ERR_VRING_CLOSED, ERR_VRING_BUSY (postcopy or a state transfer is under
+   *   way), ERR_VRING_TIMEOUT; the session goes on then.
+   */
+  async suspend(): Promise<SessionSnapshot> {
+    this.#connection.pause();
+    try {
+      await this.#finishMessage();
+      const { postcopy, stateTransfer } = this.#context;
+      if (this.#connection.closed) throw sessionError('ERR_VRING_CLOSED', 'the session is over');
+      if (postcopy !== 'none') throw sessionError('ERR_VRING_BUSY', 'postcopy is under way');
+      if (stateTransfer) throw sessionError('ERR_VRING_BUSY', 'device state is being moved');
+    } catch (error) {
+      this.#connection.resume();
+      throw error;
+    }
+    this.#pauseReading();
+    await this.#context.vrings.haltAll();
+    this.#context.iotlb.forgetMisses();
+    return sessionSnapshot(this.#context, this.#connection.socket, this.#connection.pause());
+  }
+
+  /** After `suspend` or `restore`: rings and reading go on. */
+  async resume(): Promise<void> {
+    if (!this.#suspended) return;
+    this.#suspended = false;
+    await this.#context.vrings.startAll(true);
+    this.#context.requests.channel?.resume();
+    this.#connection.resume();
+  }
+
+  /** After `suspend`: another process has the session now. Its front-end notices nothing. */
+  surrender(): Promise<Error | null> {
+    assert(this.#suspended, 'a session is suspended before it is surrendered');
+    return this.close();
+  }
+
+  #pauseReading(): void {
+    this.#suspended = true;
+    this.#connection.pause();
+  }
+
+  async #finishMessage(): Promise<void> {
+    // A message that was read is not handled yet in this turn of the event loop.
+    await new Promise<void>((resolve) => setImmediate(resolve));
+    const { promise: late, resolve } = Promise.withResolvers<'late'>();
+    const timer = setTimeout(() => resolve('late'), SUSPEND_TIMEOUT_MS);
+    try {
+      while (this.#handling !== null) {
+        const first = await Promise.race([this.#handling.catch(() => undefined), late]);
+        if (first === 'late') {
+          const problem = `the message at hand was not done in ${SUSPEND_TIMEOUT_MS} ms`;
+          throw sessionError('ERR_VRING_TIMEOUT', problem);
+        }
+      }
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   get state(): SessionState {
@@ -128,17 +250,23 @@ export class BackendSession {
     return this.closed;
   }
 
-  async #run(): Promise<Error | null> {
+  async #run(before: Restoration | null): Promise<Error | null> {
     let reason: Error | null = null;
     try {
       await Promise.resolve(); // the constructor returns before the target hears of anything
       this.#context.target.sessionOpened?.(this.#context.requests);
+      await before?.apply(this.#context);
+      before?.done(null);
       for (;;) {
         const message = await this.#connection.receive();
         if (message === null) break;
-        await this.#handle(message);
+        this.#handling = this.#handle(message);
+        await this.#handling;
+        this.#handling = null;
       }
     } catch (error) {
+      this.#handling = null;
+      before?.done(asError(error));
       // After our own close() the reason is ours, not what the closing made fail.
       if (!this.#connection.closed) reason = asError(error);
     }
@@ -247,6 +375,18 @@ export class BackendSession {
     }
     if (refusal !== undefined) this.#refused(refusal);
   }
+}
+
+/** What a session begins with that goes on with another one. */
+type Restoration = {
+  readonly input: Preread;
+  readonly apply: (context: SessionContext) => Promise<void>;
+  readonly done: (error: Error | null) => void;
+};
+
+function sessionError(code: string, problem: string): VringError {
+  const text = `the session cannot be handed over: ${problem}`;
+  return new VringError(code, text, { recovery: 'retry' });
 }
 
 function checkFdRange({ name, fds: [min, max] }: MessageEntry, count: number): void {

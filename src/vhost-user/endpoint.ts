@@ -5,6 +5,7 @@
 import type { VringError } from '../base/errors.ts';
 import type { Fd } from '../sys/index.ts';
 import { BackendSession, type SessionOptions } from './backend-session.ts';
+import type { MemorySnapshot, PreparedMemory, SessionSnapshot } from './session-snapshot.ts';
 import type { BackendTarget } from './target.ts';
 
 export type EndpointState =
@@ -25,21 +26,43 @@ export type EndpointOptions = SessionOptions & {
   /** Serves every session of this endpoint, one after the other. */
   readonly target: BackendTarget;
   readonly onEvent?: (event: EndpointEvent) => void;
+  /** The session of another process to go on with, before anybody else is served. */
+  readonly adopt?: { readonly session: SessionSnapshot; readonly prepared?: PreparedMemory };
+};
+
+/** What another process needs to go on with an endpoint. The fds stay ours. */
+export type EndpointSnapshot = {
+  /** Server mode: the socket that listens, with whoever waits in its backlog. */
+  readonly listener: Fd | null;
+  readonly session: SessionSnapshot | null;
 };
 
 /** Base of BackendListener and BackendConnector. */
 export abstract class BackendEndpoint {
   readonly path: string;
+  /**
+   * The adopted session, suspended until `resume`; null without one. Rejects where it cannot be
+   * restored: the endpoint is of no use then, surrender it, and the predecessor may resume.
+   */
+  readonly adopted: Promise<BackendSession | null>;
   readonly #options: EndpointOptions;
   #session: BackendSession | null = null;
   #sessions = 0;
   #reason: Error | null = null;
   #failure: string | null = null; // of the last 'failed' event
   #closed = false;
+  #suspended: { readonly over: Promise<void>; readonly end: () => void } | null = null;
 
   protected constructor(options: EndpointOptions) {
     this.path = options.path;
     this.#options = options;
+    const { adopt } = options;
+    if (adopt === undefined) this.adopted = Promise.resolve(null);
+    else {
+      this.#hold(); // until `resume`: nobody is served before the session goes on
+      this.adopted = this.#restore(adopt);
+      this.adopted.catch(() => undefined); // whoever adopts waits for it
+    }
   }
 
   protected abstract readonly idleState: 'listening' | 'connecting';
@@ -68,9 +91,89 @@ export abstract class BackendEndpoint {
     return this.#closed;
   }
 
+  /** The session's memory, for a successor to map while it still runs. Null without a session. */
+  prepare(): MemorySnapshot | null {
+    return this.#session?.prepare() ?? null;
+  }
+
+  /**
+   * Nobody new is served, and the running session is suspended: see BackendSession. What the
+   * snapshot names stays ours until `surrender`.
+   * @throws VringError as BackendSession.suspend; the endpoint goes on then.
+   */
+  async suspend(): Promise<EndpointSnapshot> {
+    this.#hold();
+    const session = this.#session;
+    try {
+      return { listener: this.listenerFd, session: (await session?.suspend()) ?? null };
+    } catch (error) {
+      if (this.#session !== session || (error as VringError).code === 'ERR_VRING_CLOSED') {
+        await session?.closed; // its front-end went away meanwhile: there is none to hand over
+        return { listener: this.listenerFd, session: null };
+      }
+      this.#release();
+      throw error;
+    }
+  }
+
+  /** After `suspend`, or with an adopted session: goes on. */
+  async resume(): Promise<void> {
+    await this.adopted;
+    await this.#session?.resume();
+    this.#release();
+  }
+
+  /** Server mode: what listens. */
+  protected get listenerFd(): Fd | null {
+    return null;
+  }
+
+  /** Resolves at once unless the endpoint is suspended. */
+  protected async whileSuspended(): Promise<void> {
+    while (this.#suspended !== null && !this.#closed) await this.#suspended.over;
+  }
+
+  #hold(): void {
+    this.#suspended ??= (() => {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      return { over: promise, end: resolve };
+    })();
+  }
+
+  #release(): void {
+    const suspended = this.#suspended;
+    this.#suspended = null;
+    suspended?.end();
+  }
+
+  async #restore(adopt: NonNullable<EndpointOptions['adopt']>): Promise<BackendSession> {
+    const { target } = this.#options;
+    const prepared = adopt.prepared === undefined ? {} : { prepared: adopt.prepared };
+    const session = await BackendSession.restore(adopt.session, target, {
+      ...this.#options,
+      ...prepared,
+    });
+    this.#session = session;
+    return session;
+  }
+
+  /** Serves the adopted session, if there is one, until it is over. */
+  protected async serveAdopted(): Promise<Error | null> {
+    try {
+      const session = await this.adopted;
+      return session === null ? null : await this.#follow(session);
+    } catch (error) {
+      this.failed(error as Error);
+      return error as Error;
+    }
+  }
+
   /** Serves one connection until it is over and released. Returns the reason. */
-  protected async serve(socket: Fd): Promise<Error | null> {
-    const session = new BackendSession(socket, this.#options.target, this.#options);
+  protected serve(socket: Fd): Promise<Error | null> {
+    return this.#follow(new BackendSession(socket, this.#options.target, this.#options));
+  }
+
+  async #follow(session: BackendSession): Promise<Error | null> {
     this.#session = session;
     this.#sessions++;
     this.#failure = null;
@@ -94,6 +197,8 @@ export abstract class BackendEndpoint {
   /** Ends the running session and marks the endpoint closed. */
   protected async shutDown(): Promise<void> {
     this.#closed = true;
+    this.#release();
+    await this.adopted.catch(() => null);
     await this.#session?.close();
   }
 

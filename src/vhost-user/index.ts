@@ -1,8 +1,18 @@
 export { BackendConnector } from './backend-connector.ts';
 export { BackendListener, type ListenerOptions } from './backend-listener.ts';
-export { BackendSession, type SessionOptions, type SessionState } from './backend-session.ts';
+export {
+  BackendSession,
+  type RestoreOptions,
+  type SessionOptions,
+  type SessionState,
+} from './backend-session.ts';
 export type { MessageEvent } from './diagnostics.ts';
-export type { EndpointEvent, EndpointOptions, EndpointState } from './endpoint.ts';
+export type {
+  EndpointEvent,
+  EndpointOptions,
+  EndpointSnapshot,
+  EndpointState,
+} from './endpoint.ts';
 export { BackendEndpoint } from './endpoint.ts';
 export { type FrontendVring, startVring, stopVring } from './frontend-vring.ts';
 export type { FrontendEvents, HostNotifier } from './frontend-events.ts';
@@ -37,6 +47,12 @@ export {
   type RunState,
   type RunTransition,
 } from './ring-states.ts';
+export {
+  type MemorySnapshot,
+  PreparedMemory,
+  type SessionSnapshot,
+  type SessionSnapshotState,
+} from './session-snapshot.ts';
 export { type ProtocolState, STATE_RULES, type StateRule } from './state-rules.ts';
 export type {
   BackendTarget,

@@ -129,12 +129,17 @@ export class IotlbControl {
     return count;
   }
 
-  /** Idempotent. */
-  close(): void {
-    this.#closed = true;
+  /** Nobody asks for what nobody waits for: rings that are started again miss it again. */
+  forgetMisses(): void {
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
     this.#misses.clear();
+  }
+
+  /** Idempotent. */
+  close(): void {
+    this.#closed = true;
+    this.forgetMisses();
   }
 
   #later(): NodeJS.Timeout {

@@ -58,6 +58,8 @@ type Vring = {
   /** As SET_VRING_BASE had it; `base` is where the ring was stopped since. */
   saidBase: number | null;
   state: RunState;
+  /** Which of its fds the session made itself: in-band notifications. */
+  readonly own: Set<'kick' | NotifierName>;
   /** What a waiting ring waits for. */
   waitsFor: string | null;
   readonly fds: { kick: Fd | null; call: Fd | null; err: Fd | null };
@@ -96,6 +98,7 @@ export class VringControl {
       bigEndian: false,
       enabled: false,
       state: 'stopped',
+      own: new Set(),
       waitsFor: null,
       fds: { kick: null, call: null, err: null },
     }));
@@ -175,27 +178,41 @@ export class VringControl {
    * in-band notifications an eventfd of ours.
    */
   async setKick(vring: Vring, fd: Fd | null): Promise<void> {
-    this.#keep(vring, 'kick', fd ?? this.#inband.makeKick(vring.index));
-    vring.kicked = true;
+    this.adoptKick(vring, fd, fd === null);
     await this.change(vring, () => this.#closeReplaced());
+  }
+
+  /** The ring has it, and is not started by it: for a session that is restored. */
+  adoptKick(vring: Vring, given: Fd | null, inband: boolean): void {
+    const fd = inband ? this.#inband.makeKick(vring.index) : given;
+    this.#keep(vring, 'kick', fd, inband && fd !== null);
+    vring.kicked = true;
   }
 
   /** SET_VRING_CALL and SET_VRING_ERR: replaced while the ring runs, without stopping it. */
   async setNotifier(vring: Vring, which: NotifierName, given: Fd | null): Promise<void> {
-    this.#inband.unwatch(vring.index, which);
-    const fd = given ?? this.#inband.watch(vring.index, which);
-    this.#keep(vring, which, fd);
+    this.adoptNotifier(vring, which, given, given === null);
+    const fd = vring.fds[which];
     const running = vring.state === 'started';
     if (running && which === 'call') await this.#target.setVringCall(vring.index, fd);
     if (running && which === 'err') await this.#target.setVringErr(vring.index, fd);
     this.#closeReplaced();
   }
 
+  /** The ring has it, and the target is not told: for a session that is restored. */
+  adoptNotifier(vring: Vring, which: NotifierName, given: Fd | null, inband: boolean): void {
+    this.#inband.unwatch(vring.index, which);
+    const fd = inband ? this.#inband.watch(vring.index, which) : given;
+    this.#keep(vring, which, fd, inband && fd !== null);
+  }
+
   /** The ring owns the new fd at once; the old one waits until the target has let go of it. */
-  #keep(vring: Vring, which: 'kick' | NotifierName, fd: Fd | null): void {
+  #keep(vring: Vring, which: 'kick' | NotifierName, fd: Fd | null, own: boolean): void {
     const old = vring.fds[which];
     if (old !== null) this.#replaced.push(old);
     vring.fds[which] = fd;
+    if (own) vring.own.add(which);
+    else vring.own.delete(which);
   }
 
   #closeReplaced(): void {
@@ -218,6 +235,7 @@ export class VringControl {
     vring.kicked = false;
     vring.fds.kick?.close();
     vring.fds.kick = null;
+    vring.own.delete('kick');
     return vring.base ?? freshBase(this.around.features);
   }
 

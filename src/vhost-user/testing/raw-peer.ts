@@ -64,11 +64,6 @@ export class RawPeer {
     return message;
   }
 
-  /** The same with its fds, which are the caller's. */
-  receive(): Promise<Message | null> {
-    return this.#connection.receive();
-  }
-
   /** The next reply, its fds the caller's; null when the other side has closed. */
   receive(): Promise<Message | null> {
     return this.#connection.receive();

@@ -3,9 +3,12 @@
  * runs is lost by a newer file: what the file does not have goes on, what only the file has is
  * added, and what a driver relies on must be the same in both.
  */
-import { ConfigError } from '../base/errors.ts';
+import { VringError } from '../base/errors.ts';
 import type { HandOverPlan, PortPlan } from './hand-over-format.ts';
 import type { PortConfig, SwitchConfig } from './switch-types.ts';
+
+/** The newer configuration contradicts what runs. */
+export const ERR_HAND_OVER_CONFIG = 'ERR_VRING_HAND_OVER_CONFIG';
 
 /** What can change under a driver, or matters only when a socket is made. */
 const FREE = new Set(['vlan', 'macLimit', 'reflect', 'socketOwner', 'socketMode']);
@@ -18,7 +21,7 @@ export type MergedConfig = {
   readonly added: readonly PortConfig[];
 };
 
-/** @throws ConfigError naming the port and the key that a running port cannot change. */
+/** @throws VringError naming the port and the key that a running port cannot change. */
 export function mergeConfig(plan: HandOverPlan, newer: SwitchConfig | null): MergedConfig {
   const own = { ...plan.config, ports: [] };
   if (newer === null) return { config: own, taken: plan.ports, added: [] };
@@ -36,10 +39,10 @@ function renewed(running: PortConfig, wanted: PortConfig): PortPlan['config'] {
   for (const key of Object.keys(is!)) {
     const [before, after] = [JSON.stringify(was![key]), JSON.stringify(is![key])];
     if (FREE.has(key) || before === after) continue;
-    const problem =
-      `is ${after} and was ${before}, which a running port cannot change; ` +
-      'leave it, or remove the port first';
-    throw new ConfigError(`ports ${running.name}.${key}`, problem);
+    const text =
+      `port ${running.name}: ${key} is ${after} and was ${before}, which a running port cannot ` +
+      'change; leave it, or remove the port first';
+    throw new VringError(ERR_HAND_OVER_CONFIG, text);
   }
   return wanted as PortPlan['config'];
 }

@@ -59,11 +59,10 @@ const PortPlanSchema = z.object({
     .max(MAX_PORTS - 1),
   config: PortConfigSchema,
   linkUp: z.boolean(),
-  /** vhost-user, server mode: the listening socket. */
-  listener: fd.nullable(),
   /** TAP: its queue, and ACCEPT_* bits. */
   tap: z.object({ fd, accepts: z.int() }).nullable(),
-  session: SessionPartSchema.nullable(),
+  /** Memory of its session. */
+  memory: SessionPartSchema.nullable(),
 });
 export type PortPlan = z.infer<typeof PortPlanSchema>;
 
@@ -90,12 +89,12 @@ const PortFinalSchema = z.object({
     .int()
     .min(0)
     .max(MAX_PORTS - 1),
+  /** vhost-user, server mode: the listening socket. */
+  listener: fd.nullable(),
   sessions: z.int().min(0),
   reason,
   /** vhost-user: as in docs/device-state.md, text; without learned addresses. */
   device: z.string().nullable(),
-  /** Virtio device status. */
-  status: z.int().min(0).max(255),
   switchCounters: counters,
   /** TAP: counters of its data half. */
   tapCounters: counters.nullable(),

@@ -48,7 +48,7 @@ const VM: VhostUserPortConfig = {
 
 function planOf(fds: SentFds, control: Fd): HandOverPlan {
   const config = VM as HandOverPlan['ports'][number]['config'];
-  const port = { number: 0, config, linkUp: true, listener: null, tap: null, session: null };
+  const port = { number: 0, config, linkUp: true, tap: null, memory: null };
   return {
     version: '1',
     pid: 1,
@@ -190,7 +190,7 @@ test('a newer configuration keeps what runs, adds what is new, and may not chang
   const kept = mergeConfig(plan, { ...newer, ports: [] });
   deepEqual([kept.taken.length, kept.added.length], [1, 0], 'no file ends a guest');
   const changed = { ...newer, ports: [{ ...VM, queuePairs: 2 }] };
-  throws(() => mergeConfig(plan, changed), /ports vm0.queuePairs: is 2 and was 1/);
+  throws(() => mergeConfig(plan, changed), /port vm0: queuePairs is 2 and was 1/);
 });
 
 test('a plan that is none is refused with the place', () => {

@@ -72,7 +72,7 @@ export class TapPort implements SwitchPort {
   plan(fds: SentFds): PortPlan {
     const config = { ...this.config, vlan: this.#context.vlan() } as PortPlan['config'];
     const tap = { fd: fds.add(this.#fd!), accepts: this.#accepts };
-    return { number: this.number, config, linkUp: this.linkUp, listener: null, tap, session: null };
+    return { number: this.number, config, linkUp: this.linkUp, tap, memory: null };
   }
 
   /** The kernel keeps for the successor what nobody reads meanwhile. */
@@ -81,10 +81,10 @@ export class TapPort implements SwitchPort {
     const { counters } = await this.#context.worker.request<NetPortStatus>('portStatus', status);
     return {
       number: this.number,
+      listener: null,
       sessions: 0,
       reason: this.#gone,
       device: null,
-      status: 0,
       switchCounters: this.#context.switchCounters(),
       tapCounters: counters,
       session: null,

@@ -1,12 +1,23 @@
 import { VringError } from '../base/errors.ts';
 import type { PortPlan, PortFinal } from './hand-over-format.ts';
-import { type AddNetPort, NetDevice, type NetPortStatus } from '../devices/net/index.ts';
+import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
+import type { Fd } from '../sys/index.ts';
+import {
+  type AddNetPort,
+  encodeNetState,
+  NetDevice,
+  type NetPortStatus,
+  parseNetState,
+} from '../devices/net/index.ts';
 import { DeviceHost, type HostedVring, type PlaneEvent } from '../runtime/index.ts';
 import {
   BackendConnector,
   BackendListener,
   type EndpointEvent,
   type EndpointOptions,
+  type MemorySnapshot,
+  PreparedMemory,
+  type SessionSnapshot,
   type SessionState,
 } from '../vhost-user/index.ts';
 import { FAULT_MEMORY_GONE, FAULT_NOTIFY_BLOCKED } from '../virtqueue/faults.ts';
@@ -16,7 +27,7 @@ import { protocolFeatureNames } from '../wire/vhost-user.ts';
 import { VIRTIO_NET_MIN_MTU } from '../wire/virtio-net.ts';
 import { featureNames, featureSet, VIRTIO_ID_NET } from '../wire/virtio.ts';
 import { type AckedFeatures, featureChanges } from './feature-changes.ts';
-import { keepState, type StatefulPort } from './port-state.ts';
+import { keepState, loadNetState, saveNetState, type StatefulPort } from './port-state.ts';
 import {
   type PortContext,
   type PortReason,
@@ -54,6 +65,8 @@ const PROTOCOL_FEATURES = featureSet(
   protocol.VHOST_USER_PROTOCOL_F_GPA_ADDRESSES,
 );
 
+type MemoryState = MemorySnapshot['memory'];
+
 /** A port that a VM, or our software guest, plugs into: a vhost-user back-end on a socket. */
 export class VhostUserPort implements SwitchPort {
   readonly config: VhostUserPortConfig;
@@ -66,6 +79,13 @@ export class VhostUserPort implements SwitchPort {
   #mtu: number;
   #reason: PortReason | null = null;
   #wasUp = false;
+  /** While the port changes hands, its rings stop and start without anybody being told. */
+  #isQuiet = false;
+  #isRestored = false;
+  #sessionsBefore = 0;
+  /** Of a predecessor, until the endpoint has them. */
+  #adopted: Fd | null = null;
+  #prepared: PreparedMemory | null = null;
   /** What was acked when rings last ran. */
   #acked: AckedFeatures | null = null;
 
@@ -99,6 +119,16 @@ export class VhostUserPort implements SwitchPort {
   }
 
   async open(): Promise<void> {
+    await this.#addToPlane();
+    try {
+      this.#endpoint = this.#listen(null);
+    } catch (error) {
+      await this.#context.worker.request('removePort', { port: this.number });
+      throw error;
+    }
+  }
+
+  async #addToPlane(): Promise<void> {
     const { config } = this;
     const add: AddNetPort = {
       port: this.number,
@@ -109,24 +139,32 @@ export class VhostUserPort implements SwitchPort {
       linkUp: this.linkUp,
     };
     await this.#context.worker.request('addNetPort', add);
+  }
+
+  /** Server mode: at the config's path, or where a predecessor listened. */
+  #listen(
+    listener: Fd | null,
+    adopt?: EndpointOptions['adopt'],
+  ): BackendListener | BackendConnector {
+    const { config } = this;
     const options: EndpointOptions = {
       path: config.path,
       target: this.#host,
       onEvent: (event) => this.#endpointEvent(event),
+      ...(adopt === undefined ? {} : { adopt }),
     };
-    try {
-      this.#endpoint =
-        config.mode === 'client'
-          ? new BackendConnector(options)
-          : new BackendListener({
-              ...options,
-              ...(config.socketMode === null ? {} : { mode: config.socketMode }),
-              ...(config.socketOwner === null ? {} : { owner: config.socketOwner }),
-            });
-    } catch (error) {
-      await this.#context.worker.request('removePort', { port: this.number });
-      throw error;
-    }
+    if (config.mode === 'client') return new BackendConnector(options);
+    return new BackendListener({
+      ...options,
+      ...(listener === null ? {} : { listener }),
+      ...(config.socketMode === null ? {} : { mode: config.socketMode }),
+      ...(config.socketOwner === null ? {} : { owner: config.socketOwner }),
+    });
+  }
+
+  /** Sessions so far, those of predecessors included. */
+  get sessions(): number {
+    return this.#sessionsBefore + (this.#endpoint?.sessions ?? 0);
   }
 
   async close(): Promise<void> {
@@ -137,24 +175,83 @@ export class VhostUserPort implements SwitchPort {
 
   release(): void {}
 
-  plan(): PortPlan {
-    throw notYet();
+  plan(fds: SentFds): PortPlan {
+    const config = { ...this.config, vlan: this.#context.vlan() } as PortPlan['config'];
+    const prepared = this.#endpoint?.prepare() ?? null;
+    return {
+      number: this.number,
+      config,
+      linkUp: this.linkUp,
+      tap: null,
+      memory: prepared && { state: prepared.memory, fds: prepared.fds.map((fd) => fds.add(fd)) },
+    };
   }
 
-  async suspend(): Promise<PortFinal> {
-    throw notYet();
+  async suspend(fds: SentFds): Promise<PortFinal> {
+    this.#isQuiet = true;
+    const { sessions } = this;
+    // The state of the device is of its driver, and there is a driver as long as there is a session.
+    const device = { ...(await saveNetState(this.#stateful())), macs: [] };
+    const { listener, session } = await this.#endpoint!.suspend();
+    return {
+      number: this.number,
+      listener: listener && fds.add(listener),
+      sessions,
+      reason: this.#reason,
+      device: new TextDecoder().decode(encodeNetState(device)),
+      switchCounters: this.#context.switchCounters(),
+      tapCounters: null,
+      session: session && { state: session.state, fds: session.fds.map((fd) => fds.add(fd)) },
+    };
   }
 
-  async resume(): Promise<void> {}
-
-  async surrender(): Promise<void> {}
-
-  async adopt(): Promise<void> {
-    throw notYet();
+  async resume(): Promise<void> {
+    this.#endpoint ??= this.#listen(this.#adopted);
+    await this.#endpoint.resume();
+    this.#isQuiet = false;
+    if (this.#isRestored) this.#acked = this.#ackedNow();
+    if (this.#isRestored) this.#wasUp = this.#state() === 'up';
+    this.#isRestored = false;
+    this.#reportUp();
   }
 
-  async restore(): Promise<void> {
-    throw notYet();
+  async surrender(): Promise<void> {
+    this.#isQuiet = true;
+    this.#prepared?.close();
+    this.#adopted?.close();
+    await this.#endpoint?.surrender();
+    this.#endpoint = null;
+  }
+
+  async adopt({ linkUp, memory }: PortPlan, fds: ReceivedFds): Promise<void> {
+    this.#isQuiet = true;
+    this.linkUp = linkUp;
+    this.#device.linkUp = linkUp;
+    await this.#addToPlane();
+    if (memory === null) return;
+    const own = memory.fds.map((at) => fds.take(at, `the memory of port ${this.config.name}`));
+    this.#prepared = PreparedMemory.map({ memory: memory.state as MemoryState, fds: own });
+  }
+
+  async restore(state: PortFinal, fds: ReceivedFds): Promise<void> {
+    const { name, mode } = this.config;
+    const take = (at: number): Fd => fds.take(at, `port ${name}`);
+    this.#isRestored = true;
+    this.#sessionsBefore = state.sessions;
+    this.#reason = state.reason;
+    await loadNetState(this.#stateful(), parseNetState(new TextEncoder().encode(state.device!)));
+    if (mode === 'server') this.#adopted = take(state.listener ?? -1);
+    if (state.session === null) return; // whoever connects next is served after `resume`
+    const session = {
+      state: state.session.state as SessionSnapshot['state'],
+      fds: state.session.fds.map(take),
+    };
+    this.#sessionsBefore--;
+    const prepared = this.#prepared === null ? {} : { prepared: this.#prepared };
+    this.#endpoint = this.#listen(this.#adopted, { session, ...prepared });
+    this.#adopted = null;
+    this.#prepared = null;
+    await this.#endpoint.adopted;
   }
 
   async setLink(up: boolean): Promise<void> {
@@ -213,7 +310,7 @@ export class VhostUserPort implements SwitchPort {
       state: this.#state(),
       reason: this.#reason,
       linkUp: this.linkUp,
-      sessions: this.#endpoint?.sessions ?? 0,
+      sessions: this.sessions,
       mtu: this.#mtu,
       features:
         features === null
@@ -262,6 +359,7 @@ export class VhostUserPort implements SwitchPort {
   }
 
   #reportUp(): void {
+    if (this.#isQuiet) return;
     const up = this.#endpoint !== null && this.#state() === 'up';
     if (up === this.#wasUp) return;
     this.#wasUp = up;
@@ -275,14 +373,19 @@ export class VhostUserPort implements SwitchPort {
 
   /** A front-end that returns with other features: what runs now may be slower, or newer. */
   #compareFeatures(): void {
-    const now = { features: this.#host.acked, protocolFeatures: this.#host.ackedProtocol };
+    const now = this.#ackedNow();
     const changes = this.#acked === null ? [] : featureChanges(this.#acked, now);
     this.#acked = now;
     if (changes.length === 0) return;
     this.#context.report('features-changed', `other features than before: ${changes.join(', ')}`);
   }
 
+  #ackedNow(): AckedFeatures {
+    return { features: this.#host.acked, protocolFeatures: this.#host.ackedProtocol };
+  }
+
   #endpointEvent(event: EndpointEvent): void {
+    if (this.#isQuiet) return; // its session changes hands, and neither begins nor ends
     if (event.kind === 'connected') {
       this.#context.report('session-started', 'a front-end connected');
       return;
@@ -350,10 +453,6 @@ function sessionStatus(state: SessionState): SessionStatus {
     channel: channel && { requests: channel.requests },
     postcopy,
   };
-}
-
-function notYet(): VringError {
-  return new VringError('ERR_VRING_HAND_OVER', 'sessions of guests cannot be handed over');
 }
 
 function hex(bits: bigint): string {

@@ -171,8 +171,10 @@ export class MacTable {
    */
   snapshot(port?: number): Int32Array {
     const words: number[] = [];
+    if (this.size === 0) return new Int32Array(0);
     const now = this.head[HEAD_NOW];
     for (let at = 0; at < this.cells.length; at += SLOT_WORDS) {
+      if (this.cells[at + 2] === 0) continue; // most are: the ordered read is for the others
       const owner = Atomics.load(this.cells, at + 2) - 1;
       const age = Math.max(0, now - this.cells[at + 3]);
       if (owner < 0 || age > this.head[HEAD_AGEING]) continue;

@@ -34,7 +34,6 @@ test('three hand-overs in a row under traffic', { timeout: 120_000 }, async (t) 
   const r = scratch.own(await Host.join(scratch.path('r'), 3, { ...MANY, packed: true }));
   const q = scratch.own(await Host.join(scratch.path('q'), 4, { queuePairs: 2 }));
   b.guest.announce();
-  ok(await q.hears(ip4(4)).catch(() => true));
   const before = await vswitch.ports();
 
   const stop = new AbortController();
@@ -130,7 +129,7 @@ test(
       const args = ['--take-over', '--control', vswitch.control, '--port', port];
       const next = new VringProcess('switch', ...args);
       equal((await next.ended()).code, 1);
-      match(next.err, /ports a\.queuePairs: is 4 and was 1, which a running port cannot change/);
+      match(next.err, /port a: queuePairs is 4 and was 1, which a running port cannot change/);
       await waitFor('the event', 2000, async () => (await failures()).length === 1);
     });
 

@@ -49,6 +49,8 @@ class Run {
   readonly #options: BackEndRun;
   readonly #patience: Patience;
   readonly #peer: Respawner | null;
+  /** It ends by itself when a session does: then an exit is no death, only a signal is. */
+  #oneSession = false;
   /** Why nobody answers any more. */
   #gone: string | null = null;
 
@@ -88,14 +90,17 @@ class Run {
 
   async #probe(): Promise<Offer> {
     this.#peer?.ensure();
-    const { connectMs, answerMs } = this.#patience;
-    const patience = Math.max(connectMs, 15_000);
-    const peer = await openPeer(this.#options.socket, new Transcript(), patience, answerMs);
+    // The first start of a back-end may take its time: huge pages, devices.
+    const patience = { ...this.#patience, connectMs: Math.max(this.#patience.connectMs, 15_000) };
+    const { socket } = this.#options;
+    const peer = await openPeer(socket, new Transcript(), patience, () => this.#failIfEnded());
     try {
       const protocolFeatures = await peer.askProtocolFeatures();
       return { features: peer.offered, protocolFeatures, profile: this.#options.profile };
     } finally {
       peer.close();
+      for (let n = 0; n < 30 && this.#peer?.running; n++) await sleep(10);
+      this.#oneSession = this.#peer !== null && !this.#peer.running;
     }
   }
 
@@ -110,7 +115,9 @@ class Run {
     if (missing !== null) return result('not applicable', missing);
     this.#peer?.ensure();
     if (this.#gone !== null && this.#peer === null) return result('error', this.#gone);
-    const context = new CheckContext(this.#options.socket, offer, this.#patience, transcript);
+    const context = new CheckContext(this.#options.socket, offer, this.#patience, transcript, () =>
+      this.#revive(),
+    );
     let [verdict, detail] = await judge(each, context);
     context.close();
     const death = await this.#death(each, offer, transcript);
@@ -123,9 +130,12 @@ class Run {
   /** Null while the back-end lives; otherwise what became of it. */
   async #death(each: Check, offer: Offer, transcript: Transcript): Promise<string | null> {
     const peer = this.#peer;
-    if (peer !== null && !peer.running && peer.end?.code === 0) return null; // one session each
+    if (this.#endedAsItDoes()) return null;
     if (each.level === 'destructive') peer?.ensure();
-    const alive = new CheckContext(this.#options.socket, offer, this.#patience, transcript);
+    const { socket } = this.#options;
+    const alive = new CheckContext(socket, offer, this.#patience, transcript, () =>
+      this.#failIfEnded(),
+    );
     try {
       transcript.add('-', 'does it still serve?');
       if (each.level === 'destructive' && offer.profile.request !== null) {
@@ -135,12 +145,28 @@ class Run {
       }
       return null;
     } catch (error) {
-      if (peer !== null && !peer.running && peer.end?.code === 0) return null;
+      if (this.#endedAsItDoes()) return null;
       return this.#buried(error as Error);
     } finally {
       alive.close();
       await nextTurn();
     }
+  }
+
+  /** A back-end of one session has ended as it should: the next session needs a new one. */
+  #revive(): void {
+    if (this.#endedAsItDoes()) this.#peer?.ensure();
+    else this.#failIfEnded();
+  }
+
+  #endedAsItDoes(): boolean {
+    return this.#oneSession && this.#peer?.end?.signal === null;
+  }
+
+  /** @throws PeerGone when the process is gone: waiting for it is idle. */
+  #failIfEnded(): void {
+    const end = this.#peer?.end ?? null;
+    if (end !== null) throw new PeerGone(`the back-end ${describeEnd(end)}`);
   }
 
   async #buried(error: Error): Promise<string> {
@@ -179,6 +205,10 @@ async function judge(each: Check, context: CheckContext): Promise<[Verdict, stri
   } finally {
     clearTimeout(timer);
   }
+}
+
+function sleep(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
 function nextTurn(): Promise<void> {

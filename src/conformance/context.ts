@@ -48,9 +48,18 @@ export class CheckContext {
   readonly patience: Patience;
   readonly transcript: Transcript;
   readonly path: string;
+  readonly #onRefused: () => void;
   readonly #owned: { close(): void }[] = [];
 
-  constructor(path: string, offer: Offer, patience: Patience, transcript: Transcript) {
+  /** `onRefused`: a connection was refused and will be tried again, unless it throws. */
+  constructor(
+    path: string,
+    offer: Offer,
+    patience: Patience,
+    transcript: Transcript,
+    onRefused: () => void = () => {},
+  ) {
+    this.#onRefused = onRefused;
     this.path = path;
     this.offer = offer;
     this.patience = patience;
@@ -88,8 +97,7 @@ export class CheckContext {
 
   /** A new connection, its predecessors of this check closed. */
   async connect(): Promise<BackendPeer> {
-    const { connectMs, answerMs } = this.patience;
-    return this.own(await openPeer(this.path, this.transcript, connectMs, answerMs));
+    return this.own(await openPeer(this.path, this.transcript, this.patience, this.#onRefused));
   }
 
   /** A new connection with the negotiation done. */
@@ -126,7 +134,7 @@ export class CheckContext {
   async setUpRing(peer: BackendPeer, ring: TestRing, options: SetUp = {}): Promise<void> {
     const { index } = ring;
     await peer.tell(REQUEST.SET_VRING_NUM, state(index, ring.queue.size));
-    await peer.tell(REQUEST.SET_VRING_BASE, state(index, ring.base));
+    await peer.tell(REQUEST.SET_VRING_BASE, state(index, options.base ?? ring.base));
     await peer.tell(REQUEST.SET_VRING_ADDR, wire.VringAddr.encode(ring.addr(options.logUsed)));
     await this.notifiers(peer, ring, options);
     if (peer30(peer)) {
@@ -233,8 +241,8 @@ const COMES_LATER = new Set(['ENOENT', 'ECONNREFUSED', 'EAGAIN']);
 export async function openPeer(
   path: string,
   transcript: Transcript,
-  connectMs: number,
-  answerMs: number,
+  { connectMs, answerMs }: Pick<Patience, 'connectMs' | 'answerMs'>,
+  onRefused: () => void = () => {},
 ): Promise<BackendPeer> {
   const deadline = performance.now() + connectMs;
   for (;;) {
@@ -246,6 +254,7 @@ export async function openPeer(
       const name = error instanceof SysError ? error.errnoName : '';
       if (!COMES_LATER.has(name)) throw error;
       if (last) throw new PeerGone(`nobody accepts connections at ${path} (${name})`);
+      onRefused();
     }
     if (socket !== null) {
       const raw = new RawSocket(socket);

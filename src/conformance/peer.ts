@@ -213,13 +213,23 @@ export class BackendPeer {
     payload?: Uint8Array,
     options?: SendOptions,
   ): Promise<void> {
-    const outcome = await this.attempt(to, payload, options);
+    let outcome = await this.attempt(to, payload, options);
+    // Some answer "success" and then end the connection: refused, in the worst of manners.
+    if (outcome === 'accepted' && (await this.#ended())) outcome = 'closed';
     if (outcome === 'refused' || outcome === 'closed') return;
     if (outcome === 'unknown') {
       throw new NotApplicable('REPLY_ACK is not offered: nothing tells whether it was refused');
     }
     const did = outcome === 'silent' ? 'not answered at all' : 'accepted';
     throw new CheckFailed(`${what}: ${did}, expected a non-zero ack or an end of the connection`);
+  }
+
+  async #ended(): Promise<boolean> {
+    if (!(await this.send(REQUEST.GET_FEATURES))) return true;
+    const got = await this.receive();
+    if (typeof got === 'string') return got !== 'timeout';
+    closeAll(got.fds);
+    return false;
   }
 
   /** GET_PROTOCOL_FEATURES where bit 30 is offered. */

@@ -29,6 +29,8 @@ export type RigOptions = {
   readonly base?: number;
   /** Split: the used index, where it shall differ from `base`. */
   readonly usedBase?: number;
+  /** With an IOMMU: what is added to a guest-physical address to get its I/O virtual one. */
+  readonly iovaDelta?: number;
 };
 
 export type Segment = { readonly gpa: number; readonly len: number };
@@ -52,11 +54,12 @@ export class TestRing {
   readonly call: Fd;
   readonly err: Fd;
   readonly base: number;
-  readonly #baseUva: number;
+  /** Where the ring is for SET_VRING_ADDR: a user address, or an IOVA. */
+  readonly #areas: number;
   readonly #logGpa: number;
 
   constructor(memory: GuestMemory, index: number, options: RigOptions) {
-    const { size = 16, packed = false, eventIdx = false, indirect = false } = options;
+    const { size = 64, packed = false, eventIdx = false, indirect = false } = options;
     this.index = index;
     this.layout = ringLayout(size, packed, eventIdx);
     const slot = index * RING_SLOT_BYTES;
@@ -83,7 +86,8 @@ export class TestRing {
     this.kick = createEventfd(`kick of ring ${index}`);
     this.call = createEventfd(`call of ring ${index}`);
     this.err = createEventfd(`err of ring ${index}`);
-    this.#baseUva = memory.baseUva + slot;
+    const delta = options.iovaDelta;
+    this.#areas = slot + (delta === undefined ? memory.baseUva : memory.baseGpa + delta);
     this.#logGpa = memory.baseGpa + slot + this.layout.usedAt;
     this.base = packed ? PACKED_BASE_FRESH : (options.base ?? 0);
     if (!packed && this.base !== 0) this.#beginAt(this.base, options.usedBase ?? this.base);
@@ -99,7 +103,7 @@ export class TestRing {
 
   /** `log`: with VHOST_VRING_F_LOG; the used ring is logged where it is, or at `logGpa`. */
   addr(log = false, logGpa = this.#logGpa): VringAddr {
-    const uva = BigInt(this.#baseUva);
+    const uva = BigInt(this.#areas);
     return {
       index: this.index,
       flags: log ? VHOST_VRING_F_LOG : 0,
@@ -203,9 +207,11 @@ export class Rig {
     writable: readonly Segment[],
     indirect = false,
   ): number {
+    const delta = this.options.iovaDelta ?? 0;
+    const shift = ({ gpa, len }: Segment): Segment => ({ gpa: gpa + delta, len });
     this.#batch.clear();
-    this.#batch.addChain(readable, writable, indirect);
-    if (addChains(ring.queue, this.#batch, 0, 1) !== 1) throw new CheckFailed('the ring is full');
+    this.#batch.addChain(readable.map(shift), writable.map(shift), indirect);
+    if (addChains(ring.queue, this.#batch, 0, 1) !== 1) throw new Error('the ring is full');
     publish(ring.queue);
     return this.#batch.id[0] as number;
   }

@@ -182,6 +182,14 @@ export const negotiationChecks: readonly Check[] = [
     'Front-end message types, SET_OWNER; REPLY_ACK',
     { severity: 'should', needs: { protocol: [wire.VHOST_USER_PROTOCOL_F_REPLY_ACK] } },
     async (t) => {
+      const before = await t.negotiated({ noAck: true });
+      await before.send(REQUEST.SET_OWNER, undefined, { flags: 9 });
+      await before.send(REQUEST.GET_FEATURES);
+      const answer = await before.receive();
+      if (typeof answer !== 'string' && answer.request !== REQUEST.GET_FEATURES.id) {
+        t.notApplicable('the back-end always answers need_reply (BE-ACK-002)');
+      }
+      before.close();
       const first = await t.negotiated();
       first.close();
       const second = await t.connect();

@@ -233,7 +233,7 @@ export const ringStateChecks: readonly Check[] = [
     'After GET_VRING_BASE on all rings, other addresses, sizes and memory can be set, as when a ' +
       'guest reboots, and the ring begins at zero.',
     STATES,
-    { needs: { traffic: true } },
+    { severity: 'should', needs: { traffic: true } },
     async (t) => {
       const session = await t.start();
       await t.work(session);

@@ -29,6 +29,8 @@ import { RawPeer } from './testing/raw-peer.ts';
 export type FuzzOptions = {
   readonly seconds: number;
   readonly seed: number;
+  /** Ends after so many, if not before. */
+  readonly iterations?: number;
   /** Runs this iteration and no other. */
   readonly onlyIteration?: number;
   /** Called now and then: where a run is that does not come back. */
@@ -145,7 +147,7 @@ class SessionFuzzer {
  * @throws Error naming seed and iteration when an invariant does not hold.
  */
 export async function fuzz(options: FuzzOptions): Promise<FuzzResult> {
-  const { seed, seconds, onlyIteration, onProgress } = options;
+  const { seed, seconds, iterations = Infinity, onlyIteration, onProgress } = options;
   const end = performance.now() + seconds * 1000;
   const fuzzer = new SessionFuzzer();
   let iteration = onlyIteration ?? 0;
@@ -173,7 +175,7 @@ export async function fuzz(options: FuzzOptions): Promise<FuzzResult> {
         onProgress?.(iteration);
         progress += PROGRESS_MS;
       }
-      if (onlyIteration !== undefined || performance.now() > end) break;
+      if (onlyIteration !== undefined || performance.now() > end || iteration >= iterations) break;
     }
   } finally {
     process.off('uncaughtExceptionMonitor', died);

@@ -7,12 +7,12 @@
 import { writeSync } from 'node:fs';
 import { type Fd, signalEventfd, socketPair } from '../../sys/index.ts';
 import * as wire from '../../wire/vhost-user.ts';
+import { DEVICE_STATE_LOAD } from '../../wire/vhost-user-parse.ts';
 import type { SessionState } from '../backend-session.ts';
 import { closeFds } from '../connection.ts';
 import { FRONT_END_MESSAGES, type MessageEntry, REQUEST } from '../message-table.ts';
 import { offeredProtocolFeatures } from '../offered-features.ts';
 import { postcopyAvailable } from '../postcopy-control.ts';
-import { UVA_BASE } from './conversation.ts';
 import { FAKE_FEATURES, type FakeTarget } from './fake-target.ts';
 import type { FuzzFds } from './fuzz-fds.ts';
 import { HostileChannel } from './hostile-channel.ts';
@@ -20,10 +20,15 @@ import { MessageGenerator, type MessagePlan } from './message-generator.ts';
 import { mutate, type Outgoing } from './mutate.ts';
 import { pesterFrontend } from './pester.ts';
 import type { Random } from './random.ts';
-import { encodeMessage, RawPeer } from './raw-peer.ts';
+import { encodeMessage, RawPeer, u64 } from './raw-peer.ts';
 import { SessionModel } from './session-model.ts';
 
 const LOG_ALL_AND_BIT_30 = (1n << 26n) | (1n << 30n);
+const OFTEN_ABSENT = [
+  wire.VHOST_USER_PROTOCOL_F_GPA_ADDRESSES,
+  wire.VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
+  wire.VHOST_USER_PROTOCOL_F_PAGEFAULT,
+];
 const NEED_REPLY = 9;
 
 /** What a conversation begins with; gates and rules decide what of it is possible. */
@@ -38,6 +43,8 @@ const PREFIX: readonly MessageEntry<never, never>[] = [
   REQUEST.SET_INFLIGHT_FD,
   REQUEST.SET_MEM_TABLE,
   REQUEST.SET_LOG_BASE,
+  REQUEST.IOTLB_MSG,
+  REQUEST.IOTLB_MSG,
 ] as unknown as readonly MessageEntry<never, never>[];
 
 const RING: readonly MessageEntry<never, never>[] = [
@@ -48,6 +55,16 @@ const RING: readonly MessageEntry<never, never>[] = [
   REQUEST.SET_VRING_KICK,
   REQUEST.SET_VRING_ENABLE,
 ] as unknown as readonly MessageEntry<never, never>[];
+
+/** What comes about by chance too seldom. */
+const SCENARIOS: readonly (readonly MessageEntry<never, never>[])[] = [
+  [REQUEST.SET_DEVICE_STATE_FD, REQUEST.CHECK_DEVICE_STATE],
+  [REQUEST.SET_INFLIGHT_FD, ...RING],
+  [REQUEST.POSTCOPY_ADVISE, REQUEST.POSTCOPY_LISTEN, REQUEST.SET_MEM_TABLE],
+  [REQUEST.IOTLB_MSG, REQUEST.IOTLB_MSG, REQUEST.IOTLB_MSG],
+  [REQUEST.REM_MEM_REG, REQUEST.ADD_MEM_REG, REQUEST.REM_MEM_REG],
+  [REQUEST.SET_FEATURES, REQUEST.SET_LOG_BASE, REQUEST.SET_VRING_ADDR, REQUEST.SET_FEATURES],
+] as unknown as readonly (readonly MessageEntry<never, never>[])[];
 
 export class HostileFrontend {
   readonly #peer: RawPeer;
@@ -80,9 +97,9 @@ export class HostileFrontend {
     this.#state = state;
     this.#generator = new MessageGenerator(random, {
       queueCount: target.queueCount,
-      offeredFeatures: FAKE_FEATURES | LOG_ALL_AND_BIT_30,
-      offeredProtocolFeatures: offeredProtocolFeatures(target, postcopyAvailable()),
-      addressBase: () => (this.#usesUserAddresses() ? UVA_BASE : 0n),
+      ...wanted(random, target),
+      ringSize: random.pick([256, 256, 64, 1024]),
+      model: this.#model,
     });
     this.#reading = this.#read();
   }
@@ -96,10 +113,13 @@ export class HostileFrontend {
       for (const entry of PREFIX) {
         if (!random.once(24)) await this.#say(entry as unknown as MessageEntry, spoiled);
       }
-      for (let rings = 1 + random.next(3); rings > 0; rings--) {
+      for (let ring = random.next(3); ring >= 0; ring--) {
+        this.#generator.ring = ring;
         for (const entry of RING) await this.#say(entry as unknown as MessageEntry, spoiled);
       }
     }
+    if (random.once(2)) await this.#act(random.pick(SCENARIOS), spoiled);
+    this.#generator.ring = null;
     for (let left = random.next(40); left > 0 && !this.#isOver; left--) {
       const isOpen = random.next(100) >= spoiled;
       await this.#say(random.pick(isOpen ? this.#model.open() : all), spoiled);
@@ -114,6 +134,24 @@ export class HostileFrontend {
     for (const each of this.#channels) await each.close();
     for (const fd of this.#ends) fd.close();
     this.#inflight?.fd.close();
+  }
+
+  /** Stops the rings first, which some of it demands, and sometimes a part of them only. */
+  async #act(scenario: readonly MessageEntry<never, never>[], spoiled: number): Promise<void> {
+    const isSuspended = this.#random.once(2);
+    for (let ring = isSuspended ? this.#target.queueCount - 1 : -1; ring >= 0; ring--) {
+      this.#generator.ring = ring;
+      if (!this.#random.once(32)) {
+        await this.#say(REQUEST.GET_VRING_BASE as unknown as MessageEntry, spoiled);
+      }
+    }
+    this.#generator.ring = 0;
+    for (const entry of scenario) await this.#say(entry as unknown as MessageEntry, spoiled);
+    const isPostcopy = this.#model.postcopy === 'listening';
+    if (!isPostcopy) return;
+    // The front-end has the addresses: eight zeros instead of regions.
+    const bytes = encodeMessage(REQUEST.SET_MEM_TABLE.id, u64(0));
+    await this.#order({ bytes, fds: [] }, this.#random.next(100) < spoiled);
   }
 
   async #say(entry: MessageEntry, spoiled: number): Promise<void> {
@@ -162,8 +200,9 @@ export class HostileFrontend {
     if (random.once(3)) await this.#settle();
   }
 
-  #message({ entry, payload, fdCount }: MessagePlan): Outgoing {
-    const fds = Array.from({ length: fdCount }, () => this.#fdFor(entry));
+  #message(plan: MessagePlan): Outgoing {
+    const { entry, payload, fdCount } = plan;
+    const fds = Array.from({ length: fdCount }, () => this.#fdFor(plan));
     const flags = this.#random.once(2) ? NEED_REPLY : 1;
     const inflight = this.#inflight;
     if (entry.id === REQUEST.SET_INFLIGHT_FD.id && inflight !== null) {
@@ -173,7 +212,7 @@ export class HostileFrontend {
   }
 
   /** By what the table says that the fds are. */
-  #fdFor(entry: MessageEntry): number {
+  #fdFor({ entry, value }: MessagePlan): number {
     const random = this.#random;
     if (entry.fdsAre.includes('eventfd')) return this.#zoo.event(random);
     const isPipe = entry.fdsAre.includes('pipe');
@@ -181,9 +220,11 @@ export class HostileFrontend {
     const [kept, given] = socketPair();
     this.#ends.push(given);
     if (isPipe) {
-      // Something to load, and the end of it; what is saved meets a reader that left or stays.
-      if (random.once(2)) writeSync(kept.number, random.bytes(64));
-      if (random.once(4)) this.#ends.push(kept);
+      // Something to load and its end, or a reader that stays; each sometimes not.
+      const isLoad = (value as { direction?: number }).direction === DEVICE_STATE_LOAD;
+      if (isLoad && !random.once(8)) writeSync(kept.number, random.bytes(64));
+      const stays = isLoad ? random.once(64) : !random.once(8);
+      if (stays) this.#ends.push(kept);
       else kept.close();
     } else if (entry.id === REQUEST.SET_BACKEND_REQ_FD.id) {
       this.#channels.push(new HostileChannel(kept, random.fork(), this.#zoo));
@@ -197,11 +238,6 @@ export class HostileFrontend {
   #beside(): void {
     if (this.#random.once(2)) signalEventfd(this.#zoo.event(this.#random));
     else pesterFrontend(this.#random.fork(), this.#target, this.#zoo);
-  }
-
-  #usesUserAddresses(): boolean {
-    const isIova = this.#model.ackedVirtio(33);
-    return !isIova && !this.#model.acked(wire.VHOST_USER_PROTOCOL_F_GPA_ADDRESSES);
   }
 
   async #read(): Promise<void> {
@@ -233,6 +269,20 @@ export class HostileFrontend {
       last = messages;
     }
   }
+}
+
+/** Features that change what everything else means, each wanted by some front-ends only. */
+function wanted(
+  random: Random,
+  target: FakeTarget,
+): { features: bigint; protocolFeatures: bigint } {
+  const without = (bits: bigint, bit: number, times: number): bigint =>
+    random.once(times) ? bits : bits & ~(1n << BigInt(bit));
+  let features = FAKE_FEATURES | LOG_ALL_AND_BIT_30;
+  for (const bit of [33, 34, 26]) features = without(features, bit, 3);
+  let protocolFeatures = offeredProtocolFeatures(target, postcopyAvailable());
+  for (const bit of OFTEN_ABSENT) protocolFeatures = without(protocolFeatures, bit, 3);
+  return { features, protocolFeatures };
 }
 
 async function turns(count: number): Promise<void> {

@@ -6,6 +6,10 @@ import * as wire from '../../wire/vhost-user.ts';
 import type { VringFd } from '../../wire/vhost-user-parse.ts';
 import { FRONT_END_MESSAGES, type MessageEntry, REQUEST } from '../message-table.ts';
 import type { ProtocolState, VringSetup } from '../state-rules.ts';
+import { REGION_BYTES, UVA_BASE } from './conversation.ts';
+
+const regionNumber = ({ userAddr }: wire.MemoryRegion): number =>
+  Number((userAddr - UVA_BASE) / BigInt(REGION_BYTES));
 
 const has = (bits: bigint | null, bit: number): boolean =>
   (((bits ?? 0n) >> BigInt(bit)) & 1n) === 1n;
@@ -24,12 +28,13 @@ export class SessionModel implements ProtocolState {
   protocolFeatures: bigint | null = null;
   postcopy: 'none' | 'advised' | 'listening' = 'none';
   stateTransfer = false;
-  memory = false;
+  /** Numbers of the regions that were shared, by `regionNumber`. */
+  readonly regions = new Set<number>();
   readonly #rings = new Map<number, Ring>();
 
   isRunning(index: number): boolean {
     const ring = this.#rings.get(index);
-    if (ring === undefined || !this.memory || this.features === null) return false;
+    if (ring === undefined || this.regions.size === 0 || this.features === null) return false;
     return ring.size > 0 && ring.hasAddresses && ring.hasKick;
   }
 
@@ -82,8 +87,14 @@ export class SessionModel implements ProtocolState {
         this.protocolFeatures = value as bigint;
         break;
       case REQUEST.SET_MEM_TABLE.id:
+        this.regions.clear();
+        for (const each of value as wire.MemoryRegion[]) this.regions.add(regionNumber(each));
+        break;
       case REQUEST.ADD_MEM_REG.id:
-        this.memory = true;
+        this.regions.add(regionNumber(value as wire.MemoryRegion));
+        break;
+      case REQUEST.REM_MEM_REG.id:
+        this.regions.delete(regionNumber(value as wire.MemoryRegion));
         break;
       case REQUEST.SET_VRING_NUM.id:
         ring((value as wire.VringState).index).size = (value as wire.VringState).num;

@@ -20,6 +20,7 @@ import type { IotlbControl } from './iotlb-control.ts';
 import {
   composeStart,
   freshBase,
+  leadsTo,
   missAreas,
   missingOf,
   type RingSetup,
@@ -29,7 +30,7 @@ import {
 } from './ring-start.ts';
 import { nextRunState, type RunEvent, type RunState } from './ring-states.ts';
 import type { VringSetup } from './state-rules.ts';
-import type { BackendTarget } from './target.ts';
+import type { BackendTarget, StartVring } from './target.ts';
 
 /** One vring, as status displays see it. */
 export type VringSnapshot = {
@@ -60,6 +61,8 @@ type Vring = {
   state: RunState;
   /** Which of its fds the session made itself: in-band notifications. */
   readonly own: Set<'kick' | NotifierName>;
+  /** What the target was given last. */
+  started: StartVring | null;
   /** What a waiting ring waits for. */
   waitsFor: string | null;
   readonly fds: { kick: Fd | null; call: Fd | null; err: Fd | null };
@@ -99,6 +102,7 @@ export class VringControl {
       enabled: false,
       state: 'stopped',
       own: new Set(),
+      started: null,
       waitsFor: null,
       fds: { kick: null, call: null, err: null },
     }));
@@ -261,23 +265,20 @@ export class VringControl {
 
   /** Every ring is the session's again; bases are kept. */
   async haltAll(): Promise<void> {
-    for (const vring of this.#vrings) await this.#halt(vring);
+    await Promise.all(this.#vrings.map((vring) => this.#halt(vring)));
   }
 
   /** Starts what is complete. @throws ProtocolError of the first ring that is impossible. */
   async startAll(patient: boolean): Promise<void> {
-    let failure: ProtocolError | null = null;
-    for (const vring of this.#vrings) {
-      if (vring.state === 'started') continue;
-      try {
-        await this.#start(vring);
-      } catch (error) {
-        if (!(error instanceof ProtocolError)) throw error;
-        if (patient && PATIENT_CODES.has(error.code)) continue;
-        failure ??= error; // the others start nevertheless
-      }
-    }
-    if (failure !== null) throw failure;
+    // All at once: each is a question to another thread. One that fails holds nobody back.
+    const stopped = this.#vrings.filter((vring) => vring.state !== 'started');
+    const outcomes = await Promise.allSettled(stopped.map((vring) => this.#start(vring)));
+    const errors = outcomes.flatMap((each) => (each.status === 'rejected' ? [each.reason] : []));
+    const other = errors.find((error) => !(error instanceof ProtocolError));
+    if (other !== undefined) throw other;
+    const isFailure = ({ code }: ProtocolError): boolean => !patient || !PATIENT_CODES.has(code);
+    const failure = (errors as ProtocolError[]).find(isFailure);
+    if (failure !== undefined) throw failure;
   }
 
   /** Something came that rings may wait for. */
@@ -287,12 +288,16 @@ export class VringControl {
     }
   }
 
-  /** Translations of a range are gone: rings that lie in it stop, and ask for them again. */
-  async invalidated(iova: number, sizeBytes: number): Promise<void> {
+  /**
+   * Translations of a range are gone or new: rings that lie in it, and are not where they were,
+   * stop, and ask for what is missing.
+   */
+  async retranslated(iova: number, sizeBytes: number): Promise<void> {
     const { features } = this.around;
     if (features === null || !usesIotlb(features)) return;
     for (const vring of this.#vrings) {
       if (vring.state !== 'started' || !ringTouches(vring, features, iova, sizeBytes)) continue;
+      if (leadsTo(vring, features, this.#iotlb, vring.started!)) continue;
       await this.#halt(vring);
       await this.#startAgain(vring);
     }
@@ -353,6 +358,7 @@ export class VringControl {
       return;
     }
     await this.#target.startVring(vring.index, start);
+    vring.started = start;
     this.#move(vring, 'start');
     this.onStarted();
   }

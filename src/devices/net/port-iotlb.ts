@@ -49,7 +49,14 @@ export class PortIotlb {
   invalidate(iova: number, sizeBytes: number): void {
     if (this.#iotlb === null) return;
     this.#iotlb.invalidate(iova, sizeBytes);
-    this.#spread();
+    const map = this.#iotlb.map();
+    for (const vring of this.#vrings) {
+      if (vring === null || vring.queue.iotlb === 0) continue;
+      // A ring that waits goes on waiting: only an update wakes it.
+      const { missed } = vring.queue;
+      setAddressMap(vring.queue, map);
+      vring.queue.missed = missed;
+    }
   }
 
   reset(): void {

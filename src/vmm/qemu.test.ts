@@ -38,7 +38,8 @@ test('an IOMMU comes before the cards that are behind it', () => {
   const argv = qemuCommand({ ...MACHINE, nics, iommu: true });
   equal(valueOf(argv, '-machine'), 'q35,memory-backend=mem,kernel-irqchip=split');
   equal(valueOf(argv, '-device'), 'intel-iommu,intremap=off,device-iotlb=on');
-  ok(argv.some((word) => /^virtio-net-pci,.*,iommu_platform=on,ats=on$/.test(word)));
+  ok(argv.some((word) => /^virtio-net-pci,.*,bus=root0,.*iommu_platform=on,ats=on$/.test(word)));
+  ok(argv.includes('pcie-root-port,id=root0,chassis=1'));
   throws(() => qemuCommand({ ...MACHINE, nics }), { path: 'iommu' });
 });
 

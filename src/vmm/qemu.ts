@@ -128,13 +128,20 @@ function nicArguments(
   if (nic.mtu !== null) device.push(`host_mtu=${nic.mtu}`);
   if (nic.rxQueueSize != null) device.push(`rx_queue_size=${nic.rxQueueSize}`);
   if (nic.txQueueSize != null) device.push(`tx_queue_size=${nic.txQueueSize}`);
-  // ATS sends the guest's IOTLB invalidations to the card; a legacy card knows no IOMMU.
-  if (nic.iommuPlatform) device.push('disable-legacy=on', 'iommu_platform=on', 'ats=on');
+  // ATS tells the card, and so us, what the guest unmaps. It is a capability of PCI Express: a
+  // card on the root bus is none, and QEMU 7.2 then forgets to say what a guest with a lazy IOMMU
+  // unmapped ("iotlb invalidate whole domain" in its trace): we would write into pages that are
+  // somebody else's by now. A legacy card knows no IOMMU.
+  if (nic.iommuPlatform) {
+    device.push(`bus=root${index}`, 'disable-legacy=on', 'iommu_platform=on', 'ats=on');
+  }
   // Under TCG no MSI-X: QEMU 7.2 dereferences a null vector table in vhost_net_start
   // (irqfd code without KVM) and dies by itself. With KVM: a vector per queue, config, control.
   if (accelerator === 'tcg') device.push('vectors=0');
   else if (nic.queuePairs > 1) device.push(`vectors=${2 * nic.queuePairs + 2}`);
+  const root = `pcie-root-port,id=root${index},chassis=${index + 1}`;
   return [
+    ...(nic.iommuPlatform ? ['-device', root] : []),
     '-chardev',
     `socket,id=port${index},path=${quoteOption(nic.path)}${role}`,
     '-netdev',

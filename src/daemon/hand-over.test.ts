@@ -65,6 +65,7 @@ function fixture(broken: Partial<HandOverSource> = {}) {
   const calls: string[] = [];
   const control = createEventfd('control');
   const source: HandOverSource = {
+    rehearse: async () => undefined,
     plan: planOf,
     suspend: async () => {
       calls.push('suspend');

@@ -37,6 +37,8 @@ const REPORT_TIMEOUT_MS = 10_000;
 
 /** What a switch must be able to do to be handed over. */
 export interface HandOverSource {
+  /** Does everything once in vain, so that it is quick when it counts. */
+  rehearse(): Promise<void>;
   /** What there is, while it runs. Descriptors are borrowed; `control` is the control socket. */
   plan(fds: SentFds, control: Fd): HandOverPlan;
   /** Stands still, and says where. When it fails, `resume` undoes what it did. */
@@ -88,6 +90,7 @@ export async function handOver(
   source: HandOverSource,
   control: Fd,
 ): Promise<void> {
+  await source.rehearse();
   const planFds = new SentFds();
   await channel.send('prepare', source.plan(planFds, control), planFds);
   await expect(channel, 'ready', PREPARE_TIMEOUT_MS);

@@ -47,7 +47,8 @@ export function keepState(port: StatefulPort): StateKeeper {
   };
 }
 
-export async function saveNetState(port: StatefulPort): Promise<NetState> {
+/** Learned addresses are of the switch: without them where the whole table goes along. */
+export async function saveNetState(port: StatefulPort, withMacs = true): Promise<NetState> {
   const { worker, number } = port.context;
   const plane = await worker.request<NetPlaneState>('saveState', { port: number });
   const { address } = port.device;
@@ -57,7 +58,9 @@ export async function saveNetState(port: StatefulPort): Promise<NetState> {
     mtu: port.mtu(),
     linkUp: port.linkUp(),
     mac: address && formatMac(address),
-    macs: port.context.learned().map(({ mac, vlan, ageSeconds }) => [mac, vlan, ageSeconds]),
+    macs: withMacs
+      ? port.context.learned().map(({ mac, vlan, ageSeconds }) => [mac, vlan, ageSeconds])
+      : [],
     switchCounters: port.context.switchCounters(),
   };
 }

@@ -61,6 +61,7 @@ export async function takeOver(options: TakeOverOptions): Promise<TakenOver> {
       const { config, taken, added } = mergeConfig(plan, options.config);
       listener = prepared.fds.take(plan.control, 'the control socket');
       made = await VirtualSwitch.adopt(config, taken, plan.events, prepared.fds);
+      await made.rehearse();
       await channel.send('ready', null);
 
       const { body, blob, fds } = await expect(channel, 'switch', SWITCH_TIMEOUT_MS);

@@ -190,8 +190,7 @@ export class VhostUserPort implements SwitchPort {
   async suspend(fds: SentFds): Promise<PortFinal> {
     this.#isQuiet = true;
     const { sessions } = this;
-    // The state of the device is of its driver, and there is a driver as long as there is a session.
-    const device = { ...(await saveNetState(this.#stateful())), macs: [] };
+    const device = await saveNetState(this.#stateful(), false);
     const { listener, session } = await this.#endpoint!.suspend();
     return {
       number: this.number,

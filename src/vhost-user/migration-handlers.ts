@@ -97,14 +97,14 @@ export const iotlbMessage: Handler<IotlbEvent> = async (session, { value }) => {
   if (value.type === IOTLB_INVALIDATE) {
     const { iova, sizeBytes } = iotlb.invalidate(value);
     if (sizeBytes === 0) return;
-    await vrings.invalidated(iova, sizeBytes);
+    await vrings.retranslated(iova, sizeBytes);
     await target.invalidateIotlb?.(iova, sizeBytes);
     return;
   }
   const { gpaAddresses, maps } = vrings.around;
   const entry = iotlb.update(value, gpaAddresses ? (maps?.gpa ?? null) : (maps?.uva ?? null));
   // It may move what a ring has: then the ring begins again with the new place.
-  await vrings.invalidated(entry.iova, entry.sizeBytes);
+  await vrings.retranslated(entry.iova, entry.sizeBytes);
   await target.updateIotlb?.(entry);
   await vrings.retryWaiting();
 };

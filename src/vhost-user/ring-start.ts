@@ -138,6 +138,19 @@ export function missAreas(ring: RingSetup, features: bigint, iotlb: IotlbControl
   return count;
 }
 
+/** Whether the IOTLB still leads to where a ring was started. */
+export function leadsTo(
+  ring: RingSetup,
+  features: bigint,
+  { iotlb }: IotlbControl,
+  started: Pick<StartVring, 'descOffset' | 'availOffset' | 'usedOffset'>,
+): boolean {
+  const offsets = [started.descOffset, started.availOffset, started.usedOffset];
+  return ringAreas(ring.size, features).every(({ field, bytes, permissions }, i) => {
+    return iotlb.translate(Number(ring.addr![field]), bytes, permissions) === offsets[i];
+  });
+}
+
 /** Whether a range of I/O virtual addresses has part of the ring. */
 export function ringTouches(
   ring: RingSetup,

@@ -19,6 +19,8 @@ export class FakeTarget implements BackendTarget {
   /** One line for each call, `startVring 0`. */
   readonly calls: string[] = [];
   readonly running = new Map<number, StartVring>();
+  /** The fds of `setVringCall` and `setVringErr`, by `call 0`. */
+  readonly calledWith = new Map<string, number>();
   readonly enabled = new Set<number>();
   readonly config: Uint8Array = Uint8Array.from({ length: 16 }, (_, i) => i);
   table: MemoryTable | null = null;
@@ -72,10 +74,12 @@ export class FakeTarget implements BackendTarget {
   }
 
   async setVringCall(index: number, fd: Fd | null): Promise<void> {
+    if (fd !== null) this.calledWith.set(`call ${index}`, fd.number);
     this.calls.push(`setVringCall ${index} ${fd === null ? 'none' : 'fd'}`);
   }
 
   async setVringErr(index: number, fd: Fd | null): Promise<void> {
+    if (fd !== null) this.calledWith.set(`err ${index}`, fd.number);
     this.calls.push(`setVringErr ${index} ${fd === null ? 'none' : 'fd'}`);
   }
 

@@ -214,8 +214,18 @@ export const setVringEndian: Handler<{ index: number; bigEndian: boolean }> = as
   await vrings.change(vring, (v) => (v.bigEndian = value.bigEndian));
 };
 
-/** In-band: the eventfd is the session's own. A ring that is polled needs no kick. */
-export const vringKick: Handler<number> = ({ vrings }, { request, value }) => {
-  const { kick } = vrings.at(request, value).fds;
+/**
+ * In-band: the eventfd is the session's own. SET_VRING_KICK, CALL and ERR are not necessary then:
+ * what was never set is in-band, and this kick starts the ring. A polled ring needs no kick.
+ */
+export const vringKick: Handler<number> = async ({ vrings }, { request, value }) => {
+  const vring = vrings.at(request, value);
+  if (!vring.kicked) {
+    for (const which of ['call', 'err'] as const) {
+      if (vring.fds[which] === null) await vrings.setNotifier(vring, which, null);
+    }
+    await vrings.setKick(vring, null);
+  }
+  const { kick } = vring.fds;
   if (kick !== null) signalEventfd(kick.number);
 };

@@ -16,9 +16,15 @@ export type QueueLog = {
 };
 
 // Cells of `DirtyLog.cells`.
-export const LOG_USED_GPA = 0;
-export const LOG_DESC_GPA = 1;
+export const LOG_USED_PAGES = 0;
+export const LOG_DESC_PAGES = 1;
 export const LOG_OUTSIDE = 2;
+
+/** What one bit stands for. */
+const PAGE_BYTES = 4096;
+
+/** Of a longer log only so much is used: pages of the first 8 TiB, numbered in 31 bits. */
+const LOG_BYTES_MAX = 2 ** 28 - 1;
 
 /** One hidden class, also for queues without a log. */
 export class DirtyLog {
@@ -31,7 +37,10 @@ export class DirtyLog {
   readonly count: number;
   /** Range that the last buffer was in. */
   last = 0;
-  /** LOG_* cells: where the used ring and the descriptor ring are, pages without a bit. */
+  /**
+   * LOG_* cells: guest addresses of the used ring and the descriptor ring over 4096, -1 for not
+   * logged; pages without a bit.
+   */
   readonly cells = new Float64Array(3);
 
   constructor(buffer: ArrayBufferLike, log: QueueLog | null, descOffset: number, packed: boolean) {
@@ -46,14 +55,14 @@ export class DirtyLog {
     this.start = Float64Array.from([...ranges.map((range) => range.start), Infinity]);
     this.end = Float64Array.from([...ranges.map((range) => range.end), -Infinity]);
     this.delta = Float64Array.from([...ranges.map((range) => range.delta), 0]);
-    this.bits =
-      log === null ? new Uint8Array(0) : new Uint8Array(buffer, log.offset, log.sizeBytes);
+    const bytes = Math.min(log?.sizeBytes ?? 0, LOG_BYTES_MAX);
+    this.bits = log === null ? new Uint8Array(0) : new Uint8Array(buffer, log.offset, bytes);
     const usedGpa = log?.usedGpa ?? -1;
-    this.cells[LOG_USED_GPA] = usedGpa;
+    this.cells[LOG_USED_PAGES] = usedGpa < 0 ? -1 : usedGpa / PAGE_BYTES;
     // A packed ring's used entries are its descriptors, whose address no message names.
     const ring = ranges.find((range) => descOffset >= range.start && descOffset < range.end);
     const known = packed && usedGpa >= 0 && ring !== undefined;
-    this.cells[LOG_DESC_GPA] = known ? descOffset + ring.delta : -1;
+    this.cells[LOG_DESC_PAGES] = known ? (descOffset + ring.delta) / PAGE_BYTES : -1;
   }
 
   /** Pages that were written and have no bit in the log. */

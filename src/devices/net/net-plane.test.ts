@@ -1,7 +1,7 @@
 /** The worker's half of the switch, without a worker: attaching, starting, sleeping, breaking. */
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, test } from 'node:test';
-import { PrivateMemory } from '../../memory/index.ts';
+import { EMPTY_ADDRESS_MAP, PrivateMemory } from '../../memory/index.ts';
 import type { PlaneEvent, VringAttach } from '../../runtime/data-plane.ts';
 import { COUNTERS_BYTES, MacTable, SWITCH_SCRATCH_BYTES } from '../../switch/index.ts';
 import { arena } from '../../sys/arena.ts';
@@ -13,7 +13,9 @@ import {
   DriverQueue,
   needsKick,
   publish,
+  reapUsed,
   ringLayout,
+  UsedBatch,
 } from '../../virtqueue/driver/index.ts';
 import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from '../../wire/virtio.ts';
 import { PACKED_BASE_FRESH, VIRTIO_RING_F_EVENT_IDX, featureSet } from '../../wire/virtio.ts';
@@ -179,4 +181,114 @@ test('what was attached is detached, and nothing stays watched', () => {
   assert.equal(plane.awake, 0);
   plane.command('removePort', { port: 0 });
   assert.throws(() => plane.attachVring(ring(RECEIVEQ, []).attach), { code: 'ERR_VRING_WORKER' });
+});
+
+/** Pages of the test's memory as a driver behind an IOMMU calls them. */
+const IOVA = 2 ** 40;
+
+function behindIommu(index: number): ReturnType<typeof ring> {
+  const { queue, attach } = ring(index, []);
+  return { queue, attach: { ...attach, iotlb: true, map: EMPTY_ADDRESS_MAP } };
+}
+
+function translation(iova: number): Parameters<NetPlane['updateIotlb']>[1] {
+  const page = Math.floor((iova - IOVA) / 4096) * 4096;
+  const offset = memory.offset + SWITCH_SCRATCH_BYTES + 2 ** 18 + page;
+  return { iova: IOVA + page, sizeBytes: 4096, offset, permissions: 3 };
+}
+
+function addIova(queue: DriverQueue, index: number, iova: number, len: number): void {
+  const batch = new DriverBatch();
+  const buffer = [{ gpa: iova, len }];
+  batch.addChain(index === TRANSMITQ ? buffer : [], index === TRANSMITQ ? [] : buffer);
+  assert.equal(addChains(queue, batch, 0, 1), 1);
+  publish(queue);
+}
+
+test('a transmit queue that misses sleeps until the translation comes, and asks once', () => {
+  const { queue, attach } = behindIommu(TRANSMITQ);
+  plane.attachVring(attach);
+  addIova(queue, TRANSMITQ, IOVA + 100, 5000);
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+  settle();
+  const miss = (iova: number) => ({ kind: 'iotlb-miss', device: 0, index: 1, iova, write: false });
+  assert.deepEqual(events, [miss(IOVA + 100)]);
+  assert.equal(plane.awake, 0, 'it costs nothing to wait');
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+  settle();
+  assert.equal(events.length, 1, 'a kick asks nothing again');
+  plane.updateIotlb(0, translation(IOVA));
+  assert.equal(plane.awake, 1);
+  settle();
+  assert.deepEqual(events.slice(1), [miss(IOVA + 4096)]);
+  assert.equal(reapUsed(queue, new UsedBatch(), 8), 0);
+  plane.updateIotlb(0, translation(IOVA + 4096));
+  settle();
+  assert.equal(reapUsed(queue, new UsedBatch(), 8), 1);
+  assert.equal(events.length, 2);
+  assert.equal(plane.awake, 0);
+});
+
+test('what was invalidated is asked for again, and other pages are not', () => {
+  const { queue, attach } = behindIommu(TRANSMITQ);
+  plane.attachVring(attach);
+  plane.updateIotlb(0, translation(IOVA));
+  plane.updateIotlb(0, translation(IOVA + 4096));
+  for (const iova of [IOVA, IOVA + 4096]) addIova(queue, TRANSMITQ, iova, 100);
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+  settle();
+  assert.equal(events.length, 0);
+  plane.invalidateIotlb(0, IOVA + 4096, 4096);
+  for (const iova of [IOVA, IOVA + 4096]) addIova(queue, TRANSMITQ, iova, 100);
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+  settle();
+  assert.deepEqual(
+    events.map((event) => event.kind === 'iotlb-miss' && event.iova),
+    [IOVA + 4096],
+  );
+  assert.equal(reapUsed(queue, new UsedBatch(), 8), 3);
+});
+
+test('a receive queue asks for its buffers before there are frames', () => {
+  const { queue, attach } = behindIommu(RECEIVEQ);
+  for (let n = 0; n < 3; n++) addIova(queue, RECEIVEQ, IOVA + 8192 * n, 2048);
+  plane.attachVring(attach);
+  plane.ready(watched.get(kicks[RECEIVEQ].number) as number, 0);
+  const asked = () => events.map((event) => event.kind === 'iotlb-miss' && event.iova);
+  for (let n = 0; n < 3; n++) {
+    assert.equal(asked().at(-1), IOVA + 8192 * n);
+    plane.updateIotlb(0, translation(IOVA + 8192 * n));
+  }
+  assert.equal(events.length, 3);
+  const sender = ring(TRANSMITQ, []);
+  plane.attachVring(sender.attach);
+  add(sender.queue, TRANSMITQ, 100);
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+  settle();
+  assert.equal(reapUsed(queue, new UsedBatch(), 8), 1, 'the first frame is not lost');
+});
+
+test('a ring that is attached again has what the session knows, and no more', () => {
+  const { attach } = behindIommu(TRANSMITQ);
+  plane.attachVring(attach);
+  plane.updateIotlb(0, translation(IOVA));
+  plane.detachVring(0, TRANSMITQ);
+  const { iova, sizeBytes, offset } = translation(IOVA + 4096);
+  const map = {
+    count: 1,
+    start: Float64Array.of(iova),
+    end: Float64Array.of(iova + sizeBytes),
+    delta: Float64Array.of(offset - iova),
+    permission: Uint8Array.of(3),
+  };
+  const { queue, attach: again } = behindIommu(TRANSMITQ);
+  plane.attachVring({ ...again, map });
+  for (const at of [IOVA + 4096, IOVA]) addIova(queue, TRANSMITQ, at, 100);
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+  settle();
+  assert.equal(reapUsed(queue, new UsedBatch(), 8), 1);
+  assert.deepEqual(
+    events.map((event) => event.kind === 'iotlb-miss' && event.iova),
+    [IOVA],
+  );
 });

@@ -4,9 +4,9 @@
  * range with delta 0), so the same numbers serve both sides.
  */
 import { assert } from '../../base/assert.ts';
-import { PrivateMemory } from '../../memory/index.ts';
+import { EMPTY_ADDRESS_MAP, Iotlb, PrivateMemory } from '../../memory/index.ts';
 import type { AddressMap } from '../../memory/address-map.ts';
-import type { PlaneFault } from '../../runtime/data-plane.ts';
+import type { PlaneFault, PlaneIotlbMiss, VringAttach } from '../../runtime/data-plane.ts';
 import { FRAME_BATCH_BYTES, FrameBatch } from '../../switch/index.ts';
 import { arena } from '../../sys/arena.ts';
 import {
@@ -29,6 +29,8 @@ import { NetPort } from './net-port.ts';
 import { NetVring } from './net-vring.ts';
 
 const RING_BYTES = 64 * 1024;
+/** Where a driver behind an IOMMU has its first page. */
+const IOVA = 2 ** 40;
 
 export type FixtureOptions = {
   readonly features?: readonly number[];
@@ -38,6 +40,10 @@ export type FixtureOptions = {
   readonly bufferBytes?: number;
   readonly mtu?: number;
   readonly mac?: Uint8Array;
+  /** With a dirty log, of used rings too. */
+  readonly log?: boolean;
+  /** Behind an IOMMU with pages of so many bytes, no two of them neighbours where the device is. */
+  readonly iommuPageBytes?: number;
 };
 
 /** One ring as its driver sees it. */
@@ -53,7 +59,7 @@ export class FixtureRing {
     at: number,
     size: number,
     features: bigint,
-    map: AddressMap,
+    extras: Pick<VringAttach, 'map' | 'iotlb' | 'log'>,
   ) {
     const packed = hasFeature(features, VIRTIO_F_RING_PACKED);
     const layout = ringLayout(size, packed);
@@ -73,20 +79,19 @@ export class FixtureRing {
       device: 0,
       index,
       config: { ...config, base: packed ? 0x8000_8000 : 0 },
-      map,
       regions: [],
       features,
       kickFd: -1,
       callFd: -1,
       errFd: -1,
       enabled: true,
-      iotlb: false,
-      log: null,
       inflight: null,
       drain: true,
+      ...extras,
     };
     this.vring = new NetVring(attach, arena().buffer);
     port.attach(this.vring, features);
+    port.iotlb.attach(attach);
     port.changed(this.vring, true);
   }
 
@@ -119,10 +124,14 @@ export class PortFixture {
   readonly port: NetPort;
   readonly features: bigint;
   readonly events: PlaneFault[] = [];
+  readonly misses: PlaneIotlbMiss[] = [];
   readonly rings: FixtureRing[] = [];
   readonly map: AddressMap;
   readonly bufferBytes: number;
   readonly #buffersAt: number;
+  readonly #iommuPageBytes: number;
+  /** Dirty log; bit n is the page n of the arena. */
+  readonly log: PrivateMemory | null;
 
   constructor(options: FixtureOptions = {}) {
     const pairs = options.queuePairs ?? 1;
@@ -131,7 +140,10 @@ export class PortFixture {
     this.features = featureSet(VIRTIO_F_VERSION_1, ...(options.features ?? []));
     const rings = 2 * pairs + 1;
     this.memory = PrivateMemory.allocate(rings * RING_BYTES + rings * size * this.bufferBytes);
+    this.#iommuPageBytes = options.iommuPageBytes ?? 0;
     this.#buffersAt = this.memory.offset + rings * RING_BYTES;
+    const end = this.memory.offset + this.memory.sizeBytes;
+    this.log = options.log === true ? PrivateMemory.allocate(Math.ceil(end / 4096 / 8)) : null;
     this.map = {
       count: 1,
       start: new Float64Array([this.memory.offset]),
@@ -146,12 +158,55 @@ export class PortFixture {
       linkUp: true,
       emit: (event) => {
         if (event.kind === 'fault') this.events.push(event);
+        else this.misses.push(event);
       },
     });
     for (let index = 0; index < rings; index++) {
       const at = this.memory.offset + index * RING_BYTES;
-      this.rings.push(new FixtureRing(this.port, index, at, size, this.features, this.map));
+      const usedAt = at + ringLayout(size, hasFeature(this.features, VIRTIO_F_RING_PACKED)).usedAt;
+      const log = this.log === null ? null : this.#logOf(this.log, usedAt);
+      const iotlb = this.#iommuPageBytes > 0;
+      const extras = { iotlb, map: iotlb ? EMPTY_ADDRESS_MAP : this.map, log };
+      this.rings.push(new FixtureRing(this.port, index, at, size, this.features, extras));
     }
+  }
+
+  #logOf(memory: PrivateMemory, usedGpa: number): VringAttach['log'] {
+    const { offset, sizeBytes, handle } = memory;
+    return { offset, sizeBytes, handle, usedGpa, gpa: this.map };
+  }
+
+  /** What the driver calls the byte at an arena offset: with an IOMMU, pages change places. */
+  iova(at: number): number {
+    const page = this.#iommuPageBytes;
+    if (page === 0) return at;
+    const inside = at - this.memory.offset;
+    const n = Math.trunc(inside / page);
+    const pages = Math.ceil(this.memory.sizeBytes / page);
+    return IOVA + ((n * 7919) % pages) * page + (inside % page);
+  }
+
+  /** Tells the port a translation, as an answer to a miss does. */
+  translate(iova: number): void {
+    const page = this.#iommuPageBytes;
+    const pages = Math.ceil(this.memory.sizeBytes / page);
+    for (let n = 0; n < pages; n++) {
+      const at = this.memory.offset + n * page;
+      const start = this.iova(at);
+      if (iova < start || iova >= start + page) continue;
+      this.port.iotlb.update({ iova: start, sizeBytes: page, offset: at, permissions: 3 });
+    }
+  }
+
+  /** Tells the port every translation. */
+  translateAll(): void {
+    const page = this.#iommuPageBytes;
+    const all = new Iotlb();
+    for (let at = 0; at < this.memory.sizeBytes; at += page) {
+      const offset = this.memory.offset + at;
+      all.update({ iova: this.iova(offset), sizeBytes: page, offset, permissions: 3 });
+    }
+    this.port.iotlb.attach({ iotlb: true, map: all.map() });
   }
 
   /** Arena offset of buffer `n`. */
@@ -168,6 +223,7 @@ export class PortFixture {
   }
 
   close(): void {
+    this.log?.close();
     this.memory.close();
   }
 }

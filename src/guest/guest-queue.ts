@@ -79,6 +79,9 @@ export class GuestQueue {
   readonly segmentBytes: number;
   readonly slotBytes: number;
 
+  /** How often all slots were taken back: slots that were taken out before are not out any more. */
+  epoch = 0;
+
   /** Counters, read from outside. */
   chains = 0;
   kicks = 0;
@@ -157,6 +160,7 @@ export class GuestQueue {
 
   /** All slots are free and the ring is as new: its device is gone, and what was in it with it. */
   startAnew(): void {
+    this.epoch++;
     this.ring.reset();
     const { slots } = this.plan;
     for (let i = 0; i < slots; i++) this.freeSlots[i] = slots - 1 - i;

@@ -40,7 +40,7 @@ export {
   type LinkOffloads,
   type LinkPairOptions,
 } from './link.ts';
-export { GuestIommu, type AddressSpace, type IommuMode } from './iommu.ts';
+export { GuestIommu, remapFreeSlots, type AddressSpace, type IommuMode } from './iommu.ts';
 export { NetGuest, type LinkEvent, type NetGuestLink, type NetGuestOptions } from './net-driver.ts';
 export { recoverBase } from './ring-recovery.ts';
 export { NetStack, type StackCounters, type StackOptions } from './stack.ts';

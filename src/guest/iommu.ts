@@ -5,6 +5,7 @@
  */
 import { assert } from '../base/assert.ts';
 import type { GuestMemory } from '../memory/index.ts';
+import type { GuestQueue } from './guest-queue.ts';
 import type { IotlbEntry } from '../vhost-user/index.ts';
 import { IOTLB_ACCESS_RO, IOTLB_ACCESS_RW } from '../wire/vhost-user-parse.ts';
 
@@ -149,4 +150,30 @@ export class GuestIommu implements AddressSpace {
     this.#random = (this.#random * 48271) % 0x7fff_ffff;
     return 1 + (this.#random % MAX_GAP_PAGES);
   }
+}
+
+/**
+ * Gives up to `most` free slots of a queue new addresses, while its device works with the others.
+ * Returns how many. As a driver that unmaps its buffers after use, but all at once.
+ */
+export async function remapFreeSlots(
+  queue: GuestQueue,
+  iommu: GuestIommu,
+  most: number,
+): Promise<number> {
+  const { freeSlots, epoch } = queue;
+  const count = Math.min(most, queue.freeCount);
+  queue.freeCount -= count;
+  const slots = freeSlots.slice(queue.freeCount, queue.freeCount + count);
+  try {
+    for (const slot of slots) {
+      queue.slotGpa[slot] = await iommu.remap(queue.slotGpa[slot], queue.slotBytes);
+    }
+  } finally {
+    if (epoch === queue.epoch) {
+      freeSlots.set(slots, queue.freeCount);
+      queue.freeCount += count;
+    }
+  }
+  return count;
 }

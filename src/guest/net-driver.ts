@@ -35,7 +35,7 @@ import type { ControlQueue } from './control-queue.ts';
 import type { DeviceConfig } from './device-config.ts';
 import { NO_CHOICE } from './features.ts';
 import type { GuestQueue } from './guest-queue.ts';
-import { DIRECT } from './iommu.ts';
+import { DIRECT, type AddressSpace } from './iommu.ts';
 import {
   NO_OFFLOAD,
   type FrameHandler,
@@ -53,7 +53,7 @@ import type { RxFrames } from './rx-frames.ts';
 export type { LinkEvent, NetGuestLink, NetGuestOptions } from './net-options.ts';
 
 const HEADER_BYTES = NetHeader.size;
-/** Received batches per turn of the event loop, so that timers and signals get their turn. */
+/** Received batches per turn of the event loop. */
 const BATCHES_PER_TURN = 8;
 
 export class NetGuest implements FrameLink {
@@ -197,14 +197,13 @@ export class NetGuest implements FrameLink {
     return this.#queues.restarted;
   }
 
+  get addressSpace(): AddressSpace {
+    return this.#queues.space;
+  }
+
   /** False before the rings start, between `stop` and `resume`, and after the end. */
   get running(): boolean {
     return this.#running;
-  }
-
-  /** Whether a back-end is there; without one, frames wait. */
-  get attached(): boolean {
-    return this.#attached;
   }
 
   get queuePairs(): number {

@@ -41,8 +41,8 @@ export class NetQueues {
   readonly vrings: number;
   /** Rings that had to start anew, because their device died while it published. */
   restarted = 0;
+  readonly space: AddressSpace;
   readonly #features: bigint;
-  readonly #space: AddressSpace;
   readonly #fresh: number;
   #memory: GuestMemory;
   #inflight: InflightRegion | null = null;
@@ -54,7 +54,7 @@ export class NetQueues {
     const all = [...plans.queues, ...(hasControl ? [plans.control] : [])];
     const bytes = all.reduce((sum, plan) => sum + queueBytes(plan), 0);
     this.#features = features;
-    this.#space = space;
+    this.space = space;
     this.#fresh = plans.queues[0].packed ? PACKED_BASE_FRESH : 0;
     this.maxTxFrameBytes = plans.maxTxFrameBytes;
     this.vrings = plans.queues.length;
@@ -125,7 +125,7 @@ export class NetQueues {
     const old = this.#memory;
     for (const move of moves) move();
     this.#memory = memory;
-    if (this.#space instanceof GuestIommu) this.#space.setMemory(memory);
+    if (this.space instanceof GuestIommu) this.space.setMemory(memory);
     return old;
   }
 

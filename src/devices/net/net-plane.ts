@@ -15,6 +15,7 @@ import { MacTable, type PortSettings, Switch } from '../../switch/index.ts';
 import { CaptureTap, type CaptureRing } from '../../capture/index.ts';
 import { TapPlane, type TapPlaneOptions } from '../../uplinks/index.ts';
 import { arena } from '../../sys/arena.ts';
+import type { PortIotlb } from './port-iotlb.ts';
 import { NetPort } from './net-port.ts';
 import type { NetPlaneState } from './net-state.ts';
 import { NetVring } from './net-vring.ts';
@@ -132,7 +133,7 @@ export class NetPlane implements DataPlane {
     assert(port.vring(index) === null, () => `vring ${index} of device ${device} is attached`);
     const vring = new NetVring(attach, arena().buffer);
     port.attach(vring, attach.features);
-    port.iotlb.attach(attach);
+    this.#changeIotlb(device, (iotlb) => iotlb.attach(attach));
     const source = this.#addSource(device, port.kindOf(index, attach.features), vring);
     this.#vringSources[device][index] = source;
     if (attach.kickFd < 0) {
@@ -181,18 +182,23 @@ export class NetPlane implements DataPlane {
   }
 
   updateIotlb(device: number, entry: IotlbUpdate): void {
-    const waiting = (this.#vringSources[device] ?? []).filter(
-      (source) => source?.vring?.missed !== -1,
-    );
-    this.#netPort(device).iotlb.update(entry);
-    for (const source of waiting) {
-      if (source?.vring && source.kind !== 'receiveq') this.#wake(source, performance.now());
-    }
+    this.#changeIotlb(device, (iotlb) => iotlb.update(entry));
   }
 
   /** No round is under way: no chain is out whose translation this is. */
   invalidateIotlb(device: number, iova: number, sizeBytes: number): void {
-    this.#netPort(device).iotlb.invalidate(iova, sizeBytes);
+    this.#changeIotlb(device, (iotlb) => iotlb.invalidate(iova, sizeBytes));
+  }
+
+  /** A ring that waits for a translation forgets that with every change, and so looks again. */
+  #changeIotlb(device: number, change: (iotlb: PortIotlb) => void): void {
+    const waiting = (this.#vringSources[device] ?? []).filter(
+      (source) => source?.vring?.missed !== -1,
+    );
+    change(this.#netPort(device).iotlb);
+    for (const source of waiting) {
+      if (source?.vring && source.kind !== 'receiveq') this.#wake(source, performance.now());
+    }
   }
 
   command(name: string, payload: unknown): unknown {

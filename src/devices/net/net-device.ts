@@ -90,10 +90,10 @@ export class NetDevice implements VirtioDevice {
   }
 
   readConfig(offset: number, sizeBytes: number): Uint8Array | null {
-    if (offset < 0 || sizeBytes < 0) return null;
+    if (offset < 0 || offset >= CONFIG_BYTES || sizeBytes < 0) return null;
     // QEMU asks for its whole struct virtio_net_config; fields that we do not have read as zero.
     const bytes = new Uint8Array(sizeBytes);
-    if (offset < CONFIG_BYTES) bytes.set(this.#config.subarray(offset, offset + sizeBytes));
+    bytes.set(this.#config.subarray(offset, offset + sizeBytes));
     return bytes;
   }
 

@@ -175,6 +175,7 @@ class Run {
       this.#gone = `the back-end does not serve any more: ${error.message}`;
       return `afterwards ${error.message}`;
     }
+    for (let n = 0; n < 20 && peer.running; n++) await sleep(10); // dying takes a moment
     const wasRunning = peer.running;
     const how = peer.end === null ? '' : describeEnd(peer.end);
     const said = peer.output.split('\n').slice(-3).join(' | ');

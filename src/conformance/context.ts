@@ -49,6 +49,7 @@ export class CheckContext {
   readonly transcript: Transcript;
   readonly path: string;
   readonly #onRefused: () => void;
+  #peer: BackendPeer | null = null;
   readonly #owned: { close(): void }[] = [];
 
   /** `onRefused`: a connection was refused and will be tried again, unless it throws. */
@@ -97,7 +98,10 @@ export class CheckContext {
 
   /** A new connection, its predecessors of this check closed. */
   async connect(): Promise<BackendPeer> {
-    return this.own(await openPeer(this.path, this.transcript, this.patience, this.#onRefused));
+    this.#peer?.close(); // many back-ends serve one session at a time
+    const { path, transcript, patience } = this;
+    this.#peer = this.own(await openPeer(path, transcript, patience, this.#onRefused));
+    return this.#peer;
   }
 
   /** A new connection with the negotiation done. */
@@ -194,6 +198,16 @@ export class CheckContext {
     const used = await session.rig.collect(ring, 1, this.patience.quietMs);
     this.saw(`ring ${ring.index}: ${used.length} completed in ${this.patience.quietMs} ms`);
     if (used.length > 0) this.fail(`a request was completed although ${why}`);
+  }
+
+  /** Stops every ring that is not in `bases` yet, and sets all of them up again where they were. */
+  async restart(session: Session, bases = new Map<TestRing, number>()): Promise<void> {
+    const { peer, rig } = session;
+    for (const ring of rig.rings) {
+      if (!bases.has(ring)) bases.set(ring, await this.stop(session, ring));
+    }
+    for (const [ring, base] of bases) await this.setUpRing(peer, ring, { base });
+    await peer.barrier('the rings were set up again');
   }
 
   /** GET_VRING_BASE: the ring is stopped when this returns. */

@@ -74,7 +74,7 @@ export function describeMessage(message: Shown, channel: Channel = 'front-end'):
     words.push(`flags=0x${(flags >>> 0).toString(16)}`);
   }
   if (size !== payload.length) words.push(`size=${size} (${payload.length} bytes follow)`);
-  words.push(...payloadWords(entry, payload, isReply));
+  words.push(...payloadWords(entry, payload, isReply, channel));
   if (fdCount > 0) words.push(`+${fdCount} fd${fdCount === 1 ? '' : 's'}`);
   return words.join(' ');
 }
@@ -89,6 +89,7 @@ function payloadWords(
   entry: MessageEntry | undefined,
   payload: Uint8Array,
   isReply: boolean,
+  channel: Channel,
 ): string[] {
   if (payload.length === 0) return isReply ? ['(empty)'] : [];
   const own = isReply ? entry?.replyPayload : entry?.payload;
@@ -102,7 +103,7 @@ function payloadWords(
   const words: string[] = [];
   let at = 0;
   if (head !== undefined) {
-    words.push(...fieldWords(head, payload, 0, entry?.id ?? 0));
+    words.push(...fieldWords(head, payload, 0, channel === 'front-end' ? (entry?.id ?? 0) : 0));
     at = head.size;
   }
   if (each !== undefined) {

@@ -9,21 +9,24 @@ export async function checkPing(from: LinuxGuest, address: string, count = 3): P
   match(output, new RegExp(`${count} packets received, 0% packet loss`));
 }
 
-export type EndlessPing = { end(): Promise<{ readonly sent: number; readonly lost: number }> };
+export type EndlessPing = {
+  /** `now`: where the guest runs, if it has moved. */
+  end(now?: LinuxGuest): Promise<{ readonly sent: number; readonly lost: number }>;
+};
 
 /** Ten echo requests a second until told to end; commands of the guest run meanwhile. */
 export async function endlessPing(from: LinuxGuest, address: string): Promise<EndlessPing> {
   await from.check(`ping -i 0.1 ${address} > /tmp/endless.log 2>&1 & echo $! > /tmp/endless.pid`);
-  const end: EndlessPing['end'] = async () => {
+  const end: EndlessPing['end'] = async (now = from) => {
     // The last request may be on its way: it is not sent to be lost.
     const wait = 'while kill -0 $pid 2> /dev/null; do usleep 50000; done';
-    await from.check(`sleep 0.05; pid=$(cat /tmp/endless.pid); kill -INT $pid; ${wait}`);
-    const log = await from.check('tail -n 2 /tmp/endless.log');
+    await now.check(`sleep 0.05; pid=$(cat /tmp/endless.pid); kill -INT $pid; ${wait}`);
+    const log = await now.check('tail -n 2 /tmp/endless.log');
     const found = /(\d+) packets transmitted, (\d+) packets received/.exec(log);
     if (found === null) throw new Error(`ping said: ${log}`);
     const [sent, received] = [Number(found[1]), Number(found[2])];
     const last = Number(
-      await from.check("sed -n 's/.*seq=\\([0-9]*\\) .*/\\1/p' /tmp/endless.log | tail -n 1"),
+      await now.check("sed -n 's/.*seq=\\([0-9]*\\) .*/\\1/p' /tmp/endless.log | tail -n 1"),
     );
     const onItsWay = last < sent - 1 ? 1 : 0;
     return { sent, lost: sent - received - onItsWay };

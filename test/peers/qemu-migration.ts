@@ -1,0 +1,115 @@
+/**
+ * A Linux guest that moves between QEMUs, each on a port of a switch of ours, while it talks to
+ * another machine and writes memory; and the proof that all of its memory arrived.
+ */
+import { equal, ok } from 'node:assert/strict';
+import {
+  LinuxGuest,
+  migrateGuest,
+  type GuestNic,
+  type LinuxGuestConfig,
+  type MigrationOptions,
+  type MigrationResult,
+} from '../../src/vmm/index.ts';
+import type { Scratch } from './scratch.ts';
+import { endlessPing, type EndlessPing } from './traffic.ts';
+
+export type MovingGuestOptions = {
+  readonly ip: string;
+  readonly packed: boolean;
+  readonly queuePairs: number;
+};
+
+/** Where a guest can be: the socket of a port that listens. */
+export type Place = { readonly socket: string };
+
+export class MovingGuest {
+  readonly #scratch: Scratch;
+  readonly #options: MovingGuestOptions;
+  #here: LinuxGuest;
+
+  private constructor(scratch: Scratch, options: MovingGuestOptions, here: LinuxGuest) {
+    this.#scratch = scratch;
+    this.#options = options;
+    this.#here = here;
+  }
+
+  static async start(
+    scratch: Scratch,
+    place: Place,
+    options: MovingGuestOptions,
+  ): Promise<MovingGuest> {
+    const here = scratch.own(await LinuxGuest.start(configOf(place, options)));
+    return new MovingGuest(scratch, options, here);
+  }
+
+  /** The QEMU in which it runs now. */
+  get guest(): LinuxGuest {
+    return this.#here;
+  }
+
+  /** Moves it; the QEMU that it leaves ends and gives its port back. */
+  async move(place: Place, options: MigrationOptions = {}): Promise<MigrationResult> {
+    const config = { ...configOf(place, this.#options), incoming: true };
+    const there = this.#scratch.own(LinuxGuest.launch(config));
+    const result = await migrateGuest(this.#here, there, options);
+    await this.#here.close();
+    this.#here = there;
+    return result;
+  }
+}
+
+/** Both sides of a migration are the same machine in everything that the guest can see. */
+function configOf({ socket }: Place, options: MovingGuestOptions): LinuxGuestConfig {
+  const nic: GuestNic = {
+    path: socket,
+    mode: 'client',
+    queuePairs: options.queuePairs,
+    packed: options.packed,
+    mrgRxbuf: true,
+    mac: '52:54:00:00:11:01',
+    mtu: null,
+  };
+  return { name: 'traveller', ip: options.ip, nics: [nic] };
+}
+
+/** What the guest does all the time, and what must be true of it in the end. */
+export class Luggage {
+  readonly #ping: EndlessPing;
+  readonly #still: string;
+
+  private constructor(ping: EndlessPing, still: string) {
+    this.#ping = ping;
+    this.#still = still;
+  }
+
+  /** A file that lies still, a program that writes memory and notes what it wrote, and a ping. */
+  static async pack(guest: LinuxGuest, peer: string): Promise<Luggage> {
+    await guest.check('dd if=/dev/urandom of=/tmp/still bs=64k count=256 2>/dev/null');
+    const still = await guest.check('sha256sum < /tmp/still');
+    // A complete pair of data and checksum gets its name in one step; a pair that was changed on
+    // its way does not match itself.
+    await guest.check(
+      'mkdir /tmp/w; (n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); ' +
+        'dd if=/dev/urandom of=/tmp/w/new bs=64k count=16 2>/dev/null; ' +
+        'sha256sum < /tmp/w/new > /tmp/w/sum; echo $n >> /tmp/w/count; ' +
+        'mv /tmp/w/new /tmp/w/data; mv /tmp/w/sum /tmp/w/datasum; done; touch /tmp/stopped) &',
+    );
+    return new Luggage(await endlessPing(guest, peer), still);
+  }
+
+  /** How many pairs the program has written: it goes on where the guest is. */
+  async writes(guest: LinuxGuest): Promise<number> {
+    return Number(await guest.check('tail -n 1 /tmp/w/count'));
+  }
+
+  async unpack(guest: LinuxGuest): Promise<{ readonly sent: number; readonly lost: number }> {
+    equal(await guest.check('sha256sum < /tmp/still'), this.#still, 'the file that lay still');
+    await guest.check('touch /tmp/stop; while [ ! -e /tmp/stopped ]; do usleep 50000; done');
+    const sum = await guest.check('sha256sum < /tmp/w/data');
+    equal(sum, await guest.check('cat /tmp/w/datasum'), 'the file that was written meanwhile');
+    const log = await guest.check('dmesg');
+    ok(!/BUG:|Oops|not a head|bad gso|hw csum failure/.test(log), `the guest complains: ${log}`);
+    return this.#ping.end(guest);
+  }
+}

@@ -37,7 +37,7 @@ import { handlerOf } from './backend-dispatch.ts';
 import type { HandlerResult, Reply } from './backend-handlers.ts';
 import { closeFds, type Message, MessageConnection, type Preread } from './connection.ts';
 import type { IotlbSnapshot } from './iotlb-control.ts';
-import { SUSPEND_TIMEOUT_MS } from './limits.ts';
+import { POSTCOPY_STALL_MS, SUSPEND_TIMEOUT_MS } from './limits.ts';
 import { FRONT_END_MESSAGES, type MessageEntry, requestName } from './message-table.ts';
 import { release } from './migration-handlers.ts';
 import type { PostcopyState } from './postcopy-control.ts';
@@ -261,7 +261,8 @@ export class BackendSession {
         const message = await this.#connection.receive();
         if (message === null) break;
         this.#handling = this.#handle(message);
-        await this.#handling;
+        const guard = this.#guardPostcopy();
+        await this.#handling.finally(() => clearTimeout(guard));
         this.#handling = null;
       }
     } catch (error) {
@@ -280,6 +281,16 @@ export class BackendSession {
     }
     this.#context.close();
     return reason;
+  }
+
+  /** Ends the session when the message at hand waits for a page that nobody brings. */
+  #guardPostcopy(): NodeJS.Timeout | undefined {
+    if (this.#context.postcopy !== 'listening') return undefined;
+    return setTimeout(() => {
+      const problem = `a message was not done in ${POSTCOPY_STALL_MS} ms; were pages brought?`;
+      this.#context.postcopyControl.end();
+      void this.close(new VringError('ERR_VRING_POSTCOPY', problem, { recovery: 'reconnect' }));
+    }, POSTCOPY_STALL_MS);
   }
 
   async #handle(message: Message): Promise<void> {

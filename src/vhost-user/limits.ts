@@ -49,6 +49,13 @@ export const MAX_DEVICE_STATE_BYTES = 16 * 1024 * 1024;
 /** How long CHECK_DEVICE_STATE waits for the end of a transfer that the front-end cut off. */
 export const DEVICE_STATE_TIMEOUT_MS = 5000;
 
+/**
+ * How long a message may take while postcopy listens. A worker that sleeps in a page fault answers
+ * nobody; a front-end that does not bring the page in this time loses the session, so that the
+ * worker wakes.
+ */
+export const POSTCOPY_STALL_MS = 10_000;
+
 /** How long a hand-over waits for the message at hand before it is called off. */
 export const SUSPEND_TIMEOUT_MS = 2000;
 

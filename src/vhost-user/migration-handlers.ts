@@ -54,7 +54,7 @@ export const getInflightFd: Handler<InflightDescription> = (session, { request, 
   const { target, vrings } = session;
   checkInflightShape(request, value, target.queueCount);
   const bytes = inflightBytes(value, vrings.around.features);
-  const fd = createMemfd('vring-inflight', bytes);
+  const fd = createMemfd('vring-inflight', bytes, { seal: true });
   const { queueCount, queueSize } = value;
   const mapBytes = BigInt(bytes);
   const reply = { mapBytes, fdOffset: 0n, queueCount, queueSize, padding: 0 };

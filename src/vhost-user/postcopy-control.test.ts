@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { arenaHostAddress, fdTarget } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
+import { POSTCOPY_STALL_MS } from './limits.ts';
 import { postcopyAvailable } from './postcopy-control.ts';
-import { memTable, region, singleRegion } from './testing/conversation.ts';
+import { memTable, region, singleRegion, state } from './testing/conversation.ts';
 import { u64 } from './testing/raw-peer.ts';
 import { type SessionFixture, withFixture } from './testing/session-fixture.ts';
 
@@ -89,6 +91,26 @@ test('END without the ack lets rings go as well', { skip }, () =>
     await f.startRing(0);
     await end(f);
     assert.equal(f.target.running.size, 1);
+  }),
+);
+
+test('a message that waits for a page which nobody brings ends the session', { skip }, (t) =>
+  withFixture(async (f) => {
+    await f.negotiate();
+    await listen(f);
+    const fds = [f.fds.memory[0]!.number];
+    await f.peer.ask(wire.VHOST_USER_SET_MEM_TABLE, memTable([region(0)]), fds);
+    await f.startRing(0);
+    await f.acked(wire.VHOST_USER_SET_MEM_TABLE, u64(0));
+    let wake = (): void => undefined;
+    f.target.stopGate = new Promise((resolve) => (wake = resolve));
+    t.mock.timers.enable({ apis: ['setTimeout'] });
+    await f.peer.send(wire.VHOST_USER_GET_VRING_BASE, state(0, 0));
+    for (let i = 0; i < 20; i++) await nextTurn();
+    t.mock.timers.tick(POSTCOPY_STALL_MS);
+    assert.equal(f.session.state.postcopy, 'none', 'who sleeps in a fault wakes');
+    wake();
+    assert.equal(((await f.session.closed) as { code?: string }).code, 'ERR_VRING_POSTCOPY');
   }),
 );
 

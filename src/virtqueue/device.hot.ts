@@ -4,6 +4,14 @@
  */
 import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
+import {
+  disableKicksBigEndian,
+  enableKicksBigEndian,
+  hasAvailableBigEndian,
+  putUsedBigEndian,
+  takeBigEndian,
+  wantsCallBigEndian,
+} from './big-endian.hot.ts';
 import { noteUntakenPacked } from './inflight-packed.hot.ts';
 import { noteUntakenSplit } from './inflight-split.hot.ts';
 import {
@@ -25,6 +33,9 @@ import {
   wantsCallSplit,
 } from './split-device.hot.ts';
 
+const SPLIT = 0; //            DeviceQueue.format; 2 is the split format of the other byte order
+const PACKED = 1;
+
 const TAKEN = 0; //            COUNTER_TAKEN
 const CALLS = 2; //            COUNTER_CALLS
 const CALLS_SUPPRESSED = 3; // COUNTER_CALLS_SUPPRESSED
@@ -35,7 +46,8 @@ const CALLS_SUPPRESSED = 3; // COUNTER_CALLS_SUPPRESSED
  * Good chains in front of a broken one are handed over; the next call returns the fault.
  */
 export function takeChains(q: DeviceQueue, batch: ChainBatch, max: number): number {
-  return q.packed === 0 ? takeSplit(q, batch, max) : takePacked(q, batch, max);
+  if (q.format === SPLIT) return takeSplit(q, batch, max);
+  return q.format === PACKED ? takePacked(q, batch, max) : takeBigEndian(q, batch, max);
 }
 
 /**
@@ -64,8 +76,9 @@ export function untakeChains(q: DeviceQueue, batch: ChainBatch, from: number): v
  */
 export function putUsed(q: DeviceQueue, batch: ChainBatch, first: number, count: number): void {
   if (count <= 0) return;
-  if (q.packed === 0) putUsedSplit(q, batch, first, count);
-  else putUsedPacked(q, batch, first, count);
+  if (q.format === SPLIT) putUsedSplit(q, batch, first, count);
+  else if (q.format === PACKED) putUsedPacked(q, batch, first, count);
+  else putUsedBigEndian(q, batch, first, count);
 }
 
 /**
@@ -74,7 +87,7 @@ export function putUsed(q: DeviceQueue, batch: ChainBatch, first: number, count:
  */
 export function needsCall(q: DeviceQueue): boolean {
   if (q.sinceCall === 0) return false;
-  const wants = q.packed === 0 ? wantsCallSplit(q) : wantsCallPacked(q);
+  const wants = wantsCall(q);
   // A ring that was just started may hold used entries of a device before us, which the driver
   // was perhaps never told of: with EVENT_IDX the first answer is yes, as in Linux' vhost.
   const needs = wants || (q.callKnown === 0 && q.eventIdx !== 0);
@@ -84,10 +97,16 @@ export function needsCall(q: DeviceQueue): boolean {
   return needs;
 }
 
+function wantsCall(q: DeviceQueue): boolean {
+  if (q.format === SPLIT) return wantsCallSplit(q);
+  return q.format === PACKED ? wantsCallPacked(q) : wantsCallBigEndian(q);
+}
+
 /** Asks the driver not to kick. It may do so all the same. */
 export function disableKicks(q: DeviceQueue): void {
-  if (q.packed === 0) disableKicksSplit(q);
-  else disableKicksPacked(q);
+  if (q.format === SPLIT) disableKicksSplit(q);
+  else if (q.format === PACKED) disableKicksPacked(q);
+  else disableKicksBigEndian(q);
 }
 
 /**
@@ -95,12 +114,14 @@ export function disableKicks(q: DeviceQueue): void {
  * without a kick, so take them before sleeping.
  */
 export function enableKicks(q: DeviceQueue): boolean {
-  if (q.packed === 0) enableKicksSplit(q);
-  else enableKicksPacked(q);
+  if (q.format === SPLIT) enableKicksSplit(q);
+  else if (q.format === PACKED) enableKicksPacked(q);
+  else enableKicksBigEndian(q);
   return hasAvailable(q);
 }
 
 /** Is there anything to take? Also true for a driver whose index makes no sense. */
 export function hasAvailable(q: DeviceQueue): boolean {
-  return q.packed === 0 ? hasAvailableSplit(q) : hasAvailablePacked(q);
+  if (q.format === SPLIT) return hasAvailableSplit(q);
+  return q.format === PACKED ? hasAvailablePacked(q) : hasAvailableBigEndian(q);
 }

@@ -18,7 +18,7 @@ export type { InstalledKernel } from './kernel-modules.ts';
 export { LinuxGuest } from './qemu-process.ts';
 export type { CommandResult, LinuxGuestConfig } from './qemu-process.ts';
 export { migrateGuest } from './migration.ts';
-export type { MigrationOptions, MigrationResult } from './migration.ts';
+export type { MigrationOptions, MigrationResult, MigrationStatus } from './migration.ts';
 export { QmpClient } from './qmp.ts';
 export type { QmpEvent } from './qmp.ts';
 export { childExit, endChild, OutputTail, startChild } from './child-processes.ts';

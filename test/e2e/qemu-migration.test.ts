@@ -7,7 +7,7 @@ import { test, type TestContext } from 'node:test';
 import { LinuxGuest, type MigrationResult } from '../../src/vmm/index.ts';
 import { MessageLog } from '../peers/message-log.ts';
 import { NetNamespace } from '../peers/netns.ts';
-import { Luggage, MovingGuest } from '../peers/qemu-migration.ts';
+import { Luggage, MAIL_BYTES, MovingGuest, UnreadMail } from '../peers/qemu-migration.ts';
 import { requirePeer, requireRoot } from '../peers/require-peer.ts';
 import { Scratch, waitFor } from '../peers/scratch.ts';
 import { SwitchProcess } from '../peers/switch.ts';
@@ -59,32 +59,40 @@ test('there and back between two ports, while it receives, pings and writes', as
     await waitFor('the end of logging', 10_000, async () => !(await isLogging(vswitch, 'a')));
     ok(log.received('SET_LOG_BASE') >= 1);
   });
-  await t.test('from port a to port b', async () => {
-    const [set, written] = [log.received('SET_LOG_BASE'), await luggage.writes(moving.guest)];
-    let logging = false;
-    const result = await moving.move(b, {
-      bytesPerSecond: BYTES_PER_SECOND,
-      onCopying: async () => void (logging ||= await isLogging(vswitch, 'a')),
+  for (const [from, to, place] of [
+    ['a', 'b', b],
+    ['b', 'a', a],
+  ] as const) {
+    await t.test(`from port ${from} to a new QEMU on port ${to}`, async () => {
+      const [set, written] = [log.received('SET_LOG_BASE'), await luggage.writes(moving.guest)];
+      const mail = await UnreadMail.expect(peer, moving.guest, '10.0.0.1');
+      let logging = false;
+      let bytesBefore = -1;
+      const result = await moving.move(place, {
+        bytesPerSecond: BYTES_PER_SECOND,
+        downtimeLimitMs: 1, // the guest writes faster; ends when the mail is there
+        onCopying: async (status) => {
+          logging ||= await isLogging(vswitch, from);
+          const txBytes = async (): Promise<number> =>
+            (await vswitch.port(from)).counters['txBytes'] ?? 0;
+          if (bytesBefore < 0) bytesBefore = await txBytes();
+          await mail.send(peer, moving.guest, status, async () => {
+            return (await txBytes()) > bytesBefore + MAIL_BYTES;
+          });
+        },
+      });
+      t.diagnostic(`to port ${to}: ${describe(result)}`);
+      await mail.read(peer, moving.guest);
+      ok(logging, `port ${from} had LOG_ALL while memory was copied`);
+      ok(log.received('SET_LOG_BASE') > set);
+      await vswitch.waitState(to, 'up');
+      equal(await isLogging(vswitch, to), false);
+      await vswitch.waitState(from, 'listening');
+      await waitFor('the guest goes on', 20_000, async () => {
+        return (await luggage.writes(moving.guest)) > written;
+      });
     });
-    t.diagnostic(`to port b: ${describe(result)}`);
-    ok(logging, 'port a had LOG_ALL while memory was copied');
-    ok(log.received('SET_LOG_BASE') > set);
-    equal(await isLogging(vswitch, 'b'), false);
-    await vswitch.waitState('a', 'listening');
-    await waitFor('the guest goes on', 20_000, async () => {
-      return (await luggage.writes(moving.guest)) > written;
-    });
-  });
-  await t.test('and back to port a, into a new QEMU', async () => {
-    let logging = false;
-    const result = await moving.move(a, {
-      bytesPerSecond: BYTES_PER_SECOND,
-      onCopying: async () => void (logging ||= await isLogging(vswitch, 'b')),
-    });
-    t.diagnostic(`back to port a: ${describe(result)}`);
-    ok(logging, 'port b had LOG_ALL while memory was copied');
-    await vswitch.waitState('b', 'listening');
-  });
+  }
   await t.test('its memory and what it received are what they should be', async () => {
     const bytes = await stream.end(peer, moving.guest);
     ok(bytes > 2 ** 20, `the stream had ${bytes} bytes`);

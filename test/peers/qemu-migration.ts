@@ -2,7 +2,7 @@
  * A Linux guest that moves between QEMUs, each on a port of a switch of ours, while it talks to
  * another machine and writes memory; and the proof that all of its memory arrived.
  */
-import { equal, ok } from 'node:assert/strict';
+import { equal, match, ok } from 'node:assert/strict';
 import {
   LinuxGuest,
   migrateGuest,
@@ -10,9 +10,10 @@ import {
   type LinuxGuestConfig,
   type MigrationOptions,
   type MigrationResult,
+  type MigrationStatus,
 } from '../../src/vmm/index.ts';
-import type { Scratch } from './scratch.ts';
-import { endlessPing, type EndlessPing } from './traffic.ts';
+import { waitFor, type Scratch } from './scratch.ts';
+import { endlessPing, makeFile, type EndlessPing } from './traffic.ts';
 
 export type MovingGuestOptions = {
   readonly ip: string;
@@ -111,5 +112,58 @@ export class Luggage {
     const log = await guest.check('dmesg');
     ok(!/BUG:|Oops|not a head|bad gso|hw csum failure/.test(log), `the guest complains: ${log}`);
     return this.#ping.end(guest);
+  }
+}
+
+export const MAIL_BYTES = 2 ** 20;
+
+/**
+ * Data that a guest receives while it moves and nobody reads until it is there. It lies in pages
+ * that only our back-end wrote: without the dirty log they would arrive as they were before.
+ */
+export class UnreadMail {
+  readonly #file: string;
+  readonly #address: string;
+  #sent = false;
+
+  private constructor(file: string, address: string) {
+    this.#file = file;
+    this.#address = address;
+  }
+
+  static async expect(from: LinuxGuest, to: LinuxGuest, address: string): Promise<UnreadMail> {
+    // Room for all of it in the socket.
+    await to.check('echo 4096 4000000 6000000 > /proc/sys/net/ipv4/tcp_rmem');
+    await to.check(
+      'rm -f /tmp/mail-*; mkfifo /tmp/mail-never; (nc -l -p 4999 0<>/tmp/mail-never | ' +
+        '(while [ ! -e /tmp/mail-read ]; do usleep 20000; done; sha256sum > /tmp/mail-sum; ' +
+        'touch /tmp/mail-done)) > /dev/null 2>&1 & sleep 0.3',
+    );
+    return new UnreadMail(await makeFile(from, MAIL_BYTES / 2 ** 20), address);
+  }
+
+  /**
+   * For `onCopying` of a migration that cannot end yet: once all memory was copied the first time,
+   * sends, waits until it `arrived`, and lets the migration end.
+   */
+  async send(
+    from: LinuxGuest,
+    to: LinuxGuest,
+    { ram }: MigrationStatus,
+    arrived: () => Promise<boolean>,
+  ): Promise<void> {
+    if (this.#sent || (ram?.['dirty-sync-count'] ?? 0) < 2) return;
+    this.#sent = true;
+    await from.check(`nc ${this.#address} 4999 < ${this.#file} > /dev/null 2>&1 &`);
+    await waitFor('the mail', 30_000, arrived);
+    await to.qmp('migrate-set-parameters', { 'downtime-limit': 500 });
+  }
+
+  async read(from: LinuxGuest, to: LinuxGuest): Promise<void> {
+    ok(this.#sent, 'it was sent while memory was copied');
+    const wait = 'for i in $(seq 300); do [ -e /tmp/mail-done ] && break; sleep 0.1; done';
+    const sum = await to.check(`touch /tmp/mail-read; ${wait}; cat /tmp/mail-sum`);
+    match(sum, /^[0-9a-f]{64}/);
+    equal(sum, await from.check(`sha256sum < ${this.#file}`), 'what it received on its way');
   }
 }

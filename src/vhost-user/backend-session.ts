@@ -21,7 +21,6 @@ import { ProtocolError, VringError } from '../base/errors.ts';
 import { MAX_VRINGS } from '../base/limits.ts';
 import { assert } from '../base/assert.ts';
 import type { Fd } from '../sys/index.ts';
-import { parsePayload } from '../wire/vhost-user-parse.ts';
 import {
   U64Payload,
   VHOST_USER_ADD_MEM_REG,
@@ -36,47 +35,21 @@ import { SessionContext } from './backend-context.ts';
 import { handlerOf } from './backend-dispatch.ts';
 import type { HandlerResult, Reply } from './backend-handlers.ts';
 import { closeFds, type Message, MessageConnection, type Preread } from './connection.ts';
-import type { IotlbSnapshot } from './iotlb-control.ts';
 import { POSTCOPY_STALL_MS, SUSPEND_TIMEOUT_MS } from './limits.ts';
 import { FRONT_END_MESSAGES, type MessageEntry, requestName } from './message-table.ts';
+import { checkMessage, checkNegotiated, unknownMessage } from './message-checks.ts';
 import { release } from './migration-handlers.ts';
-import type { PostcopyState } from './postcopy-control.ts';
-import { usesIotlb } from './ring-start.ts';
+import { type PreparedMemory, prereadOf, ReceivedFds, restoreContext } from './session-restore.ts';
 import {
   type MemorySnapshot,
   memorySnapshot,
-  type PreparedMemory,
-  prereadOf,
-  ReceivedFds,
-  restoreContext,
   type SessionSnapshot,
   sessionSnapshot,
 } from './session-snapshot.ts';
+import { type SessionState, stateOf } from './session-state.ts';
 import type { BackendTarget } from './target.ts';
-import type { VringSnapshot } from './vring-control.ts';
 
-/** A session, as status displays see it. */
-export type SessionState = {
-  /** Acked, bit 30 included; null before SET_FEATURES. */
-  readonly features: bigint | null;
-  readonly protocolFeatures: bigint | null;
-  readonly owned: boolean;
-  readonly memory: { readonly regions: number; readonly bytes: number } | null;
-  readonly mtu: number | null;
-  /** The dirty log; null before SET_LOG_BASE. */
-  readonly log: { readonly bytes: number; readonly active: boolean } | null;
-  /** Null unless the driver is behind an IOMMU. */
-  readonly iotlb: IotlbSnapshot | null;
-  readonly inflight: { readonly queues: number; readonly queueSize: number } | null;
-  /** The backend channel; null while there is none. */
-  readonly channel: { readonly requests: number; readonly waiting: number } | null;
-  readonly postcopy: PostcopyState;
-  readonly vrings: readonly VringSnapshot[];
-  /** Messages handled, and how many of them were refused without ending the session. */
-  readonly messages: number;
-  readonly refusals: number;
-  readonly lastRefusal: ProtocolError | null;
-};
+export type { SessionState };
 
 export type SessionOptions = {
   /** A message was refused and the session goes on. Once per message: count, do not log each. */
@@ -218,25 +191,8 @@ export class BackendSession {
   }
 
   get state(): SessionState {
-    const { features, protocolFeatures, owned, mtu, memory, vrings } = this.#context;
-    const { iotlb, requests, postcopy } = this.#context;
-    const { log, logging, inflight } = vrings.around;
-    const { channel } = requests;
     return {
-      features,
-      protocolFeatures,
-      owned,
-      mtu,
-      memory: memory.snapshot(),
-      log: log && { bytes: log.sizeBytes, active: logging },
-      iotlb: usesIotlb(features) ? iotlb.snapshot() : null,
-      inflight: inflight && {
-        queues: inflight.shape.queueCount,
-        queueSize: inflight.shape.queueSize,
-      },
-      channel: channel && { requests: channel.requests, waiting: channel.waiting },
-      postcopy,
-      vrings: vrings.snapshots(),
+      ...stateOf(this.#context),
       messages: this.#messages,
       refusals: this.#refusals,
       lastRefusal: this.#lastRefusal,
@@ -325,29 +281,11 @@ export class BackendSession {
   }
 
   /** Everything that makes a message acceptable here and now, then its handler. */
-  async #dispatch(entry: MessageEntry, message: Message): Promise<HandlerResult> {
-    const { name, needs, needsVirtio } = entry;
-    if (needs !== null && !this.#negotiated(needs)) {
-      const problem = `protocol feature bit ${needs} was not negotiated`;
-      throw new ProtocolError('ERR_VRING_NOT_NEGOTIATED', name, 'request', problem);
-    }
-    if (needsVirtio !== null && !hasFeature(this.#context.features ?? 0n, needsVirtio)) {
-      const problem = `virtio feature bit ${needsVirtio} was not negotiated`;
-      throw new ProtocolError('ERR_VRING_NOT_NEGOTIATED', name, 'request', problem);
-    }
+  #dispatch(entry: MessageEntry, message: Message): HandlerResult | Promise<HandlerResult> {
+    checkNegotiated(entry, this.#context);
     if (this.#isPostcopyAck(message)) return release(this.#context.vrings);
-    checkFdRange(entry, message.fds.length);
-    const value = parsePayload(entry.payload, name, message.payload);
-    const due = entry.payload.fdCount?.(value);
-    if (due !== undefined && due !== message.fds.length) {
-      throw fdError(name, message.fds.length, `${due}, as the payload says`);
-    }
-    for (const rule of entry.legal) {
-      if (rule.holds(this.#context, value)) continue;
-      const problem = `breaks the rule ${rule.id}: ${rule.says} (${rule.section})`;
-      throw new ProtocolError('ERR_VRING_MESSAGE_STATE', name, 'request', problem);
-    }
-    return handlerOf(entry.id)(this.#context, { request: name, value, fds: message.fds });
+    const value = checkMessage(entry, message, this.#context);
+    return handlerOf(entry.id)(this.#context, { request: entry.name, value, fds: message.fds });
   }
 
   /**
@@ -364,16 +302,13 @@ export class BackendSession {
     );
   }
 
-  #negotiated(feature: number): boolean {
-    return hasFeature(this.#context.protocolFeatures ?? 0n, feature);
-  }
-
   /** Whether success or failure is to be answered by a u64. */
   #acks(entry: MessageEntry | undefined, message: Message): boolean {
     if (entry?.reply === 'payload') return false;
     if (entry?.reply === 'both') return true;
+    const { protocolFeatures } = this.#context;
     const asked = (message.flags & VHOST_USER_NEED_REPLY_MASK) !== 0;
-    return asked && this.#negotiated(VHOST_USER_PROTOCOL_F_REPLY_ACK);
+    return asked && hasFeature(protocolFeatures ?? 0n, VHOST_USER_PROTOCOL_F_REPLY_ACK);
   }
 
   async #reply(request: number, { payload, fds = [], refusal }: Reply): Promise<void> {
@@ -398,22 +333,6 @@ type Restoration = {
 function sessionError(code: string, problem: string): VringError {
   const text = `the session cannot be handed over: ${problem}`;
   return new VringError(code, text, { recovery: 'retry' });
-}
-
-function checkFdRange({ name, fds: [min, max] }: MessageEntry, count: number): void {
-  if (count >= min && count <= max) return;
-  throw fdError(name, count, min === max ? `${min}` : `${min} to ${max}`);
-}
-
-function fdError(name: string, count: number, due: string): ProtocolError {
-  return new ProtocolError('ERR_VRING_MESSAGE_FDS', name, 'fds', `${count} came, expected ${due}`);
-}
-
-function unknownMessage(request: number): ProtocolError {
-  const last = FRONT_END_MESSAGES.size;
-  const problem = `${request} is not a request of this protocol, expected 1 to ${last}`;
-  const name = requestName(request);
-  return new ProtocolError('ERR_VRING_MESSAGE_UNKNOWN', name, 'request', problem);
 }
 
 function asError(thrown: unknown): Error {

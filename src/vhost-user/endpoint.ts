@@ -5,7 +5,8 @@
 import type { VringError } from '../base/errors.ts';
 import type { Fd } from '../sys/index.ts';
 import { BackendSession, type SessionOptions } from './backend-session.ts';
-import type { MemorySnapshot, PreparedMemory, SessionSnapshot } from './session-snapshot.ts';
+import type { PreparedMemory } from './session-restore.ts';
+import type { MemorySnapshot, SessionSnapshot } from './session-snapshot.ts';
 import type { BackendTarget } from './target.ts';
 
 export type EndpointState =

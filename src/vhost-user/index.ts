@@ -1,11 +1,6 @@
 export { BackendConnector } from './backend-connector.ts';
 export { BackendListener, type ListenerOptions } from './backend-listener.ts';
-export {
-  BackendSession,
-  type RestoreOptions,
-  type SessionOptions,
-  type SessionState,
-} from './backend-session.ts';
+export { BackendSession, type RestoreOptions, type SessionOptions } from './backend-session.ts';
 export type { MessageEvent } from './diagnostics.ts';
 export type {
   EndpointEvent,
@@ -47,12 +42,9 @@ export {
   type RunState,
   type RunTransition,
 } from './ring-states.ts';
-export {
-  type MemorySnapshot,
-  PreparedMemory,
-  type SessionSnapshot,
-  type SessionSnapshotState,
-} from './session-snapshot.ts';
+export { PreparedMemory } from './session-restore.ts';
+export type { MemorySnapshot, SessionSnapshot, SessionSnapshotState } from './session-snapshot.ts';
+export type { SessionState } from './session-state.ts';
 export { type ProtocolState, STATE_RULES, type StateRule } from './state-rules.ts';
 export type {
   BackendTarget,

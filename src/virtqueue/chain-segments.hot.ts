@@ -129,6 +129,7 @@ function addSegments(
       }
       if (first === ranges || address < start[first]) return miss(q, address, access);
       range = first;
+      if (left === len && q.iotlb !== 0) q.rangeHint[(lo >>> 12) & 1023] = range;
     }
     if ((permission[range] & access) === 0) return miss(q, address, access);
     if (batch.segments >= batch.segCapacity) return NO_ROOM;

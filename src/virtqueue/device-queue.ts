@@ -53,6 +53,9 @@ const SPLIT = 0;
 const PACKED = 1;
 const BIG_ENDIAN = 2;
 
+/** Twice the pages that two batches are in; a power of two. */
+const RANGE_HINTS = 1024;
+
 /** Permissions of a map that has none: enough for the ranges of any memory table. */
 const ALL_ALLOWED = new Uint8Array(MAX_MEM_SLOTS).fill(3);
 
@@ -133,6 +136,8 @@ export class DeviceQueue {
 
   /** 0 or 1: the map is an IOTLB. */
   readonly iotlb: number;
+  /** IOTLB: the range that a page was last found in, by the low bits of its number. */
+  readonly rangeHint: Uint16Array;
   /**
    * The last `takeChains` ended at a chain for which the IOTLB lacks `missedAt[0]`: to be read 1,
    * to be written 2. 0: it did not. The chain stays in the ring.
@@ -194,6 +199,7 @@ export class DeviceQueue {
       this.deviceEvent = new Int32Array(0);
     }
     this.iotlb = extras.iotlb === true ? 1 : 0;
+    this.rangeHint = new Uint16Array(this.iotlb === 1 ? RANGE_HINTS : 0);
     this.logged = log === null ? 0 : 1;
     this.log = new DirtyLog(buffer, log, config.descOffset, packed);
     this.tracked = inflight === null ? 0 : 1;

@@ -13,6 +13,7 @@ import type { DeviceQueue } from './device-queue.ts';
 import { fillRows } from './chain-segments.hot.ts';
 import { logBuffers, logEvent, logUsedPacked } from './dirty-log.hot.ts';
 import { noteBatchPacked, noteTakenPacked, noteUsedPacked } from './inflight-packed.hot.ts';
+import { takeHintedPacked } from './iotlb-take.hot.ts';
 import { retakeChain, takeChain } from './packed-chain.hot.ts';
 
 // Last word of a descriptor: id | flags << 16.
@@ -160,7 +161,8 @@ function takeVisible(q: DeviceQueue, batch: ChainBatch, limit: number, visible: 
   let left = visible;
   let stop = 0;
   while (batch.count < limit && left > 0 && q.visited <= batch.segCapacity) {
-    left -= takeSimple(q, batch, limit, left);
+    if (q.iotlb === 0) left -= takeSimple(q, batch, limit, left);
+    else left -= takeHintedPacked(q, batch, limit, left);
     if (batch.count >= limit || left <= 0) break;
     const segments = batch.segments;
     stop = takeChain(q, batch, batch.count);

@@ -9,6 +9,7 @@ import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
 import { addBuffer, fillRows, findTable, finishRow } from './chain-segments.hot.ts';
 import { logBuffers, logEvent, logUsedSplit } from './dirty-log.hot.ts';
+import { takeHintedSplit } from './iotlb-take.hot.ts';
 import { noteBatchSplit, noteTakenSplit, noteUsedSplit } from './inflight-split.hot.ts';
 
 const NEXT = 1; //     VIRTQ_DESC_F_NEXT
@@ -86,7 +87,8 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
   }
   // Descriptors of length zero take no segment but time: they end a batch like segments do.
   while (n < limit && q.visited <= batch.segCapacity) {
-    n = takeSimple(q, batch, n, limit);
+    if (q.iotlb === 0) n = takeSimple(q, batch, n, limit);
+    else n = takeHintedSplit(q, batch, n, limit);
     if (n >= limit) break;
     const segments = batch.segments;
     const head = q.avail[AVAIL_RING + ((q.nextAvail + n) & (q.size - 1))];

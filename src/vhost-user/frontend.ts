@@ -168,6 +168,9 @@ export class VhostUserFrontend implements VhostBackend {
     this.#backendChannel = new BackendChannelReceiver(ours, events, this.#calls, owner, sizes);
     try {
       await this.#calls.tell(REQUEST.SET_BACKEND_REQ_FD, undefined, [theirs.number]);
+    } catch (error) {
+      this.#backendChannel.close(); // the session may have ended before there was one to close
+      throw error;
     } finally {
       theirs.close();
     }

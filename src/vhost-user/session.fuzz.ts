@@ -8,10 +8,8 @@
  *   npm run fuzz -- --seed 7 --only-iteration 1234 session
  */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
-import { readFileSync } from 'node:fs';
 import { VringError } from '../base/errors.ts';
-import { reservedRanges } from '../memory/index.ts';
-import { openFdCount, socketPair } from '../sys/index.ts';
+import { socketPair } from '../sys/index.ts';
 import { VHOST_USER_REPLY_MASK } from '../wire/vhost-user.ts';
 import { BackendSession } from './backend-session.ts';
 import type { MessageEvent } from './diagnostics.ts';
@@ -21,21 +19,11 @@ import {
   ORDINARY_PROTOCOL_FEATURES,
 } from './testing/conversation.ts';
 import { FakeTarget } from './testing/fake-target.ts';
+import { type Counts, count, type FuzzOptions, runFuzzer, within } from './testing/fuzz-loop.ts';
 import { FuzzFds } from './testing/fuzz-fds.ts';
 import { HostileFrontend } from './testing/hostile-frontend.ts';
-import { Random } from './testing/random.ts';
+import type { Random } from './testing/random.ts';
 import { RawPeer } from './testing/raw-peer.ts';
-
-export type FuzzOptions = {
-  readonly seconds: number;
-  readonly seed: number;
-  /** Ends after so many, if not before. */
-  readonly iterations?: number;
-  /** Runs this iteration and no other. */
-  readonly onlyIteration?: number;
-  /** Called now and then: where a run is that does not come back. */
-  readonly onProgress?: (iteration: number) => void;
-};
 
 export type FuzzResult = {
   readonly iterations: number;
@@ -48,30 +36,7 @@ export type FuzzResult = {
   readonly accepted: Readonly<Record<string, number>>;
 };
 
-/** A session that has not ended so long after its peer closed is stuck. */
-const STUCK_MS = 20_000;
-const PROGRESS_MS = 60_000;
 const MESSAGES = 'vring:vhost-user:message';
-
-/** Memory of others in this process. */
-function sharedMappings(): number {
-  return readFileSync('/proc/self/maps', 'utf8').split('/memfd:').length;
-}
-
-type Counts = Record<string, number>;
-const count = (into: Counts, name: string): void => void (into[name] = (into[name] ?? 0) + 1);
-
-async function within<T>(work: Promise<T>, what: string): Promise<T> {
-  let timer: NodeJS.Timeout | null = null;
-  const late = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(() => reject(new Error(`${what} within ${STUCK_MS} ms`)), STUCK_MS);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer!);
-  }
-}
 
 class SessionFuzzer {
   readonly #zoo = new FuzzFds();
@@ -147,40 +112,16 @@ class SessionFuzzer {
  * @throws Error naming seed and iteration when an invariant does not hold.
  */
 export async function fuzz(options: FuzzOptions): Promise<FuzzResult> {
-  const { seed, seconds, iterations = Infinity, onlyIteration, onProgress } = options;
-  const end = performance.now() + seconds * 1000;
   const fuzzer = new SessionFuzzer();
-  let iteration = onlyIteration ?? 0;
-  const repeat = (): string => `seed ${seed}, iteration ${iteration} (--only-iteration)`;
-  const died = (error: unknown): void => void process.stderr.write(`${repeat()}: ${error}\n`);
-  process.on('uncaughtExceptionMonitor', died);
-  let progress = performance.now() + PROGRESS_MS;
   try {
-    for (let i = 0; i < 3; i++) await fuzzer.probe(); // opens what the process keeps
-    const before = { fds: openFdCount(), ranges: reservedRanges(), mappings: sharedMappings() };
-    for (;;) {
-      try {
-        await fuzzer.attack(Random.ofIteration(seed, iteration));
-        if (iteration % 16 === 0 || onlyIteration !== undefined) await fuzzer.probe();
-        const after = { fds: openFdCount(), ranges: reservedRanges(), mappings: sharedMappings() };
-        for (const what of ['fds', 'ranges', 'mappings'] as const) {
-          if (after[what] === before[what]) continue;
-          throw new Error(`${what}: ${after[what]}, before it were ${before[what]}`);
-        }
-      } catch (cause) {
-        throw new Error(`${repeat()}: ${String(cause)}`, { cause });
-      }
-      iteration++;
-      if (performance.now() > progress) {
-        onProgress?.(iteration);
-        progress += PROGRESS_MS;
-      }
-      if (onlyIteration !== undefined || performance.now() > end || iteration >= iterations) break;
-    }
+    const iterations = await runFuzzer(
+      options,
+      (random) => fuzzer.attack(random),
+      () => fuzzer.probe(),
+    );
+    const { reasons, refusals, accepted, messages } = fuzzer;
+    return { iterations, messages, reasons, refusals, accepted };
   } finally {
-    process.off('uncaughtExceptionMonitor', died);
     fuzzer.close();
   }
-  const { reasons, refusals, accepted, messages } = fuzzer;
-  return { iterations: iteration - (onlyIteration ?? 0), messages, reasons, refusals, accepted };
 }

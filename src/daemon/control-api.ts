@@ -36,6 +36,7 @@ export class ControlApi {
   readonly #captures = new OpenStreams(MAX_CAPTURES);
   readonly #followers = new OpenStreams(MAX_FOLLOWERS);
   readonly #servers: Server[] = [];
+  readonly #ended: Promise<void>[] = [];
   readonly #metrics: Metrics;
   readonly #version: Version;
   readonly #controlPath: string;
@@ -98,32 +99,34 @@ export class ControlApi {
     return this.#listener;
   }
 
-  /** Ends all streams and leaves the control socket, with who waits there, to a successor. */
-  async surrender(): Promise<void> {
+  /** Whoever connects from now on waits for a successor. */
+  stopListening(): void {
     this.#listener?.close();
     this.#listener = null;
+    for (const server of this.#servers) {
+      if (!server.listening) continue;
+      this.#ended.push(new Promise((resolve) => server.close(() => resolve())));
+    }
+  }
+
+  /** Ends all streams and leaves the control socket, with who waits there, to a successor. */
+  async surrender(): Promise<void> {
+    this.stopListening();
     await this.close();
   }
 
   /** Ends all streams and removes the socket. Idempotent. */
   async close(): Promise<void> {
     if (this.#listener !== null) rmSync(this.#controlPath, { force: true });
-    this.#listener?.close();
-    this.#listener = null;
     this.#captures.closeAll();
     this.#followers.closeAll();
-    const servers = this.#servers.splice(0).filter((server) => server.listening);
-    await Promise.all(
-      servers.map(
-        (server) =>
-          new Promise<void>((resolve) => {
-            server.close(() => resolve());
-            // Ended streams get a moment to send their end; then whoever still holds on is cut.
-            server.closeIdleConnections();
-            setTimeout(() => server.closeAllConnections(), 200).unref();
-          }),
-      ),
-    );
+    this.stopListening();
+    for (const server of this.#servers.splice(0)) {
+      // Ended streams get a moment to send their end; then whoever still holds on is cut.
+      server.closeIdleConnections();
+      setTimeout(() => server.closeAllConnections(), 200).unref();
+    }
+    await Promise.all(this.#ended);
   }
 
   #attached(): Pick<Call, 'control' | 'relay' | 'handOver'> {

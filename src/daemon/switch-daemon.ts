@@ -89,10 +89,12 @@ export class SwitchDaemon {
         return;
       }
       control.report('handed-over', `to ${who}; captures and event streams end`);
-      await this.api.surrender();
-      await control.surrender();
+      this.api.stopListening();
+      // Letting go takes processor time, which the successor needs now: guests wait for it.
       const pauseMs = await hearReport(channel);
       channel.close();
+      await this.api.surrender();
+      await control.surrender();
       this.#resolveHandedOver({ pid, pauseMs });
     };
     void control.exclusively(run);

@@ -15,6 +15,7 @@ import { startSwitch, type SwitchProcess } from '../peers/switch.ts';
 
 /** Frames may wait in a sender's ring for a pause; the receiver must have room for all of them. */
 const MANY = { ringSize: 1024, notify: 'manual' } as const;
+const ROOMY = { ringSize: 8192, notify: 'manual' } as const;
 
 /** A successor as a user starts it; `vswitch` answers for whichever process serves. */
 async function takeOver(vswitch: SwitchProcess, ...args: string[]): Promise<VringProcess> {
@@ -30,7 +31,7 @@ test('three hand-overs in a row under traffic', { timeout: 120_000 }, async (t) 
   await using scratch = new Scratch();
   const vswitch = await startSwitch(scratch, { a: '', b: '', r: ',reflect', q: ',queues=2' });
   const a = scratch.own(await Host.join(scratch.path('a'), 1, { ...MANY, packed: true }));
-  const b = scratch.own(await Host.join(scratch.path('b'), 2, MANY));
+  const b = scratch.own(await Host.join(scratch.path('b'), 2, ROOMY));
   const r = scratch.own(await Host.join(scratch.path('r'), 3, { ...MANY, packed: true }));
   const q = scratch.own(await Host.join(scratch.path('q'), 4, { queuePairs: 2 }));
   b.guest.announce();
@@ -115,7 +116,7 @@ test(
     await using scratch = new Scratch();
     const vswitch = await startSwitch(scratch, { a: '', b: '' });
     const a = scratch.own(await Host.join(scratch.path('a'), 1, MANY));
-    const b = scratch.own(await Host.join(scratch.path('b'), 2, MANY));
+    const b = scratch.own(await Host.join(scratch.path('b'), 2, ROOMY));
     b.guest.announce();
     const stop = new AbortController();
     const sink = runTraffic({ guest: b.guest, signal: stop.signal });

@@ -13,7 +13,7 @@ import type { LinuxGuest } from './qemu-process.ts';
 export type MigrationOptions = {
   /** Start the guest at the destination before its memory is there; pages come when touched. */
   readonly postcopy?: boolean;
-  /** Bytes per second of the copy; null for as fast as it goes. */
+  /** Bytes per second of the copy, pages that are asked for apart; null: as fast as it goes. */
   readonly bytesPerSecond?: number | null;
   /** How long the guest may stand still at the end, milliseconds; by default QEMU's 300. */
   readonly downtimeLimitMs?: number | null;
@@ -84,7 +84,10 @@ async function configure(
     await side.qmp('migrate-set-capabilities', { capabilities });
   }
   const limit = options.bytesPerSecond ?? UNLIMITED;
-  const parameters: Record<string, number> = { 'max-bandwidth': limit };
+  const parameters: Record<string, number> = {
+    'max-bandwidth': limit,
+    'max-postcopy-bandwidth': limit,
+  };
   if (options.downtimeLimitMs != null) parameters['downtime-limit'] = options.downtimeLimitMs;
   await source.qmp('migrate-set-parameters', parameters);
 }

@@ -4,11 +4,13 @@ import {
   BACK_END_CHECKS,
   type Check,
   failures,
+  FRONT_END_RULES,
   type Level,
   PROFILES,
   type DeviceProfile,
   type Report,
   runBackEnd,
+  runFrontEnd,
   type Severity,
   textReport,
 } from '../conformance/index.ts';
@@ -61,8 +63,26 @@ export async function conformBackEnd(options: BackEndOptions): Promise<number> {
   return finish(report, options);
 }
 
-export async function conformFrontEnd(_options: FrontEndOptions): Promise<number> {
-  throw new UsageError('not there yet');
+export async function conformFrontEnd(options: FrontEndOptions): Promise<number> {
+  const { socket, device, only = [], connect, seconds, spawn } = options;
+  const rules = FRONT_END_RULES.map((rule) => ({ ...rule, level: 'full' as const }));
+  checkOnly(only, rules);
+  if (options.list) return list(rules);
+  const report = await runFrontEnd({
+    socket,
+    device,
+    connect,
+    seconds,
+    only,
+    ...(spawn === undefined ? {} : { spawn }),
+    reproduce: ({ id }) => {
+      const how = `${connect ? ' --connect' : ''} --seconds ${seconds}`;
+      const start = spawn === undefined ? '' : ` --spawn ${quoted(spawn)}`;
+      const where = `--socket ${quoted(socket)} --device ${device}`;
+      return `vring conform front-end ${where}${how} --only ${id}${start}`;
+    },
+  });
+  return finish(report, options);
 }
 
 function reproduceBackEnd(options: BackEndOptions, check: Check): string {
@@ -78,14 +98,14 @@ function quoted(text: string): string {
   return /^[\w./:=,@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-function checkOnly(only: readonly string[], checks: readonly Check[]): void {
+function checkOnly(only: readonly string[], checks: readonly { readonly id: string }[]): void {
   for (const id of only) {
     if (checks.some((each) => each.id === id || each.id.startsWith(`${id}-`))) continue;
     throw new UsageError(`--only: no check is called ${id}; --list shows them`);
   }
 }
 
-function list(checks: readonly Check[]): number {
+function list(checks: readonly Omit<Check, 'run' | 'needs'>[]): number {
   for (const { id, severity, level, title } of checks) {
     print(`${id.padEnd(36)} ${severity.padEnd(7)} ${level.padEnd(12)} ${title}`);
   }

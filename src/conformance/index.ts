@@ -14,6 +14,8 @@ export {
   type Verdict,
 } from './check.ts';
 export { CheckContext, DEFAULT_PATIENCE, type Patience } from './context.ts';
+export { FRONT_END_RULES, type FrontEndRule } from './front-end-rules.ts';
+export { type FrontEndRun, runFrontEnd } from './front-end-runner.ts';
 export { type DeviceProfile, PROFILES } from './profiles.ts';
 export { failures, type Report, type ReportedCheck, sortedChecks } from './report.ts';
 export { type Paint, PLAIN, textReport } from './report-text.ts';

@@ -33,9 +33,14 @@ export class Transcript {
   readonly records: TranscriptRecord[] = [];
   dropped = 0;
   readonly #start = performance.now();
+  readonly #limit: number;
+
+  constructor(limit = MAX_RECORDS) {
+    this.#limit = limit;
+  }
 
   add(kind: RecordKind, text: string): void {
-    if (this.records.length >= MAX_RECORDS) this.dropped++;
+    if (this.records.length >= this.#limit) this.dropped++;
     else {
       const at = Math.round((performance.now() - this.#start) * 10) / 10;
       this.records.push({ kind, at, text });

@@ -87,7 +87,8 @@ export class BackendChannel {
   /**
    * Sends, and waits for the answer where there is one: `answers` says so. `fds` must stay open
    * until it resolves.
-   * @throws VringError ERR_VRING_CLOSED, ERR_VRING_BACKPRESSURE, ERR_VRING_TIMEOUT, ERR_VRING_REFUSED.
+   * @throws VringError ERR_VRING_CLOSED, ERR_VRING_BACKPRESSURE, ERR_VRING_TIMEOUT,
+   *   ERR_VRING_REFUSED.
    */
   async ask<T, R>(
     entry: MessageEntry<T, R>,

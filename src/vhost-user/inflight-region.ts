@@ -26,7 +26,7 @@ export function inflightStrideBytes(queueSize: number, packed: boolean): number 
 
 export type InflightShape = { readonly queueCount: number; readonly queueSize: number };
 
-/** @throws ProtocolError ERR_VRING_INFLIGHT: the device has not that many rings, or none of them. */
+/** @throws ProtocolError ERR_VRING_INFLIGHT: no rings, or more than the device has. */
 export function checkInflightShape(request: string, shape: InflightShape, rings: number): void {
   const { queueCount, queueSize } = shape;
   const bad = (field: string, problem: string): never => {

@@ -72,7 +72,8 @@ export const setInflightFd: Handler<InflightDescription> = (
   const due = features === null ? 1 : inflightBytes(value, features);
   if (value.mapBytes < BigInt(due)) {
     const { mapBytes, queueCount, queueSize } = value;
-    const problem = `${mapBytes}, expected at least ${due} for ${queueCount} queues of ${queueSize}`;
+    const what = `${queueCount} queues of ${queueSize}`;
+    const problem = `${mapBytes}, expected at least ${due} for ${what}`;
     throw new ProtocolError('ERR_VRING_INFLIGHT', request, 'mmap size', problem);
   }
   const area = SharedArea.map(request, 'inflight', fds[0]!, value.mapBytes, value.fdOffset);

@@ -165,7 +165,7 @@ export function ringTouches(
   });
 }
 
-/** @throws ProtocolError ERR_VRING_NOT_NEGOTIATED: the used ring is to be logged, and nobody logs. */
+/** @throws ProtocolError ERR_VRING_NOT_NEGOTIATED: a used ring to be logged, and nobody logs. */
 export function checkLogFlag(request: string, addr: VringAddr, logging: boolean): void {
   if ((addr.flags & VHOST_VRING_F_LOG) === 0 || logging) return;
   const problem = 'bit 0 (VHOST_VRING_F_LOG) without VHOST_F_LOG_ALL, which was not negotiated';

@@ -22,7 +22,7 @@ export type ProtocolState = {
   readonly protocolFeatures: bigint | null;
   /** Started: the target has the ring. An index beyond the device's is not running. */
   isRunning(index: number): boolean;
-  /** What SET_VRING_NUM, SET_VRING_BASE and SET_VRING_ENDIAN said last; null beyond the device's. */
+  /** What SET_VRING_NUM, _BASE and _ENDIAN said last; null beyond the device's. */
   vringSetup(index: number): VringSetup | null;
   readonly runningVrings: number;
   readonly postcopy: 'none' | 'advised' | 'listening';

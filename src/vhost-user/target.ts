@@ -2,9 +2,10 @@
  * What a back-end session drives: the contract between the protocol and whoever runs the rings.
  *
  * Calls come strictly one after the other, but for those that start or stop several rings, which
- * come at once; a call that returns a promise holds the next message back. Fds and the memory table are lent: they stay the session's, which closes them when the
- * target can no longer use them (see each call). What a call throws ends the session; a device
- * that merely refuses returns false or null.
+ * come at once; a call that returns a promise holds the next message back. Fds and the memory
+ * table are lent: they stay the session's, which closes them when the target can no longer use
+ * them (see each call). What a call throws ends the session; a device that merely refuses returns
+ * false or null.
  */
 import type { MemoryTable } from '../memory/index.ts';
 import type { AddressMap } from '../memory/address-map.ts';

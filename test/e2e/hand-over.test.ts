@@ -9,9 +9,11 @@ import { expect } from '../../src/daemon/hand-over.ts';
 import { HAND_OVER_FORMAT, HandOverChannel } from '../../src/daemon/hand-over-channel.ts';
 import { runTraffic } from '../../src/guest/index.ts';
 import { acceptUnix, listenUnix } from '../../src/sys/index.ts';
+import { LinuxGuest } from '../../src/vmm/index.ts';
+import { requirePeer } from '../peers/require-peer.ts';
 import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
 import { Host, VringProcess, ip4, macOf } from '../peers/software-guest.ts';
-import { startSwitch, type SwitchProcess } from '../peers/switch.ts';
+import { startSwitch, SwitchProcess } from '../peers/switch.ts';
 
 /** Frames may wait in a sender's ring for a pause; the receiver must have room for all of them. */
 const MANY = { ringSize: 1024, notify: 'manual' } as const;
@@ -172,3 +174,33 @@ test(
     for (const port of await vswitch.ports()) deepEqual([port.state, port.sessions], ['up', 1]);
   },
 );
+
+test('guests of QEMU that ping each other', { timeout: 120_000 }, async (t) => {
+  if (!requirePeer(t, 'qemu-system-x86_64', 'linux kernel', 'busybox')) return;
+  await using scratch = new Scratch();
+  const nic = { queuePairs: 1, mrgRxbuf: true, mtu: null } as const;
+  const nics = [
+    { ...nic, path: scratch.path('a'), mode: 'client', packed: false, mac: '52:54:00:00:0e:01' },
+    { ...nic, path: scratch.path('b'), mode: 'server', packed: true, mac: '52:54:00:00:0e:02' },
+  ] as const;
+  const guests = nics.map((own, i) =>
+    scratch.own(LinuxGuest.launch({ name: `guest${i}`, ip: `10.0.0.${i + 1}/24`, nics: [own] })),
+  ) as [LinuxGuest, LinuxGuest];
+  const ports = [`a=vhost-user:${scratch.path('a')}`, `b=vhost-user:${scratch.path('b')},client`];
+  const vswitch = await SwitchProcess.start({ ports, control: scratch.path('control') });
+  scratch.own(vswitch);
+  await Promise.all(guests.map((guest) => guest.waitReady()));
+  await vswitch.waitState('a', 'up');
+  await vswitch.waitState('b', 'up');
+  const pinged = guests[0].run('ping -c 60 -i 0.1 10.0.0.2');
+  const pauses: number[] = [];
+  for (let round = 0; round < 2; round++) {
+    const next = scratch.own(await takeOver(vswitch));
+    pauses.push(pauseOf(next));
+  }
+  const { output } = await pinged;
+  match(output, /60 packets transmitted, 60 packets received, 0% packet loss/);
+  t.diagnostic(`pauses: ${pauses.join(', ')} ms; ${/round-trip.*/.exec(output)?.[0]}`);
+  match((await guests[1].run('ping -c 3 -i 0.1 10.0.0.1')).output, /3 packets received/);
+  for (const port of await vswitch.ports()) deepEqual([port.state, port.sessions], ['up', 1]);
+});

@@ -31,6 +31,8 @@ export type DriverSetup = {
   /** Vrings that it uses: the highest index and one. */
   readonly vrings: number;
   readonly regions: () => readonly BackendMemoryRegion[];
+  /** How they are shared, where it is not `setMemTable` that does it: postcopy. */
+  readonly share?: (backend: VhostBackend) => Promise<void>;
   /** Each ring from where it goes on; asked when the back-end is ready for them. */
   readonly rings: () => readonly DriverRing[];
   /** Kept by the driver, across back-ends. */
@@ -79,7 +81,7 @@ export async function introduceDriver(backend: VhostBackend, setup: DriverSetup)
   await backend.setFeatures(setup.features);
   await backend.setStatus(FEATURES_OK);
   await setup.prepare?.(backend);
-  await backend.setMemTable(setup.regions());
+  await (setup.share?.(backend) ?? backend.setMemTable(setup.regions()));
   if (setup.inflight !== null && backend instanceof VhostUserFrontend) {
     await backend.inflight.set(setup.inflight);
   }

@@ -25,7 +25,7 @@ export type KeeperHooks = {
 export class BackendKeeper {
   /** Back-ends after the first. */
   reconnects = 0;
-  readonly #options: ReconnectOptions | null;
+  #options: ReconnectOptions | null;
   readonly #hooks: KeeperHooks;
   readonly #abort = new AbortController();
   #backend: VhostBackend;
@@ -55,8 +55,9 @@ export class BackendKeeper {
     return this.#searching;
   }
 
-  /** The driver goes on with this one; the old one is the caller's. */
-  replace(backend: VhostBackend): void {
+  /** The driver goes on with this one, and later ones are where it is; the old one is the caller's. */
+  replace(backend: VhostBackend, connect: ReconnectOptions['connect']): void {
+    if (this.#options !== null) this.#options = { ...this.#options, connect };
     this.#backend = backend;
     this.#protocolFeatures = protocolFeaturesOf(backend);
     this.#watch(backend);

@@ -158,6 +158,11 @@ export class GuestQueue {
     return [this.#at, this.#at + own];
   }
 
+  /** [start, end) of everything that is the queue's. */
+  get allBytes(): readonly [start: number, end: number] {
+    return [this.#at, this.#at + queueBytes(this.plan)];
+  }
+
   /** All slots are free and the ring is as new: its device is gone, and what was in it with it. */
   startAnew(): void {
     this.epoch++;

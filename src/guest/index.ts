@@ -22,6 +22,7 @@ export {
   type FeatureWishes,
 } from './features.ts';
 export { GuestQueue, type QueuePlan } from './guest-queue.ts';
+export { migrateGuest, type MigrateOptions, type MigrationReport } from './migrate.ts';
 export { MAX_PENDING_PINGS, type PingOptions, type PingResult } from './icmp.ts';
 export {
   ipFromBytes,

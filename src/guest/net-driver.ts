@@ -1,10 +1,8 @@
 /**
- * The software guest's virtio-net driver: a front-end with its own memory and driver-side rings,
- * over any `VhostBackend`.
+ * The software guest's virtio-net driver: a front-end with memory and driver-side rings of its own.
  *
  * Theory of operation: `start` negotiates, lays out one memfd (rings, indirect tables, buffers of
- * every queue), fills the receive rings, hands everything to the back-end in the order of real
- * front-ends, and is then a `FrameLink`: `send` copies a frame into a slot of a transmit ring,
+ * every queue), hands all to the back-end in the order of real ones, and is then a `FrameLink`: `send` copies a frame into a slot of a transmit ring,
  * received frames go to `onFrame`. Received frames are noticed by the call eventfd ('interrupt')
  * or by looking every turn of the event loop ('poll'). With notify 'manual' nobody looks: the
  * caller works on `rx` and `tx` with the functions of net-driver.hot.ts, as `traffic.ts` does.
@@ -29,7 +27,7 @@ import {
   VIRTIO_NET_F_MRG_RXBUF,
 } from '../wire/virtio-net.ts';
 import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_ID_NET, hasFeature } from '../wire/virtio.ts';
-import { RUNNING, type DriverSetup } from './attach.ts';
+import { RUNNING, type DriverSetup, type ReconnectOptions } from './attach.ts';
 import { BackendKeeper } from './backend-keeper.ts';
 import type { ControlQueue } from './control-queue.ts';
 import type { DeviceConfig } from './device-config.ts';
@@ -46,15 +44,14 @@ import {
 import { reapRx, reclaimTx, refillRx, releaseRx, sendSlots } from './net-driver.hot.ts';
 import { announceFrame, decodeOffload, encodeOffload, macToBytes, randomMac } from './net-frame.ts';
 import type { LinkEvent, NetGuestLink, NetGuestOptions } from './net-options.ts';
-import { NetQueues } from './net-queues.ts';
+import { NetQueues, type MemoryCopy } from './net-queues.ts';
 import { agree, type Agreement } from './net-start.ts';
 import type { RxFrames } from './rx-frames.ts';
 
 export type { LinkEvent, NetGuestLink, NetGuestOptions } from './net-options.ts';
 
 const HEADER_BYTES = NetHeader.size;
-/** Received batches per turn of the event loop. */
-const BATCHES_PER_TURN = 8;
+const BATCHES_PER_TURN = 8; // of received frames, per turn of the event loop
 
 export class NetGuest implements FrameLink {
   readonly offered: bigint;
@@ -75,6 +72,8 @@ export class NetGuest implements FrameLink {
   onLink: ((event: LinkEvent) => void) | null = null;
   /** For 'manual': takes what was received, before rings go on with another back-end. */
   onReap: (() => void) | null = null;
+  /** Whether a stop is a pause of a migration. */
+  moving = false;
   /** Why the guest does not run any more. */
   failure: Error | null = null;
   /** Resolves with `failure`, or null after `close`. */
@@ -210,7 +209,6 @@ export class NetGuest implements FrameLink {
     return this.rx.length;
   }
 
-  /** FrameLink: copies the frame into the first transmit queue's ring. */
   send(frame: Uint8Array, offload: FrameOffload): boolean {
     const queue = this.tx[0];
     const lenBytes = HEADER_BYTES + frame.length;
@@ -229,7 +227,6 @@ export class NetGuest implements FrameLink {
     return true;
   }
 
-  /** After publishing: notifies the back-end if it asked for it. */
   kickIfWanted(queue: GuestQueue): void {
     if (!needsKick(queue.ring)) return;
     queue.kicks++;
@@ -337,9 +334,13 @@ export class NetGuest implements FrameLink {
    * After `stop`: goes on in a copy of the memory and with another back-end, which knows everything
    * but the rings; `resume` starts them. The old back-end and the old memory are the caller's.
    */
-  moveTo(backend: VhostBackend, memory: GuestMemory, moves: readonly (() => void)[]): GuestMemory {
-    this.#keeper.replace(backend);
-    return this.#queues.moveTo(memory, moves);
+  moveTo(
+    backend: VhostBackend,
+    connect: ReconnectOptions['connect'],
+    copy: MemoryCopy,
+  ): GuestMemory {
+    this.#keeper.replace(backend, connect);
+    return this.#queues.moveTo(copy);
   }
 
   /** After `stop`: hands over what was received, so that nothing of it is in the rings. */

@@ -30,6 +30,13 @@ export type QueueWishes = PlanWishes & {
   readonly onFault: (error: Error) => void;
 };
 
+/** Memory that is to become the guest's, and what makes each queue's move. */
+export type MemoryCopy = {
+  readonly memory: GuestMemory;
+  /** Of `GuestQueue.prepareMove`. */
+  readonly moves: readonly (() => void)[];
+};
+
 export class NetQueues {
   readonly rx: GuestQueue[] = [];
   readonly tx: GuestQueue[] = [];
@@ -120,8 +127,8 @@ export class NetQueues {
     });
   }
 
-  /** Goes on in a copy of the memory; `moves` are of `GuestQueue.prepareMove`. Returns the old. */
-  moveTo(memory: GuestMemory, moves: readonly (() => void)[]): GuestMemory {
+  /** Goes on in a copy of the memory, and returns the old one. */
+  moveTo({ memory, moves }: MemoryCopy): GuestMemory {
     const old = this.#memory;
     for (const move of moves) move();
     this.#memory = memory;

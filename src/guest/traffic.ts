@@ -206,7 +206,11 @@ class TrafficRun {
     const limit = generate?.frames ?? Infinity;
     const sleeps = this.#frame === null;
     let idle = 0;
-    while (this.#guest.running) {
+    while (this.#guest.running || this.#guest.moving) {
+      if (!this.#guest.running) {
+        await new Promise((resolve) => setTimeout(resolve, 1)); // nobody may touch the rings now
+        continue;
+      }
       const work = this.#slice(end, limit);
       const now = performance.now();
       if (now >= end || signal?.aborted === true || this.#guest.failure !== null) return;

@@ -11,9 +11,10 @@ export type FrontendVring = VringAddresses & {
 };
 
 /**
- * Hands a ring over in the order of QEMU: size, base, addresses, kick, call, then enable. Some
- * back-ends take the ring as soon as the kick is there, others (DPDK) wait for the call as well;
- * this order suits both.
+ * Hands a ring over: size, base, addresses, enable, kick, call. Some back-ends take the ring as soon
+ * as the kick is there, others (DPDK) wait for the call as well; this order suits both. Enabled
+ * before the kick, as QEMU does with rings that were enabled before: a network device discards what
+ * it finds to send in a ring that is started and not enabled.
  */
 export async function startVring(
   backend: VhostBackend,
@@ -25,13 +26,17 @@ export async function startVring(
   await backend.setVringBase(index, vring.base);
   await backend.setVringAddr(index, { descUva, availUva, usedUva });
   if (vring.err !== undefined) await backend.setVringErr(index, vring.err);
+  await backend.setVringEnable(index, true);
   await backend.setVringKick(index, vring.kick);
   await backend.setVringCall(index, vring.call);
-  await backend.setVringEnable(index, true);
 }
 
-/** Takes a ring back. Resolves to its base once the back-end no longer touches it. */
+/**
+ * Takes a ring back. Resolves to its base once the back-end no longer touches it. Disabled only
+ * then: a network device discards what it is given to send while its ring is disabled and started.
+ */
 export async function stopVring(backend: VhostBackend, index: number): Promise<number> {
+  const base = await backend.getVringBase(index);
   await backend.setVringEnable(index, false);
-  return backend.getVringBase(index);
+  return base;
 }

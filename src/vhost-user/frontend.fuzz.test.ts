@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { openFdCount, socketPair } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
 import { closeFds, MessageConnection } from './connection.ts';
@@ -45,6 +46,7 @@ test('a channel that opens after the end of its session is closed at once', asyn
     return open;
   };
   await attempt();
+  for (let i = 0; i < 5; i++) await nextTurn(); // what it left is closed by now
   const before = openFdCount();
   assert.equal(await attempt(), before + 1, 'the back-end’s end of the socket');
 });

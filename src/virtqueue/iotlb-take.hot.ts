@@ -28,6 +28,48 @@ const WRITTEN = 1792;
 const UNIT = 1 / 4294967296;
 const PAGE_SHIFT = 12;
 
+/**
+ * Goes on where `takeUniform` of a split queue ended, at row `row`: chains of the same direction,
+ * whose rows stay unfilled. Returns the row of the first that is anything else.
+ */
+export function takeUniformHintedSplit(
+  q: DeviceQueue,
+  batch: ChainBatch,
+  row: number,
+  limit: number,
+): number {
+  const { avail, desc, nextAvail, size, rangeHint, mapStart, mapEnd, mapDelta, mapCount } = q;
+  const { rows, segOffset, segLen, segCapacity } = batch;
+  const permission = q.mapPermission;
+  const mask = size - 1;
+  const hintMask = rangeHint.length - 1;
+  const most = limit < segCapacity ? limit : segCapacity;
+  let direction = batch.uniform === 2 ? WRITE : 0; // UNIFORM_WRITE
+  let n = row;
+  for (; n < most; n++) {
+    const head = avail[AVAIL_RING + ((nextAvail + n) & mask)];
+    if (head >= size) break;
+    const at = head << 2;
+    const flags = desc[at + 3] & 0xffff;
+    const len = desc[at + 2];
+    const lo = desc[at];
+    const address = desc[at + 1] + (lo >>> 0) * UNIT;
+    if (n === 0) direction = flags & WRITE;
+    if ((flags & (SLOW | WRITE)) !== direction || len <= 0) break;
+    const range = rangeHint[(lo >>> PAGE_SHIFT) & hintMask];
+    if (range >= mapCount || (permission[range] & (1 + (direction >> 1))) === 0) break;
+    if (!(address >= mapStart[range] * UNIT && address + len * UNIT <= mapEnd[range] * UNIT)) break;
+    rows[n + HEAD] = head;
+    rows[n + WRITTEN] = 0;
+    segOffset[n] = (address + mapDelta[range] * UNIT) * 4294967296;
+    segLen[n] = len;
+  }
+  batch.segments = n;
+  batch.uniform = direction === 0 ? 1 : 2; // UNIFORM_*
+  batch.unfilled = n > 0 ? 1 : 0;
+  return n;
+}
+
 /** From row `row` up to `limit`; the row of the first chain that is anything else. */
 export function takeHintedSplit(
   q: DeviceQueue,
@@ -126,4 +168,57 @@ export function takeHintedPacked(
   q.nextAvail = slot;
   q.availWrap = wrap;
   return n - first;
+}
+
+/** As `takeUniformHintedSplit`, for the next `most` slots of a packed queue. */
+export function takeUniformHintedPacked(
+  q: DeviceQueue,
+  batch: ChainBatch,
+  limit: number,
+  most: number,
+): void {
+  const { desc, size, rangeHint, mapStart, mapEnd, mapDelta, mapCount } = q;
+  const { rows, segOffset, segLen, segCapacity } = batch;
+  const permission = q.mapPermission;
+  const hintMask = rangeHint.length - 1;
+  const first = batch.count;
+  let stopRow = limit - first < most ? limit : first + most;
+  if (stopRow > segCapacity) stopRow = segCapacity;
+  let slot = q.nextAvail;
+  let wrap = q.availWrap;
+  let want = wrap === 1 ? AVAIL_BIT : USED_BIT;
+  let direction = batch.uniform === 2 ? WRITE : 0; // UNIFORM_WRITE
+  let n = first;
+  for (; n < stopRow; n++) {
+    const at = slot << 2;
+    const word = desc[at + 3]; // before the other words, see packed-device.hot.ts
+    if ((word & STATE) !== want) break;
+    const id = word & 0xffff;
+    const flags = word >>> 16;
+    const len = desc[at + 2];
+    const lo = desc[at];
+    const address = desc[at + 1] + (lo >>> 0) * UNIT;
+    if (n === 0) direction = flags & WRITE;
+    if ((flags & (SLOW | WRITE)) !== direction || len <= 0 || id >= size) break;
+    const range = rangeHint[(lo >>> PAGE_SHIFT) & hintMask];
+    if (range >= mapCount || (permission[range] & (1 + (direction >> 1))) === 0) break;
+    if (!(address >= mapStart[range] * UNIT && address + len * UNIT <= mapEnd[range] * UNIT)) break;
+    rows[n + HEAD] = id;
+    rows[n + SLOTS] = 1;
+    rows[n + WRITTEN] = 0;
+    segOffset[n] = (address + mapDelta[range] * UNIT) * 4294967296;
+    segLen[n] = len;
+    if (++slot === size) {
+      slot = 0;
+      wrap ^= 1;
+      want ^= STATE;
+    }
+  }
+  batch.segments = n;
+  batch.count = n;
+  batch.uniform = direction === 0 ? 1 : 2; // UNIFORM_*
+  batch.unfilled = n > 0 ? 1 : 0;
+  if (n > 0) q.slotsPerChain = 1;
+  q.nextAvail = slot;
+  q.availWrap = wrap;
 }

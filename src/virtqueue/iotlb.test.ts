@@ -157,6 +157,44 @@ for (const packed of [false, true]) {
     );
   });
 
+  test(`${kind}: single buffers on scattered pages are a uniform batch`, () => {
+    const iommu = new Iommu(packed, true);
+    const { pair, device } = iommu;
+    const batch = new ChainBatch(64, 1024, true);
+    const back = new UsedBatch();
+    const rights = [IOTLB_READ, IOTLB_WRITE, BOTH];
+    for (let round = 0; round < 12; round++) {
+      const write = round % 2 === 1;
+      const out = new DriverBatch();
+      const wanted: number[] = [];
+      for (let n = 0; n < 16; n++) {
+        const page = (n * 5 + round) % 20;
+        iommu.table[page]!.permissions = rights[page % 3]! | (write ? IOTLB_WRITE : IOTLB_READ);
+        const buffer = [{ gpa: IOVA + PAGE * page + n, len: 64 }];
+        out.addChain(write ? [] : buffer, write ? buffer : []);
+        wanted.push(iommu.table[page]!.offset + n);
+      }
+      addChains(pair.driver, out, 0, 16);
+      publish(pair.driver);
+      const got: number[] = [];
+      while (got.length < 16) {
+        const count = takeChains(device, batch, 64);
+        assert.ok(count >= 0);
+        if (count === 16) assert.equal(batch.uniform, write ? 2 : 1);
+        if (batch.unfilled !== 0) fillRows(batch, count);
+        for (let i = 0; i < count; i++) {
+          const segs = write ? batch.writeSegs[i] : batch.readSegs[i];
+          assert.equal(segs, 1);
+          got.push(batch.segOffset[batch.segFirst[i]!]!);
+        }
+        putUsed(device, batch, 0, count);
+        if (got.length < 16) iommu.answer();
+      }
+      assert.deepEqual(got, wanted);
+      assert.equal(reapUsed(pair.driver, back, 64), 16);
+    }
+  });
+
   test(`${kind}: what was invalidated is asked for again`, () => {
     const iommu = new Iommu(packed, true);
     const { pair, device, iotlb } = iommu;

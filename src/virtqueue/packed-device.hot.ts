@@ -13,7 +13,7 @@ import type { DeviceQueue } from './device-queue.ts';
 import { fillRows } from './chain-segments.hot.ts';
 import { logBuffers, logEvent, logUsedPacked } from './dirty-log.hot.ts';
 import { noteBatchPacked, noteTakenPacked, noteUsedPacked } from './inflight-packed.hot.ts';
-import { takeHintedPacked } from './iotlb-take.hot.ts';
+import { takeHintedPacked, takeUniformHintedPacked } from './iotlb-take.hot.ts';
 import { retakeChain, takeChain } from './packed-chain.hot.ts';
 
 // Last word of a descriptor: id | flags << 16.
@@ -78,6 +78,9 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
     if (visible === 0) break;
     if (batch.lazy !== 0 && batch.count === 0) {
       takeUniform(q, batch, limit, visible);
+      if (q.iotlb !== 0 && batch.count < limit) {
+        takeUniformHintedPacked(q, batch, limit, visible - batch.count);
+      }
       if (batch.count >= limit) break;
       if (batch.count > 0) continue;
     }

@@ -9,7 +9,7 @@ import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
 import { addBuffer, fillRows, findTable, finishRow } from './chain-segments.hot.ts';
 import { logBuffers, logEvent, logUsedSplit } from './dirty-log.hot.ts';
-import { takeHintedSplit } from './iotlb-take.hot.ts';
+import { takeHintedSplit, takeUniformHintedSplit } from './iotlb-take.hot.ts';
 import { noteBatchSplit, noteTakenSplit, noteUsedSplit } from './inflight-split.hot.ts';
 
 const NEXT = 1; //     VIRTQ_DESC_F_NEXT
@@ -80,6 +80,7 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
   q.visited = 0;
   if (batch.lazy !== 0) {
     n = takeUniform(q, batch, limit);
+    if (n < limit && q.iotlb !== 0) n = takeUniformHintedSplit(q, batch, n, limit);
     if (n < limit) {
       if (n > 0) fillRows(batch, n);
       batch.uniform = 0;

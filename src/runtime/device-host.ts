@@ -70,6 +70,7 @@ export type HostedVring = {
 };
 
 export class DeviceHost implements BackendTarget {
+  readonly deviceId: number;
   readonly features: bigint;
   readonly protocolFeatures: bigint;
   readonly queueCount: number;
@@ -92,6 +93,7 @@ export class DeviceHost implements BackendTarget {
 
   constructor(options: DeviceHostOptions) {
     this.#options = options;
+    this.deviceId = options.device.deviceId;
     this.features = options.device.features;
     this.protocolFeatures = options.protocolFeatures;
     this.queueCount = options.device.queueCount;

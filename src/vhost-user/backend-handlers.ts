@@ -21,7 +21,7 @@ import {
   type VringAddr,
   VringState,
 } from '../wire/vhost-user.ts';
-import { hasFeature } from '../wire/virtio.ts';
+import { featureNames, hasFeature } from '../wire/virtio.ts';
 import type { SessionContext } from './backend-context.ts';
 import { SESSION_FEATURES } from './offered-features.ts';
 import { checkLogFlag } from './ring-start.ts';
@@ -72,7 +72,8 @@ export const getFeatures: Handler<null> = ({ offeredFeatures }) => u64Reply(offe
  */
 export const setFeatures: Handler<bigint> = async (session, { request, value }) => {
   const { target, vrings } = session;
-  checkOffered(request, value, session.offeredFeatures, '');
+  const names = featureNames(value & ~session.offeredFeatures, target.deviceId ?? 0);
+  checkOffered(request, value, session.offeredFeatures, ` (${names.join(', ')})`);
   session.features = value;
   const features = value & ~SESSION_FEATURES;
   const logging = hasFeature(value, VHOST_F_LOG_ALL);

@@ -579,7 +579,12 @@ const valueCases: [string, number, Uint8Array, Expected][] = [
     u64(1n << 63n),
     { code: 'ERR_VRING_FEATURES', field: 'u64', text: /0x8000000000000000/ },
   ],
-  ['a feature of another device', 2, u64(1n << 0n), { code: 'ERR_VRING_FEATURES', field: 'u64' }],
+  [
+    'a feature of another device',
+    2,
+    u64(1n << 0n),
+    { code: 'ERR_VRING_FEATURES', field: 'u64', text: /acks 0x1 \(BIT_0\)/ },
+  ],
   [
     'a protocol feature that was not offered',
     16,

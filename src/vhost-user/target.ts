@@ -101,6 +101,8 @@ export type MappableArea = {
 };
 
 export interface BackendTarget {
+  /** Virtio device ID, for the names of feature bits in messages. */
+  readonly deviceId?: number;
   /** Virtio features offered. Bit 30 is the session's: it is offered always and never passed on. */
   readonly features: bigint;
   /** Protocol features offered; the session offers those of them that it implements. */

@@ -6,16 +6,16 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { reservedRanges } from '../memory/index.ts';
-import { connectUnix, type Fd, openFdCount, socketPair } from '../sys/index.ts';
+import { connectUnix, drainEventfd, type Fd, openFdCount, socketPair } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
 import { BackendListener } from './backend-listener.ts';
 import { BackendSession } from './backend-session.ts';
 import { PreparedMemory } from './session-restore.ts';
 import type { SessionSnapshot } from './session-snapshot.ts';
-import { state } from './testing/conversation.ts';
+import { ORDINARY_PROTOCOL_FEATURES, state, UVA_BASE } from './testing/conversation.ts';
 import { FakeTarget } from './testing/fake-target.ts';
 import { encodeMessage, RawPeer, u64 } from './testing/raw-peer.ts';
-import { type SessionFixture, withFixture } from './testing/session-fixture.ts';
+import { PLAIN_FEATURES, type SessionFixture, withFixture } from './testing/session-fixture.ts';
 
 const dup = (fds: readonly Fd[]): Fd[] => fds.map((fd) => fd.dup());
 
@@ -121,6 +121,44 @@ test('the backend channel goes on; answers to the predecessor are swallowed', ()
     await again;
     await session.close();
     channel.close();
+  }));
+
+test('translations, inflight region and in-band eventfds go along', () =>
+  withFixture(async (f) => {
+    const inband = 1n << BigInt(wire.VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS);
+    await f.negotiate(PLAIN_FEATURES | (1n << 33n), ORDINARY_PROTOCOL_FEATURES | inband);
+    await f.shareMemory();
+    const iova = 0x7000_0000n;
+    const iotlb = wire.IotlbMessage.encode({
+      iova,
+      sizeBytes: 0x10000n,
+      userAddr: UVA_BASE,
+      permissions: 3,
+      type: 2,
+      padding: new Uint8Array(6),
+    });
+    await f.acked(wire.VHOST_USER_IOTLB_MSG, iotlb);
+    const wanted = { mapBytes: 0n, fdOffset: 0n, queueCount: 4, queueSize: 256, padding: 0 };
+    await f.peer.send(wire.VHOST_USER_GET_INFLIGHT_FD, wire.InflightDescription.encode(wanted));
+    const region = (await f.peer.receive())!;
+    await f.acked(wire.VHOST_USER_SET_INFLIGHT_FD, region.payload, [region.fds[0]!.number]);
+    region.fds[0]!.close();
+    await f.startRing(0, { descUva: iova, availUva: iova + 0x2000n, usedUva: iova + 0x4000n });
+    await f.acked(wire.VHOST_USER_SET_VRING_KICK, u64(0x100));
+    await f.acked(wire.VHOST_USER_SET_VRING_CALL, u64(0x100));
+    const snapshot = sent(await f.session.suspend());
+    const target = new FakeTarget();
+    const session = await BackendSession.restore(snapshot, target);
+    await f.session.surrender();
+    await session.resume();
+    const ring = target.running.get(0)!;
+    assert.equal(ring.iotlb, true);
+    assert.equal(ring.descOffset, target.table!.regions[0]!.offset);
+    assert.ok(ring.inflight);
+    assert.equal(await f.answer(wire.VHOST_USER_VRING_KICK, state(0, 0)), 0n);
+    assert.equal(drainEventfd(ring.kick!.number), 1);
+    assert.notEqual(ring.call, null);
+    await session.close();
   }));
 
 test('a device that cannot keep what was promised is refused, and the predecessor resumes', () =>

@@ -6,7 +6,7 @@ import { iotlbPayload, parsePayload } from '../wire/vhost-user-parse.ts';
 import * as wire from '../wire/vhost-user.ts';
 import { IotlbControl } from './iotlb-control.ts';
 import { IOTLB_MISS_TRIES, MAX_IOTLB_MISSES } from './limits.ts';
-import { region, REGION_BYTES, singleRegion, UVA_BASE } from './testing/conversation.ts';
+import { region, REGION_BYTES, singleRegion, state, UVA_BASE } from './testing/conversation.ts';
 import { RawPeer } from './testing/raw-peer.ts';
 import { PLAIN_FEATURES, type SessionFixture, withFixture } from './testing/session-fixture.ts';
 
@@ -144,6 +144,40 @@ test('an update that moves a ring restarts it where it is now', () =>
     assert.equal(f.target.calls.length, 1, 'the same again disturbs no ring');
     await update(f, IOVA + 0x4000n, 0x1000n, UVA_BASE + 0x8000n);
     assert.equal(f.target.running.get(0)!.usedOffset, before + 0x4000);
+  }));
+
+test('GET_VRING_BASE of a ring that waits: it does not start when translations come', () =>
+  withFixture(async (f) => {
+    await f.negotiate(PLATFORM);
+    await f.shareMemory();
+    await f.startRing(0, addr);
+    const base = await f.peer.ask(wire.VHOST_USER_GET_VRING_BASE, state(0, 0));
+    assert.deepEqual(wire.VringState.decode(base), { index: 0, num: 0 });
+    await update(f, IOVA, 0x10000n, UVA_BASE);
+    assert.equal(f.target.running.size, 0);
+    assert.deepEqual(f.session.state.vrings[0]!.missing, ['kick']);
+  }));
+
+test('the used ring is logged where it is, not where the front-end says', () =>
+  withFixture(async (f) => {
+    await f.negotiate(PLATFORM | (1n << 26n));
+    await f.shareMemory();
+    const log = wire.LogDescription.encode({ sizeBytes: 4096n, fdOffset: 0n });
+    await f.peer.ask(wire.VHOST_USER_SET_LOG_BASE, log, [f.fds.memory[1]!.number]);
+    await update(f, IOVA, 0x10000n, UVA_BASE + 0x20000n);
+    await f.startRing(0, { ...addr, flags: 1, logGpa: addr.usedUva });
+    assert.equal(f.target.running.get(0)!.log!.usedGpa, 0x24000);
+  }));
+
+test('packed: descriptors are written too, so they must be writable', () =>
+  withFixture(async (f) => {
+    await f.negotiate(PLATFORM | (1n << 34n));
+    await f.shareMemory();
+    await update(f, IOVA, 0x10000n, UVA_BASE, 1);
+    await f.startRing(0, addr);
+    assert.equal(f.target.running.size, 0);
+    await update(f, IOVA, 0x10000n, UVA_BASE, 3);
+    assert.equal(f.target.running.size, 1);
   }));
 
 test('pages of a ring that are apart: it waits, and says for what', () =>

@@ -23,10 +23,10 @@ export const PROTOCOL_DOC = fileURLToPath(new URL('../docs/protocol.md', import.
 
 const INTRODUCTION = `# The vhost-user protocol
 
-Generated from \`src/vhost-user/message-table.ts\` by \`npm run docs\`; the sessions of both sides, the
-recorder, the fuzzer and the conformance runner read the same table. Sections are those of the
-specification, QEMU's \`docs/interop/vhost-user.rst\`. Numbers are little-endian on all hosts that
-vring supports.
+Generated from \`src/vhost-user/message-table.ts\` by \`npm run docs\`; the sessions of both
+sides, the recorder, the fuzzer and the conformance runner read the same table. Sections are those
+of the specification, QEMU's \`docs/interop/vhost-user.rst\`. Numbers are little-endian on all
+hosts that vring supports.
 
 ## Header
 
@@ -38,9 +38,9 @@ In front of every payload, 12 bytes. fds come with its first byte.
 | 4 | 4 | flags | bits 0-1 version, always 1; bit 2 reply; bit 3 need_reply; others 0 |
 | 8 | 4 | size | bytes of payload |
 
-A message without a reply of its own is acked by a u64, zero for success, if \`need_reply\` is set and
-REPLY_ACK was negotiated. A message that breaks a rule is answered so with a non-zero ack, else it ends
-the session; the reason names the rule.
+A message without a reply of its own is acked by a u64, zero for success, if \`need_reply\` is set
+and REPLY_ACK was negotiated. A message that breaks a rule is answered so with a non-zero ack, else
+it ends the session; the reason names the rule.
 `;
 
 type Row = readonly string[];

@@ -157,7 +157,8 @@ export class ReplaySession {
 
   /** What a front-end says where a feature is missing; null: nothing. */
   #instead(event: Recorded<MessageEvent>, feature: number): Outgoing | null {
-    const why = `this back-end does not offer ${PROTOCOL_FEATURE_NAMES[feature] ?? `bit ${feature}`}`;
+    const name = PROTOCOL_FEATURE_NAMES[feature] ?? `bit ${feature}`;
+    const why = `this back-end does not offer ${name}`;
     const isSlot = event.id === REQUEST.ADD_MEM_REG.id || event.id === REQUEST.REM_MEM_REG.id;
     const table = isSlot ? this.#memory.after(event) : null;
     if (table === null) {

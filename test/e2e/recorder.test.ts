@@ -56,7 +56,7 @@ async function replay(
     status,
     out: text,
     err,
-  } = await runVring(...['replay', out, '--socket', socket, '--compare', '--json', ...args]);
+  } = await runVring('replay', out, '--socket', socket, '--compare', '--json', ...args);
   ok(text !== '', err);
   return { status, report: JSON.parse(text) as ReplayReport };
 }

@@ -182,10 +182,12 @@ export type SetOptions = ClientOptions & {
   readonly vlan?: string;
   readonly trunk?: string;
   readonly native?: string;
+  readonly mtu?: string;
 };
 
 export async function setPort(name: string, options: SetOptions): Promise<void> {
-  const body: { linkUp?: boolean; vlan?: unknown } = {};
+  const body: { linkUp?: boolean; vlan?: unknown; mtu?: number } = {};
+  if (options.mtu !== undefined) body.mtu = Number(options.mtu);
   if (options.link !== undefined) {
     if (options.link !== 'up' && options.link !== 'down') {
       throw new UsageError(`--link: "${options.link}" is not one of up, down`);
@@ -195,12 +197,13 @@ export async function setPort(name: string, options: SetOptions): Promise<void> 
   const vlan = vlanOf(options);
   if (vlan !== undefined) body.vlan = vlan;
   if (Object.keys(body).length === 0) {
-    throw new UsageError('nothing to set; give --link, --vlan or --trunk');
+    throw new UsageError('nothing to set; give --link, --vlan, --trunk or --mtu');
   }
   const client = new ApiClient(options.control);
   const port = await client.json<PortStatus>(portUrl(name), { method: 'PATCH', body });
   if (options.json) return printJson(port);
-  print(`port ${port.name}: link ${port.linkUp ? 'up' : 'down'}, vlan ${vlanText(port.vlan)}`);
+  const link = port.linkUp ? 'up' : 'down';
+  print(`port ${port.name}: link ${link}, vlan ${vlanText(port.vlan)}, mtu ${port.mtu}`);
 }
 
 /** Numbers where they are numbers; what is not gets the switch's own error. */

@@ -187,7 +187,8 @@ function addPorts(program: Command): void {
       .option('--link <up|down>', 'what the guest sees as its cable')
       .option('--vlan <vid>', 'make it an access port of this VLAN')
       .option('--trunk <vids>', 'make it a trunk: "all", or VLANs as 10+20')
-      .option('--native <vid>', 'VLAN of untagged frames on the trunk, or "none"'),
+      .option('--native <vid>', 'VLAN of untagged frames on the trunk, or "none"')
+      .option('--mtu <bytes>', 'bytes of IP in one frame, from now on'),
     [
       ['vring port set vm1 --link down', 'pull the plug'],
       ['vring port set up --trunk 10+20 --native 1', 'a trunk'],

@@ -109,7 +109,7 @@ export const ROUTES: readonly Route[] = [
     id: 'updatePort',
     method: 'PATCH',
     path: '/v1/ports/{name}',
-    summary: 'Changes the VLANs or the link of a port while it runs.',
+    summary: 'Changes the VLANs, the link or the MTU of a port while it runs.',
     body: PortUpdateInput,
     answers: { 200: { description: 'The port after the change.', schema: PortStatusSchema } },
     errors: [404],
@@ -253,14 +253,15 @@ export const ROUTES: readonly Route[] = [
 function parseUpdate(body: unknown) {
   const parsed = PortUpdateInput.safeParse(body, { reportInput: true });
   const raw: RawProblem[] = parsed.success ? [] : describeIssues(parsed.error.issues);
-  const { vlan, linkUp } = parsed.data ?? {};
-  const update: { vlan?: PortConfig['vlan']; linkUp?: boolean } = {};
+  const { vlan, linkUp, mtu } = parsed.data ?? {};
+  const update: { vlan?: PortConfig['vlan']; linkUp?: boolean; mtu?: number } = {};
+  if (mtu !== undefined) update.mtu = mtu;
   if (linkUp !== undefined) update.linkUp = linkUp;
   if (vlan !== undefined) {
     update.vlan = resolveVlan(vlan, (keys, problem) => raw.push({ keys, problem }));
   }
   if (raw.length === 0 && Object.keys(update).length === 0) {
-    raw.push({ keys: [], problem: 'nothing to change; give vlan or linkUp' });
+    raw.push({ keys: [], problem: 'nothing to change; give vlan, linkUp or mtu' });
   }
   if (raw.length > 0) throw new ConfigProblems(raw.map((p) => placed(p, null)));
   return update;

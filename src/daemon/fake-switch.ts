@@ -64,6 +64,7 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
     const port = this.#get(name);
     if (update.linkUp !== undefined) port.linkUp = update.linkUp;
     if (update.vlan !== undefined) port.config = { ...port.config, vlan: update.vlan };
+    if (update.mtu !== undefined) port.config = { ...port.config, mtu: update.mtu };
     this.emitEvent('port-changed', name, JSON.stringify(update));
     return this.port(name);
   }

@@ -187,8 +187,11 @@ export const PortUpdateInput = mapping(
   {
     vlan: VlanInput.optional(),
     linkUp: bool().optional().meta({ description: 'false takes the link down for the guest.' }),
+    mtu: int(68, 65535, 'bytes of IP in one frame')
+      .optional()
+      .meta({ description: 'A guest that runs is told; Linux takes it when its driver starts.' }),
   },
-  'an object with vlan or linkUp',
+  'an object with vlan, linkUp or mtu',
 );
 
 const HTTP = 'a loopback address and port, such as 127.0.0.1:9100';

@@ -46,6 +46,7 @@ function side(vlan: VlanConfig, options: { queuePairs?: number; mtu?: number } =
     device,
     host: () => ({ acked: device.features }) as DeviceHost,
     mtu: () => mtu,
+    offeredMtu: () => 1500,
     setMtu: (value) => (mtu = value),
     linkUp: () => true,
     loaded: (linkUp) => told.push(linkUp),

@@ -27,6 +27,7 @@ export type StatefulPort = {
   readonly device: NetDevice;
   readonly host: () => DeviceHost;
   readonly mtu: () => number;
+  readonly offeredMtu: () => number;
   readonly setMtu: (mtu: number) => void;
   readonly linkUp: () => boolean;
   /** The state was taken over; `linkUp` is what the driver believes. */
@@ -38,7 +39,8 @@ export function keepState(port: StatefulPort): StateKeeper {
     save: async () => encodeNetState(await saveNetState(port)),
     load: async (bytes) => {
       const state = parseNetState(bytes);
-      const { mtu, queuePairs } = port.config;
+      const { queuePairs } = port.config;
+      const mtu = port.offeredMtu();
       checkNetState(state, { features: port.device.features, queuePairs, mtu });
       await loadNetState(port, state);
       await learnAll(port.context, learnable(state, port));

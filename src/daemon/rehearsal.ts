@@ -8,23 +8,14 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { GuestMemory } from '../memory/index.ts';
-import { createEventfd, dupFd } from '../sys/index.ts';
-import { startVring, VhostUserFrontend } from '../vhost-user/index.ts';
-import {
-  featureSet,
-  PACKED_BASE_FRESH,
-  ringLayout,
-  VIRTIO_F_RING_PACKED,
-  VIRTIO_F_VERSION_1,
-} from '../wire/virtio.ts';
+import { dupFd } from '../sys/index.ts';
+import { VhostUserFrontend } from '../vhost-user/index.ts';
 import { ReceivedFds, SentFds } from './hand-over-channel.ts';
 import { HandOverStateSchema, parseBody } from './hand-over-format.ts';
+import { RestingGuest } from './resting-guest.ts';
 import type { SwitchPort } from './switch-port.ts';
 import type { VhostUserPortConfig } from './switch-types.ts';
 
-const RING_SIZE = 64;
-const RING_BYTES = 16 * 1024;
 /** Split and packed in turn, about 8 ms each: what runs often is compiled better. */
 const ROUNDS = Array.from({ length: 12 }, (_, i) => i % 2 === 1);
 
@@ -53,7 +44,7 @@ async function perform(stage: Stage, path: string, packed: boolean): Promise<voi
   const taker = stage.make(config, 1);
   try {
     await giver.open();
-    await using guest = await Guest.start(await front, packed);
+    await using guest = await RestingGuest.start(await front, packed);
     void guest;
     const planned = new SentFds();
     const plan = copyOf(giver.plan(planned));
@@ -82,51 +73,6 @@ async function within(sent: SentFds, work: (fds: ReceivedFds) => Promise<void>):
     await work(fds);
   } finally {
     fds.close();
-  }
-}
-
-/** As much of a guest as a session needs: memory, and two rings in which nothing happens. */
-class Guest {
-  readonly #front: VhostUserFrontend;
-  readonly #memory = GuestMemory.create(2 * RING_BYTES);
-  readonly #eventfds = Array.from({ length: 4 }, () => createEventfd('rehearsal'));
-
-  private constructor(front: VhostUserFrontend) {
-    this.#front = front;
-  }
-
-  static async start(front: VhostUserFrontend, packed: boolean): Promise<Guest> {
-    const self = new Guest(front);
-    try {
-      const bits = packed ? [VIRTIO_F_VERSION_1, VIRTIO_F_RING_PACKED] : [VIRTIO_F_VERSION_1];
-      await front.setFeatures((await front.getFeatures()) & featureSet(...bits));
-      await front.setMemTable([self.#memory.backendRegion()]);
-      for (const index of [0, 1]) await self.#startRing(index, packed);
-      return self;
-    } catch (error) {
-      await self[Symbol.asyncDispose]();
-      throw error;
-    }
-  }
-
-  async #startRing(index: number, packed: boolean): Promise<void> {
-    const layout = ringLayout(RING_SIZE, packed);
-    const at = this.#memory.baseUva + index * RING_BYTES;
-    await startVring(this.#front, index, {
-      size: RING_SIZE,
-      base: packed ? PACKED_BASE_FRESH : 0,
-      descUva: BigInt(at),
-      availUva: BigInt(at + layout.availAt),
-      usedUva: BigInt(at + layout.usedAt),
-      kick: this.#eventfds[2 * index]!.number,
-      call: this.#eventfds[2 * index + 1]!.number,
-    });
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#front.close();
-    this.#memory.close();
-    for (const fd of this.#eventfds) fd.close();
   }
 }
 

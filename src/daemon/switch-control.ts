@@ -13,7 +13,11 @@ import type {
 } from './switch-types.ts';
 
 /** What can change while a port lives. Absent keys stay as they are. */
-export type PortUpdate = { readonly vlan?: VlanConfig; readonly linkUp?: boolean };
+export type PortUpdate = {
+  readonly vlan?: VlanConfig;
+  readonly linkUp?: boolean;
+  readonly mtu?: number;
+};
 
 /** A running capture: pcapng bytes, ready for a file, until `close()` or the port goes away. */
 export type Capture = AsyncIterable<Uint8Array> & {

@@ -51,6 +51,8 @@ export interface SwitchPort extends HandOverPort {
   /** Frees what the worker used until it removed the port. Idempotent. */
   release(): void;
   setLink(up: boolean): Promise<void>;
+  /** What the port offers from now on; a running driver is told. */
+  setMtu(mtu: number): Promise<void>;
   /** What the worker has to say of this port. */
   planeEvent(event: PlaneEvent): void;
   /** Everything but the switch's own counters, which the caller adds. */

@@ -30,11 +30,13 @@ export class TapPort implements SwitchPort {
   #fd: Fd | null = null;
   #scratch: PrivateMemory | null = null;
   #accepts = 0;
+  #mtu: number;
   /** Set once the host deleted the interface: the fd reads nothing any more, for good. */
   #gone: PortReason | null = null;
 
   constructor(config: TapPortConfig, context: PortContext) {
     this.config = config;
+    this.#mtu = config.mtu;
     this.number = context.number;
     this.#context = context;
   }
@@ -63,14 +65,15 @@ export class TapPort implements SwitchPort {
       fd: fd.number,
       scratchAt: this.#scratch.offset,
       accepts,
-      mtu: config.mtu,
+      mtu: this.#mtu,
       linkUp: this.linkUp,
     };
     await this.#context.worker.request('addTapPort', add);
   }
 
   plan(fds: SentFds): PortPlan {
-    const config = { ...this.config, vlan: this.#context.vlan() } as PortPlan['config'];
+    const settings = { vlan: this.#context.vlan(), mtu: this.#mtu };
+    const config = { ...this.config, ...settings } as PortPlan['config'];
     const tap = { fd: fds.add(this.#fd!), accepts: this.#accepts };
     return { number: this.number, config, linkUp: this.linkUp, tap, memory: null };
   }
@@ -124,6 +127,12 @@ export class TapPort implements SwitchPort {
     this.#scratch = null;
   }
 
+  async setMtu(mtu: number): Promise<void> {
+    setInterfaceMtu(this.config.interface, mtu);
+    this.#mtu = mtu;
+    await this.#context.worker.request('setLink', { port: this.number, up: this.linkUp, mtu });
+  }
+
   async setLink(up: boolean): Promise<void> {
     setInterfaceUp(this.config.interface, up);
     this.linkUp = up;
@@ -145,7 +154,7 @@ export class TapPort implements SwitchPort {
       reason: this.#gone,
       linkUp: this.linkUp,
       sessions: 0,
-      mtu: config.mtu,
+      mtu: this.#mtu,
       features: null,
       protocolFeatures: null,
       memory: null,

@@ -76,7 +76,9 @@ export class VhostUserPort implements SwitchPort {
   readonly #device: NetDevice;
   readonly #host: DeviceHost;
   #endpoint: BackendListener | BackendConnector | null = null;
+  /** In effect: the front-end may ask for less than what is offered. */
   #mtu: number;
+  #offeredMtu: number;
   #reason: PortReason | null = null;
   #wasUp = false;
   /** While the port changes hands, its rings stop and start without anybody being told. */
@@ -94,6 +96,7 @@ export class VhostUserPort implements SwitchPort {
     this.number = context.number;
     this.#context = context;
     this.#mtu = config.mtu;
+    this.#offeredMtu = config.mtu;
     this.#device = new NetDevice({
       queuePairs: config.queuePairs,
       mac: config.mac === null ? null : parseMac(config.mac),
@@ -134,7 +137,7 @@ export class VhostUserPort implements SwitchPort {
       port: this.number,
       settings: settingsOf(config),
       queuePairs: config.queuePairs,
-      mtu: config.mtu,
+      mtu: this.#mtu,
       mac: config.mac === null ? null : parseMac(config.mac),
       linkUp: this.linkUp,
     };
@@ -176,7 +179,8 @@ export class VhostUserPort implements SwitchPort {
   release(): void {}
 
   plan(fds: SentFds): PortPlan {
-    const config = { ...this.config, vlan: this.#context.vlan() } as PortPlan['config'];
+    const settings = { vlan: this.#context.vlan(), mtu: this.#offeredMtu };
+    const config = { ...this.config, ...settings } as PortPlan['config'];
     const prepared = this.#endpoint?.prepare() ?? null;
     return {
       number: this.number,
@@ -253,6 +257,14 @@ export class VhostUserPort implements SwitchPort {
     await this.#endpoint.adopted;
   }
 
+  /** A driver reads the MTU when it starts; one that runs may be told and go on as before. */
+  async setMtu(mtu: number): Promise<void> {
+    this.#offeredMtu = mtu;
+    this.#device.mtu = mtu;
+    this.#applyMtu(mtu);
+    this.#tellDriver();
+  }
+
   async setLink(up: boolean): Promise<void> {
     this.linkUp = up;
     this.#device.linkUp = up;
@@ -275,6 +287,7 @@ export class VhostUserPort implements SwitchPort {
       device: this.#device,
       host: () => this.#host,
       mtu: () => this.#mtu,
+      offeredMtu: () => this.#offeredMtu,
       setMtu: (mtu) => this.#applyMtu(mtu),
       linkUp: () => this.linkUp,
       loaded: (linkUp) => {
@@ -404,12 +417,12 @@ export class VhostUserPort implements SwitchPort {
   /** What a front-end or its driver set ends with the session, or with a reset. */
   #forgetDriver(): void {
     this.#device.resetAddress();
-    if (this.#mtu !== this.config.mtu) this.#applyMtu(this.config.mtu);
+    if (this.#mtu !== this.#offeredMtu) this.#applyMtu(this.#offeredMtu);
   }
 
   /** NET_SET_MTU: the front-end may lower what we offered, not raise it. */
   #setMtu(mtu: number): boolean {
-    if (mtu < VIRTIO_NET_MIN_MTU || mtu > this.config.mtu) return false;
+    if (mtu < VIRTIO_NET_MIN_MTU || mtu > this.#offeredMtu) return false;
     this.#applyMtu(mtu);
     return true;
   }

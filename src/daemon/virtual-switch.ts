@@ -272,6 +272,10 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
         await this.#worker.request('updatePort', { port: entry.port.number, settings });
         entry.vlan = update.vlan;
       }
+      if (update.mtu !== undefined) {
+        await entry.port.setMtu(update.mtu);
+        this.#report('mtu', name, `MTU set to ${update.mtu}`);
+      }
       if (update.linkUp !== undefined && update.linkUp !== entry.port.linkUp) {
         await entry.port.setLink(update.linkUp);
         this.#report('link', name, `link set ${update.linkUp ? 'up' : 'down'}`);

@@ -81,6 +81,14 @@ export class NetDevice implements VirtioDevice {
     if (mac !== null) this.#config.set(mac, 0);
   }
 
+  get mtu(): number {
+    return new DataView(this.#config.buffer).getUint16(10, true);
+  }
+
+  set mtu(mtu: number) {
+    new DataView(this.#config.buffer).setUint16(10, mtu, true);
+  }
+
   get linkUp(): boolean {
     return (this.#config[6] & net.VIRTIO_NET_S_LINK_UP) !== 0;
   }

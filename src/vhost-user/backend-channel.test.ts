@@ -10,6 +10,7 @@ import {
   region,
   ringAddr,
   state,
+  UVA_BASE,
 } from './testing/conversation.ts';
 import { RawPeer, u64 } from './testing/raw-peer.ts';
 import { PLAIN_FEATURES, type SessionFixture, withFixture } from './testing/session-fixture.ts';
@@ -206,6 +207,29 @@ test('a front-end that never answers holds neither session nor target', (t) =>
     assert.equal(f.session.state.channel, null);
     assert.equal(await channel.reply().then((m) => m?.request), 6, 'what was sent can be read');
     await f.acked(wire.VHOST_USER_SET_STATUS, u64(3));
+    channel.close();
+  }));
+
+test('a front-end that does not read loses the channel, and nothing else', () =>
+  withFixture(async (f) => {
+    await f.negotiate(PLAIN_FEATURES | (1n << 33n));
+    await f.shareMemory();
+    const channel = await open(f);
+    // More than the kernel and we keep; an update makes the next miss news again.
+    const known = wire.IotlbMessage.encode({
+      iova: 0n,
+      sizeBytes: 0x1000n,
+      userAddr: UVA_BASE,
+      permissions: 3,
+      type: 2,
+      padding: new Uint8Array(6),
+    });
+    for (let i = 0; i < 40 && f.session.state.channel !== null; i++) {
+      for (let page = 0; page < 2000; page++) f.target.requests!.iotlbMiss(page * 4096, false);
+      await f.acked(wire.VHOST_USER_IOTLB_MSG, known);
+    }
+    assert.equal(f.session.state.channel, null);
+    await f.acked(wire.VHOST_USER_SET_STATUS, u64(1));
     channel.close();
   }));
 

@@ -78,9 +78,10 @@ export class BackendChannel {
   tell<T>(entry: MessageEntry<T, never>, payload: Uint8Array): boolean {
     if (this.#closed) return false;
     this.requests++;
-    void this.#connection.send(entry.id, VHOST_USER_VERSION, payload).catch((error: VringError) => {
-      if (error.code !== 'ERR_VRING_BACKPRESSURE') this.#end(error);
-    });
+    // A front-end that leaves 64 KiB unread loses the channel: a call must not be lost in silence.
+    this.#connection
+      .send(entry.id, VHOST_USER_VERSION, payload)
+      .catch((error: Error) => this.#end(error));
     return true;
   }
 

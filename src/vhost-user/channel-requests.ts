@@ -38,8 +38,6 @@ export class ChannelRequests implements FrontendRequests {
   /** CONFIG_CHANGE_MSG is due when the device is no longer suspended. */
   #configChanged = false;
   #closed = false;
-  /** Why the last channel ended; null: it did not, or in order. */
-  lastError: Error | null = null;
 
   constructor(context: ChannelContext) {
     this.#context = context;
@@ -52,13 +50,10 @@ export class ChannelRequests implements FrontendRequests {
   /** SET_BACKEND_REQ_FD: the old channel is closed, the new one takes the socket over. */
   open(options: Omit<ConstructorParameters<typeof BackendChannel>[0], 'onEnd'>): void {
     this.#channel?.close();
-    this.lastError = null;
     const channel = new BackendChannel({
       ...options,
-      onEnd: (reason) => {
-        if (this.#channel !== channel) return;
-        this.#channel = null;
-        this.lastError = reason;
+      onEnd: () => {
+        if (this.#channel === channel) this.#channel = null;
       },
     });
     this.#channel = channel;

@@ -229,9 +229,23 @@ test('misses of the data plane: one message a page, until it is answered', () =>
       [0x5000, 3],
     ]);
     await update(f, 0x5000n, 0x1000n, UVA_BASE);
-    assert.ok(f.target.calls.includes('updateIotlb 20480 4096 3'));
-    requests!.iotlbMiss(0x5000, true);
+    const told = (): number =>
+      f.target.calls.filter((call) => call === 'updateIotlb 20480 4096 3').length;
+    assert.equal(told(), 1);
+    requests!.iotlbMiss(0x5000, true); // it had asked before it heard: told again, by us
+    assert.equal(told(), 2);
+    requests!.iotlbMiss(0x9000, true);
     await channel.next(3);
+    // Both are somebody else's now: what is missed from here on is asked for.
+    await invalidate(f, 0n, 0x10000n);
+    requests!.iotlbMiss(0x5000, true);
+    requests!.iotlbMiss(0x9000, true);
+    await channel.next(5);
+    assert.deepEqual(channel.misses.slice(2), [
+      [0x9000, 2],
+      [0x5000, 2],
+      [0x9000, 2],
+    ]);
     channel.peer.close();
   }));
 

@@ -49,6 +49,8 @@ export class SessionContext implements ProtocolState {
     this.vrings = new VringControl(target, this.iotlb, this.inband);
     this.vrings.onStarted = () => this.requests.woken();
     this.iotlb.onRetry = () => this.vrings.missAgain();
+    // What fails here fails the session through the worker that ended.
+    this.iotlb.onKnown = (entry) => void target.updateIotlb?.(entry).catch(() => undefined);
     this.deviceState = new DeviceState(target);
     const { vrings, iotlb, postcopyControl: postcopy } = this;
     this.memory = new MemoryControl({ target, vrings, iotlb, postcopy });

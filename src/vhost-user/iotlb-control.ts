@@ -10,7 +10,12 @@
 import { ProtocolError } from '../base/errors.ts';
 import type { AddressMap } from '../memory/address-map.ts';
 import { Iotlb, translate } from '../memory/index.ts';
-import { IOTLB_INVALIDATE, IOTLB_UPDATE, type IotlbEvent } from '../wire/vhost-user-parse.ts';
+import {
+  IOTLB_ACCESS_RW,
+  IOTLB_INVALIDATE,
+  IOTLB_UPDATE,
+  type IotlbEvent,
+} from '../wire/vhost-user-parse.ts';
 import { IOTLB_MISS_RETRY_MS, IOTLB_MISS_TRIES, MAX_IOTLB_MISSES } from './limits.ts';
 import type { IotlbUpdate } from './target.ts';
 
@@ -44,6 +49,8 @@ export class IotlbControl {
   #closed = false;
   /** Rings that still wait say what they lack; called when misses are said again. */
   onRetry: () => void = () => undefined;
+  /** The data plane misses what was told: it asked before it heard, or it had no room. */
+  onKnown: (entry: IotlbUpdate) => void = () => undefined;
 
   constructor(send: (iova: number, permissions: number) => boolean) {
     this.#send = send;
@@ -88,6 +95,10 @@ export class IotlbControl {
     const iova = Math.min(Number(message.iova), SPACE_BYTES);
     const sizeBytes = Math.min(Number(message.sizeBytes), SPACE_BYTES - iova);
     if (sizeBytes > 0) this.iotlb.invalidate(iova, sizeBytes);
+    // Nobody may be waiting for them any more: what comes to be there next is asked for anew.
+    for (const page of this.#misses.keys()) {
+      if (page < iova + sizeBytes && page + PAGE_BYTES > iova) this.#misses.delete(page);
+    }
     return { iova, sizeBytes };
   }
 
@@ -102,6 +113,9 @@ export class IotlbControl {
   miss(iova: number, permissions: number): void {
     if (this.#closed || !(iova >= 0 && iova < SPACE_BYTES)) return;
     const page = iova - (iova % PAGE_BYTES);
+    // Asking again would be an error in the front-end if the guest has unmapped it meanwhile: QEMU
+    // reports a DMA fault to its guest then.
+    if (this.#tell(page, IOTLB_ACCESS_RW) || this.#tell(page, permissions)) return;
     const known = this.#misses.get(page)?.permissions ?? 0;
     if ((permissions & ~known) === 0) return;
     const wanted = known | permissions;
@@ -115,6 +129,13 @@ export class IotlbControl {
     this.#misses.set(page, { permissions: wanted, tries: 1 });
     if (this.#send(page, wanted)) this.#sent++;
     this.#timer ??= this.#later();
+  }
+
+  #tell(page: number, permissions: number): boolean {
+    const offset = this.iotlb.translate(page, PAGE_BYTES, permissions);
+    if (offset < 0) return false;
+    this.onKnown({ iova: page, sizeBytes: PAGE_BYTES, offset, permissions });
+    return true;
   }
 
   /** Every page of a range that may not be used so is missed. Returns how many. */

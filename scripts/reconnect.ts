@@ -5,18 +5,21 @@
  *   npm run reconnect -- --times 10
  *   npm run reconnect -- --packed none|both       the other forms of rings
  *   npm run reconnect -- --queues 2               queue pairs of both guests
+ *   npm run reconnect -- --software 16 --times 5  our own guests instead, so many, in a ring
  *
  * One line per restart, milliseconds after the kill. Fails when traffic does not go on, or when
  * the TCP stream that goes on over all restarts arrives changed.
  */
 import { parseArgs } from 'node:util';
 import { restartUnderTraffic, type Restart } from '../test/peers/qemu-reconnect.ts';
+import { restorePorts } from '../test/peers/software-reconnect.ts';
 
 const { values } = parseArgs({
   options: {
     times: { type: 'string', default: '50' },
     packed: { type: 'string', default: 'connecting' },
     queues: { type: 'string', default: '1' },
+    software: { type: 'string', default: '0' },
   },
 });
 const times = Number(values.times);
@@ -31,6 +34,14 @@ if (!(times >= 1) || !(queuePairs >= 1) || packed === undefined) {
 
 const row = (...cells: (string | number)[]): void =>
   void process.stdout.write(`${cells.map((cell) => String(cell).padStart(10)).join('')}\n`);
+
+if (values.software !== '0') {
+  row('restart', 'switch', 'half', 'all');
+  await restorePorts(Number(values.software), times, ({ number, switchMs, halfMs, allMs }) =>
+    row(number, switchMs, halfMs, allMs),
+  );
+  process.exit(0);
+}
 
 row('restart', 'switch', 'connects', 'listens', 'traffic');
 const { restarts, longestSilenceMs, streamBytes } = await restartUnderTraffic({

@@ -1,5 +1,10 @@
 /** The giving side of a hand-over: until the commit, whatever fails, it goes on. */
 import { deepEqual, equal, rejects, throws } from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { createEventfd, type Fd, socketPair } from '../sys/index.ts';
 import { ConfigError, VringError } from '../base/errors.ts';
@@ -196,4 +201,19 @@ test('a newer configuration keeps what runs, adds what is new, and may not chang
 
 test('a plan that is none is refused with the place', () => {
   throws(() => parseBody(HandOverPlanSchema, 'prepare', { version: 1 }), /"prepare": version: /);
+});
+
+test('a process of another user is refused', async (t) => {
+  if (process.getuid?.() !== 0) return t.skip('needs root, to be somebody else');
+  const folder = mkdtempSync(join(tmpdir(), 'vring-hand-over-'));
+  chmodSync(folder, 0o777);
+  const socket = join(folder, 'socket');
+  const listen = `require('net').createServer().listen(${JSON.stringify(socket)}, () => console.log())`;
+  const child = spawn(process.execPath, ['-e', listen], { uid: 65534, gid: 65534, cwd: '/' });
+  t.after(() => (child.kill(), rmSync(folder, { recursive: true })));
+  await once(child.stdout, 'data');
+  throws(() => connectSuccessor({ socket, format: HAND_OVER_FORMAT, version: '1' }), {
+    code: 'ERR_VRING_HAND_OVER',
+    message: /belongs to user 65534, this switch to 0/,
+  });
 });

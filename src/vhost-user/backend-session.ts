@@ -156,7 +156,15 @@ export class BackendSession {
   async resume(): Promise<void> {
     if (!this.#suspended) return;
     this.#suspended = false;
-    await this.#context.vrings.startAll(true);
+    try {
+      await this.#context.vrings.startAll(true);
+    } catch (error) {
+      // A ring that is impossible was so before, and its front-end was told then: it stays stopped.
+      if (!(error instanceof ProtocolError)) {
+        await this.close(asError(error));
+        throw error;
+      }
+    }
     this.#context.requests.channel?.resume();
     this.#connection.resume();
   }

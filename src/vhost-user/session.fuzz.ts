@@ -9,10 +9,11 @@
  */
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { VringError } from '../base/errors.ts';
-import { socketPair } from '../sys/index.ts';
+import { type Fd, socketPair } from '../sys/index.ts';
 import { VHOST_USER_REPLY_MASK } from '../wire/vhost-user.ts';
-import { BackendSession } from './backend-session.ts';
+import { BackendSession, type SessionOptions } from './backend-session.ts';
 import type { MessageEvent } from './diagnostics.ts';
+import type { SessionSnapshot } from './session-snapshot.ts';
 import {
   conversation,
   ConversationFds,
@@ -28,6 +29,8 @@ import { RawPeer } from './testing/raw-peer.ts';
 export type FuzzResult = {
   readonly iterations: number;
   readonly messages: number;
+  /** How often a session went on with another target. */
+  readonly handOvers: number;
   /** How often sessions ended for each reason, `none` being an orderly end. */
   readonly reasons: Readonly<Record<string, number>>;
   /** How often messages were refused without an end of the session. */
@@ -38,6 +41,50 @@ export type FuzzResult = {
 
 const MESSAGES = 'vring:vhost-user:message';
 
+/** A session that may be handed over from target to target, as from process to process. */
+class SessionScene {
+  session: BackendSession;
+  readonly targets: FakeTarget[] = [new FakeTarget()];
+  readonly #options: SessionOptions;
+  #earlier = 0;
+
+  constructor(socket: Fd, options: SessionOptions) {
+    this.#options = options;
+    this.session = new BackendSession(socket, this.target, options);
+  }
+
+  get target(): FakeTarget {
+    return this.targets.at(-1)!;
+  }
+
+  get messages(): number {
+    return this.#earlier + this.session.state.messages;
+  }
+
+  /** Suspends; then the session goes on here, or in another target. */
+  async disturb(random: Random): Promise<void> {
+    const before = this.session;
+    let snapshot: SessionSnapshot;
+    try {
+      snapshot = await before.suspend();
+    } catch (error) {
+      if (error instanceof VringError && error.code !== 'ERR_VRING_ASSERTION') return;
+      throw error;
+    }
+    if (random.once(3)) {
+      await before.resume();
+      return;
+    }
+    const state = JSON.parse(JSON.stringify(snapshot.state)) as SessionSnapshot['state'];
+    const fds = snapshot.fds.map((fd) => fd.dup());
+    this.#earlier += before.state.messages;
+    await before.surrender();
+    this.targets.push(new FakeTarget());
+    this.session = await BackendSession.restore({ state, fds }, this.target, this.#options);
+    await this.session.resume();
+  }
+}
+
 class SessionFuzzer {
   readonly #zoo = new FuzzFds();
   readonly #fds = new ConversationFds(2, 4);
@@ -45,6 +92,16 @@ class SessionFuzzer {
   readonly refusals: Counts = {};
   readonly accepted: Counts = {};
   messages = 0;
+  handOvers = 0;
+  readonly #options: SessionOptions = {
+    onRefused: ({ code }) => {
+      this.#handling = null;
+      count(this.refusals, code);
+    },
+    onChange: () => {
+      if (this.#handling !== null) count(this.accepted, this.#handling);
+    },
+  };
   /** The request that a session of ours has now. */
   #handling: string | null = null;
 
@@ -54,24 +111,18 @@ class SessionFuzzer {
 
   /** One hostile front-end. */
   async attack(random: Random): Promise<void> {
-    const target = new FakeTarget();
     const [ours, theirs] = socketPair();
-    const session = new BackendSession(ours, target, {
-      onRefused: ({ code }) => {
-        this.#handling = null;
-        count(this.refusals, code);
-      },
-      onChange: () => {
-        if (this.#handling !== null) count(this.accepted, this.#handling);
-      },
-    });
-    const frontend = new HostileFrontend(theirs, random, target, this.#zoo, () => session.state);
+    const scene = new SessionScene(ours, this.#options);
+    const frontend = new HostileFrontend(theirs, random, this.#zoo, scene);
     await within(frontend.run(), 'the session did not take its messages');
     await frontend.close();
-    const reason = await within(session.closed, 'the session did not end');
-    this.messages += session.state.messages;
-    if (target.running.size > 0) throw new Error('rings run without a session');
-    if (target.reasons.length !== 1) throw new Error('the target was not told of the end, once');
+    const reason = await within(scene.session.closed, 'the session did not end');
+    this.messages += scene.messages;
+    this.handOvers += scene.targets.length - 1;
+    for (const { running, reasons } of scene.targets) {
+      if (running.size > 0) throw new Error('rings run without a session');
+      if (reasons.length !== 1) throw new Error('a target was not told of the end, once');
+    }
     if (reason === null) count(this.reasons, 'none');
     else if (!(reason instanceof VringError) || reason.code === 'ERR_VRING_ASSERTION') throw reason;
     else count(this.reasons, reason.code);
@@ -119,8 +170,8 @@ export async function fuzz(options: FuzzOptions): Promise<FuzzResult> {
       (random) => fuzzer.attack(random),
       () => fuzzer.probe(),
     );
-    const { reasons, refusals, accepted, messages } = fuzzer;
-    return { iterations, messages, reasons, refusals, accepted };
+    const { reasons, refusals, accepted, messages, handOvers } = fuzzer;
+    return { iterations, messages, handOvers, reasons, refusals, accepted };
   } finally {
     fuzzer.close();
   }

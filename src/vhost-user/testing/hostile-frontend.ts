@@ -8,7 +8,6 @@ import { writeSync } from 'node:fs';
 import { type Fd, signalEventfd, socketPair } from '../../sys/index.ts';
 import * as wire from '../../wire/vhost-user.ts';
 import { DEVICE_STATE_LOAD } from '../../wire/vhost-user-parse.ts';
-import type { SessionState } from '../backend-session.ts';
 import { closeFds } from '../connection.ts';
 import { FRONT_END_MESSAGES, type MessageEntry, REQUEST } from '../message-table.ts';
 import { offeredProtocolFeatures } from '../offered-features.ts';
@@ -66,12 +65,20 @@ const SCENARIOS: readonly (readonly MessageEntry<never, never>[])[] = [
   [REQUEST.SET_FEATURES, REQUEST.SET_LOG_BASE, REQUEST.SET_VRING_ADDR, REQUEST.SET_FEATURES],
 ] as unknown as readonly (readonly MessageEntry<never, never>[])[];
 
+/** The other side, as far as a fuzzer may see it; who that is may change. */
+export type Scene = {
+  readonly target: FakeTarget;
+  /** How many messages were handled: while it grows, something moves. */
+  readonly messages: number;
+  /** Something that the front-end must not notice. */
+  disturb?(random: Random): Promise<void>;
+};
+
 export class HostileFrontend {
   readonly #peer: RawPeer;
   readonly #random: Random;
-  readonly #target: FakeTarget;
   readonly #zoo: FuzzFds;
-  readonly #state: () => SessionState;
+  readonly #scene: Scene;
   readonly #model = new SessionModel();
   readonly #generator: MessageGenerator;
   readonly #channels: HostileChannel[] = [];
@@ -83,21 +90,14 @@ export class HostileFrontend {
   #isOver = false;
 
   /** Takes the socket over. */
-  constructor(
-    socket: Fd,
-    random: Random,
-    target: FakeTarget,
-    zoo: FuzzFds,
-    state: () => SessionState,
-  ) {
+  constructor(socket: Fd, random: Random, zoo: FuzzFds, scene: Scene) {
     this.#peer = new RawPeer(socket);
     this.#random = random;
-    this.#target = target;
     this.#zoo = zoo;
-    this.#state = state;
+    this.#scene = scene;
     this.#generator = new MessageGenerator(random, {
-      queueCount: target.queueCount,
-      ...wanted(random, target),
+      queueCount: scene.target.queueCount,
+      ...wanted(random, scene.target),
       ringSize: random.pick([256, 256, 64, 1024]),
       model: this.#model,
     });
@@ -124,6 +124,7 @@ export class HostileFrontend {
       const isOpen = random.next(100) >= spoiled;
       await this.#say(random.pick(isOpen ? this.#model.open() : all), spoiled);
       if (random.once(4)) this.#beside();
+      if (random.once(64)) await this.#scene.disturb?.(random.fork());
     }
   }
 
@@ -139,7 +140,7 @@ export class HostileFrontend {
   /** Stops the rings first, which some of it demands, and sometimes a part of them only. */
   async #act(scenario: readonly MessageEntry<never, never>[], spoiled: number): Promise<void> {
     const isSuspended = this.#random.once(2);
-    for (let ring = isSuspended ? this.#target.queueCount - 1 : -1; ring >= 0; ring--) {
+    for (let ring = isSuspended ? this.#scene.target.queueCount - 1 : -1; ring >= 0; ring--) {
       this.#generator.ring = ring;
       if (!this.#random.once(32)) {
         await this.#say(REQUEST.GET_VRING_BASE as unknown as MessageEntry, spoiled);
@@ -237,7 +238,7 @@ export class HostileFrontend {
   /** What happens next to the socket: kicks, and a device that wants something. */
   #beside(): void {
     if (this.#random.once(2)) signalEventfd(this.#zoo.event(this.#random));
-    else pesterFrontend(this.#random.fork(), this.#target, this.#zoo);
+    else pesterFrontend(this.#random.fork(), this.#scene.target, this.#zoo);
   }
 
   async #read(): Promise<void> {
@@ -264,7 +265,7 @@ export class HostileFrontend {
     let last = -1;
     while (quiet < 4 && !this.#isOver) {
       await turns(1);
-      const { messages } = this.#state();
+      const { messages } = this.#scene;
       quiet = messages === last ? quiet + 1 : 0;
       last = messages;
     }

@@ -147,7 +147,12 @@ export class BackendSession {
       throw error;
     }
     this.#pauseReading();
-    await this.#context.vrings.haltAll();
+    try {
+      await this.#context.vrings.haltAll();
+    } catch (error) {
+      await this.close(asError(error)); // the target is broken, as after any other call
+      throw error;
+    }
     this.#context.iotlb.forgetMisses();
     return sessionSnapshot(this.#context, this.#connection.socket, this.#connection.pause());
   }

@@ -161,6 +161,15 @@ test('translations, inflight region and in-band eventfds go along', () =>
     await session.close();
   }));
 
+test('a target that cannot stop its rings ends the session that is suspended', () =>
+  withFixture(async (f) => {
+    await running(f);
+    const failure = new Error('the worker is gone');
+    f.target.stopVring = () => Promise.reject(failure);
+    await assert.rejects(f.session.suspend(), failure);
+    assert.equal(await f.session.closed, failure);
+  }));
+
 test('a device that cannot keep what was promised is refused, and the predecessor resumes', () =>
   withFixture(async (f) => {
     await running(f);

@@ -5,6 +5,8 @@ import {
   type Check,
   failures,
   FRONT_END_RULES,
+  htmlReport,
+  junitReport,
   type Level,
   PROFILES,
   type DeviceProfile,
@@ -126,6 +128,10 @@ function finish(report: Report, options: ConformOptions): number {
   if (typeof options.json === 'string') {
     writeFileSync(options.json, `${JSON.stringify(report, null, 2)}\n`);
   }
+  if (options.junit !== undefined) {
+    writeFileSync(options.junit, junitReport(report, options.failOn));
+  }
+  if (options.html !== undefined) writeFileSync(options.html, htmlReport(report));
   const bad = failures(report, options.failOn).length + report.counts.error;
   return bad > 0 ? 1 : 0;
 }

@@ -153,7 +153,7 @@ export class FrontEndWatch implements ProtocolState {
   conclude(orderly: boolean): void {
     const bit30 = hasFeature(this.features ?? 0n, wire.VHOST_USER_F_PROTOCOL_FEATURES);
     const kicked = [...this.rings].filter(([, ring]) => ring.started || ring.stoppedAt !== null);
-    if (this.asked.has(REQUEST.SET_VRING_ENABLE.id)) {
+    if (this.asked.has(REQUEST.SET_VRING_ENABLE.id) && this.features !== null) {
       this.judge('FE-NEG-006', bit30, 'SET_FEATURES never acked bit 30');
     }
     if (hasFeature(this.protocolFeatures ?? 0n, wire.VHOST_USER_PROTOCOL_F_BACKEND_REQ)) {

@@ -19,3 +19,5 @@ export { type FrontEndRun, runFrontEnd } from './front-end-runner.ts';
 export { type DeviceProfile, PROFILES } from './profiles.ts';
 export { failures, type Report, type ReportedCheck, sortedChecks } from './report.ts';
 export { type Paint, PLAIN, textReport } from './report-text.ts';
+export { htmlReport } from './report-html.ts';
+export { junitReport } from './report-junit.ts';

@@ -18,15 +18,11 @@ import {
   type MemorySnapshot,
   PreparedMemory,
   type SessionSnapshot,
-  type SessionState,
 } from '../vhost-user/index.ts';
-import { FAULT_MEMORY_GONE, FAULT_NOTIFY_BLOCKED } from '../virtqueue/faults.ts';
 import { parseMac } from '../wire/ethernet.ts';
-import * as protocol from '../wire/vhost-user.ts';
-import { protocolFeatureNames } from '../wire/vhost-user.ts';
 import { VIRTIO_NET_MIN_MTU } from '../wire/virtio-net.ts';
-import { featureNames, featureSet, VIRTIO_ID_NET } from '../wire/virtio.ts';
 import { type AckedFeatures, featureChanges } from './feature-changes.ts';
+import { offenceOf, PROTOCOL_FEATURES, sessionStatus } from './port-session.ts';
 import { keepState, loadNetState, saveNetState, type StatefulPort } from './port-state.ts';
 import {
   type PortContext,
@@ -35,35 +31,7 @@ import {
   reasonOf,
   settingsOf,
 } from './switch-port.ts';
-import type {
-  PortState,
-  PortStatus,
-  QueueStatus,
-  SessionStatus,
-  VhostUserPortConfig,
-} from './switch-types.ts';
-
-/**
- * Protocol features of a port; the session offers those that it implements. INFLIGHT_SHMFD is not
- * among them: a net device finishes every chain in the round that took it, so there is nothing to
- * recover, and the record would cost every frame.
- */
-const PROTOCOL_FEATURES = featureSet(
-  protocol.VHOST_USER_PROTOCOL_F_MQ,
-  protocol.VHOST_USER_PROTOCOL_F_LOG_SHMFD,
-  protocol.VHOST_USER_PROTOCOL_F_RARP,
-  protocol.VHOST_USER_PROTOCOL_F_REPLY_ACK,
-  protocol.VHOST_USER_PROTOCOL_F_MTU,
-  protocol.VHOST_USER_PROTOCOL_F_BACKEND_REQ,
-  protocol.VHOST_USER_PROTOCOL_F_PAGEFAULT,
-  protocol.VHOST_USER_PROTOCOL_F_CONFIG,
-  protocol.VHOST_USER_PROTOCOL_F_RESET_DEVICE,
-  protocol.VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
-  protocol.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
-  protocol.VHOST_USER_PROTOCOL_F_STATUS,
-  protocol.VHOST_USER_PROTOCOL_F_DEVICE_STATE,
-  protocol.VHOST_USER_PROTOCOL_F_GPA_ADDRESSES,
-);
+import type { PortState, PortStatus, QueueStatus, VhostUserPortConfig } from './switch-types.ts';
 
 type MemoryState = MemorySnapshot['memory'];
 
@@ -300,21 +268,14 @@ export class VhostUserPort implements SwitchPort {
   planeEvent(event: PlaneEvent): void {
     this.#host.planeEvent(event);
     if (event.kind !== 'fault') return;
-    const offence = OFFENCES.get(event.code);
-    if (offence === undefined) return;
-    const [code, did] = offence;
-    const message = `the front-end ${did}; its session was ended, reconnect it`;
-    const reason = new VringError(code, message, { recovery: 'reconnect' });
-    void this.#endpoint?.session?.close(reason);
+    const offence = offenceOf(event.code);
+    if (offence !== null) void this.#endpoint?.session?.close(offence);
   }
 
   status(plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'> {
     const { config } = this;
     const host = this.#host;
     const session = this.#endpoint?.session ?? null;
-    const state = session?.state ?? null;
-    const features = state?.features ?? null;
-    const protocol = state?.protocolFeatures ?? null;
     return {
       name: config.name,
       kind: 'vhost-user',
@@ -324,14 +285,7 @@ export class VhostUserPort implements SwitchPort {
       linkUp: this.linkUp,
       sessions: this.sessions,
       mtu: this.#mtu,
-      features:
-        features === null
-          ? null
-          : { bits: hex(features), names: featureNames(features, VIRTIO_ID_NET) },
-      protocolFeatures:
-        protocol === null ? null : { bits: hex(protocol), names: protocolFeatureNames(protocol) },
-      memory: state?.memory ?? null,
-      session: state && sessionStatus(state),
+      ...sessionStatus(session?.state ?? null),
       queues: host.vrings
         .filter((vring) => vring.attached)
         .map((vring) => this.#queueStatus(vring, plane)),
@@ -440,33 +394,6 @@ function frontendGone(): VringError {
   return new VringError('ERR_VRING_DISCONNECTED', 'the front-end disconnected');
 }
 
-/** What a front-end, not its guest, does to us: it ends the session, and not just a queue. */
-const OFFENCES: ReadonlyMap<number, readonly [code: string, did: string]> = new Map([
-  [FAULT_MEMORY_GONE, ['ERR_VRING_MEMORY_GONE', 'truncated the memory that it shared']],
-  [FAULT_NOTIFY_BLOCKED, ['ERR_VRING_NOTIFY_BLOCKED', 'made its call eventfd block us']],
-]);
-
 function runs(vring: HostedVring): boolean {
   return vring.attached && vring.enabled;
-}
-
-function sessionStatus(state: SessionState): SessionStatus {
-  const { messages, refusals, log, iotlb, channel, postcopy } = state;
-  return {
-    messages,
-    refusals,
-    log,
-    iotlb: iotlb && {
-      entries: iotlb.entries,
-      misses: iotlb.misses,
-      updates: iotlb.updates,
-      invalidations: iotlb.invalidations,
-    },
-    channel: channel && { requests: channel.requests },
-    postcopy,
-  };
-}
-
-function hex(bits: bigint): string {
-  return `0x${bits.toString(16)}`;
 }

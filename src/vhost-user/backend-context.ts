@@ -51,6 +51,9 @@ export class SessionContext implements ProtocolState {
     this.iotlb.onRetry = () => this.vrings.missAgain();
     // What fails here fails the session through the worker that ended.
     this.iotlb.onKnown = (entry) => void target.updateIotlb?.(entry).catch(() => undefined);
+    this.iotlb.onForgotten = (page, sizeBytes) => {
+      void target.invalidateIotlb?.(page, sizeBytes).catch(() => undefined);
+    };
     this.deviceState = new DeviceState(target);
     const { vrings, iotlb, postcopyControl: postcopy } = this;
     this.memory = new MemoryControl({ target, vrings, iotlb, postcopy });

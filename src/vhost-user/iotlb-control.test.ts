@@ -274,10 +274,13 @@ test('a miss that nothing answers is said again, and then forgotten', (t) => {
   t.mock.timers.enable({ apis: ['setTimeout'] });
   const sent: number[] = [];
   const control = new IotlbControl((iova) => sent.push(iova) > 0);
+  const forgotten: number[] = [];
+  control.onForgotten = (page) => void forgotten.push(page);
   control.miss(0x3000, 1);
   for (let i = 0; i < 20; i++) t.mock.timers.tick(1000);
   assert.equal(sent.length, IOTLB_MISS_TRIES);
   assert.equal(control.snapshot().missing, 0);
+  assert.deepEqual(forgotten, [0x3000], 'who still waits is told to say so again');
   let retries = 0;
   control.onRetry = () => void retries++;
   control.miss(0x3000, 1);

@@ -52,6 +52,9 @@ export class IotlbControl {
   /** The data plane misses what was told: it asked before it heard, or it had no room. */
   onKnown: (entry: IotlbUpdate) => void = () => undefined;
 
+  /** Nobody is asked for the page any more: who still waits for it must say so again. */
+  onForgotten: (page: number, sizeBytes: number) => void = () => undefined;
+
   constructor(send: (iova: number, permissions: number) => boolean) {
     this.#send = send;
   }
@@ -122,7 +125,7 @@ export class IotlbControl {
     this.#misses.delete(page);
     if (this.#misses.size >= MAX_IOTLB_MISSES) {
       for (const oldest of this.#misses.keys()) {
-        this.#misses.delete(oldest);
+        this.#forget(oldest);
         break;
       }
     }
@@ -163,6 +166,12 @@ export class IotlbControl {
     this.forgetMisses();
   }
 
+  /** A miss of the data plane after the last message was taken for the one that is forgotten. */
+  #forget(page: number): void {
+    this.#misses.delete(page);
+    this.onForgotten(page, PAGE_BYTES);
+  }
+
   #later(): NodeJS.Timeout {
     return setTimeout(() => this.#retry(), IOTLB_MISS_RETRY_MS).unref();
   }
@@ -170,7 +179,7 @@ export class IotlbControl {
   #retry(): void {
     this.#timer = null;
     for (const [page, miss] of this.#misses) {
-      if (miss.tries++ >= IOTLB_MISS_TRIES) this.#misses.delete(page);
+      if (miss.tries++ >= IOTLB_MISS_TRIES) this.#forget(page);
       else if (this.#send(page, miss.permissions)) this.#sent++;
     }
     this.onRetry();

@@ -292,3 +292,16 @@ test('a ring that is attached again has what the session knows, and no more', ()
     [IOVA],
   );
 });
+
+test('a queue that waits asks again when the session has given up on its page', () => {
+  const { queue, attach } = behindIommu(TRANSMITQ);
+  plane.attachVring(attach);
+  addIova(queue, TRANSMITQ, IOVA, 100);
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+  settle();
+  assert.equal(events.length, 1);
+  plane.invalidateIotlb(0, IOVA, 4096);
+  settle();
+  assert.equal(events.length, 2);
+  assert.equal(plane.awake, 0);
+});

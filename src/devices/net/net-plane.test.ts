@@ -300,8 +300,11 @@ test('a queue that waits asks again when the session has given up on its page', 
   plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
   settle();
   assert.equal(events.length, 1);
+  plane.invalidateIotlb(0, IOVA + 8192, 4096);
+  assert.equal(events.length, 1, 'another page');
   plane.invalidateIotlb(0, IOVA, 4096);
-  settle();
+  assert.equal(events.length, 2);
+  for (let ms = 0; ms < 10; ms++) plane.poll(performance.now() + ms * SPIN_MS);
   assert.equal(events.length, 2);
   assert.equal(plane.awake, 0);
 });

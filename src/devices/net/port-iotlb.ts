@@ -9,6 +9,9 @@ import type { NetVring } from './net-vring.ts';
 /** Frames for which a receive queue is looked ahead in after a miss; see `lookAhead`. */
 const LOOK_AHEAD_FRAMES = 4096;
 
+/** What the session asks for at once. */
+const PAGE_BYTES = 4096;
+
 /**
  * The translations of a port whose guest sits behind a virtual IOMMU, and what is missing. Chains
  * are translated when they are taken and given back or used in the same round, so a translation
@@ -52,10 +55,14 @@ export class PortIotlb {
     const map = this.#iotlb.map();
     for (const vring of this.#vrings) {
       if (vring === null || vring.queue.iotlb === 0) continue;
-      // A ring that waits goes on waiting: only an update wakes it.
-      const { missed } = vring.queue;
+      // A ring that waits goes on waiting, but asks again for what the session takes as settled.
+      const { missed, missedAt } = vring.queue;
       setAddressMap(vring.queue, map);
       vring.queue.missed = missed;
+      const page = missedAt[0] - (missedAt[0] % PAGE_BYTES);
+      if (missed === 0 || page >= iova + sizeBytes || page + PAGE_BYTES <= iova) continue;
+      vring.missed = -1;
+      this.report(vring);
     }
   }
 

@@ -23,7 +23,7 @@ import {
   SWITCH_SCRATCH_BYTES,
 } from '../switch/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
-import type { Fd } from '../sys/index.ts';
+import { type Fd, hurryThread } from '../sys/index.ts';
 import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
 import {
   type HandOverPlan,
@@ -79,6 +79,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   #changes: Promise<unknown> = Promise.resolve();
   #closed = false;
   #suspending: Promise<unknown> = Promise.resolve();
+  #calmDown: (() => void) | null = null;
 
   private constructor(config: SwitchConfig) {
     super();
@@ -147,6 +148,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   async restore(state: HandOverState, macs: Uint8Array, fds: ReceivedFds): Promise<void> {
     const words = new Int32Array(macs.length >> 2);
     new Uint8Array(words.buffer).set(macs.subarray(0, words.byteLength));
+    this.#calmDown ??= hurryThread();
     await this.#worker.request('learnMacs', words);
     await Promise.all(
       state.ports.map((each) => this.#entries[each.number]?.port.restore(each, fds)),
@@ -168,6 +170,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   /** Stands still: first the data plane, so that no frame finds its way half open. */
   async suspend(fds: SentFds): Promise<{ state: HandOverState; macs: Uint8Array }> {
     const stoppedAtMs = monotonicMs();
+    this.#calmDown ??= hurryThread(); // until `resume`, here or at the successor
     await this.#worker.request('suspend', undefined);
     const ports = this.#ports().map((port) => port.suspend(fds));
     this.#suspending = Promise.allSettled(ports);
@@ -208,12 +211,16 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     await Promise.race([this.#suspending, patience]);
     await Promise.allSettled(this.#ports().map((port) => port.resume()));
     await this.#worker.request('resume', undefined);
+    this.#calmDown?.();
+    this.#calmDown = null;
   }
 
   /** Ends without ending anything: sessions, sockets and interfaces are a successor's. */
   async surrender(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.#calmDown?.();
+    this.#calmDown = null;
     for (const capture of this.#captures.values()) capture.close();
     await Promise.allSettled(this.#ports().map((port) => port.surrender()));
     await this.#worker.close();

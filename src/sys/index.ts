@@ -35,6 +35,7 @@ export {
 export type { TapOffloads, TapOptions } from './tap.ts';
 export {
   enterNetns,
+  hurryThread,
   pinThread,
   pauseWatch,
   processCpuSeconds,

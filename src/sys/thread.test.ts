@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
+import { getPriority } from 'node:os';
 import { test } from 'node:test';
 import {
   createEventfd,
   drainEventfd,
+  hurryThread,
   pauseWatch,
   pinThread,
   processCpuSeconds,
@@ -47,4 +49,13 @@ test('a watched thread is not held by a descriptor that blocks', () => {
   } finally {
     watchThread(0);
   }
+});
+
+test('a thread in a hurry goes back to its usual priority', (t) => {
+  const usual = getPriority(0);
+  const calmDown = hurryThread();
+  if (process.getuid?.() === 0) assert.equal(getPriority(0), -20);
+  else t.diagnostic('not root: nothing changes');
+  calmDown();
+  assert.equal(getPriority(0), usual);
 });

@@ -1,4 +1,5 @@
 /** Name, CPU time, affinity and network namespace of the calling thread. */
+import { getPriority, setPriority } from 'node:os';
 import { CLONE_NEWNET } from '../wire/linux.ts';
 import { check } from './errors.ts';
 import { openFd } from './fd.ts';
@@ -70,3 +71,21 @@ export function watchThread(intervalMs: number): void {
  * @syscalls timer_settime
  */
 export const pauseWatch: () => number = native.pauseWatch;
+
+/** nice(2) of the calling thread while it must not wait for others: the most that there is. */
+const URGENT = -20;
+
+/**
+ * Puts the calling thread before all ordinary ones, where the process may do so (CAP_SYS_NICE).
+ * Returns what undoes it; to be called by the same thread, soon.
+ * @syscalls getpriority setpriority
+ */
+export function hurryThread(): () => void {
+  const usual = getPriority(0);
+  try {
+    setPriority(0, URGENT);
+  } catch {
+    return () => undefined;
+  }
+  return () => setPriority(0, usual);
+}

@@ -3,6 +3,8 @@ import { closeSync, openSync, writeSync } from 'node:fs';
 import { ConfigError, VringError, messageOf } from '../base/errors.ts';
 import {
   connectNetGuest,
+  migrateGuest,
+  NetConnector,
   NetStack,
   fileSource,
   parseFeatureChoice,
@@ -42,6 +44,7 @@ export type GuestOptions = {
   poll: boolean;
   reconnect: boolean;
   iommu?: IommuMode;
+  migrateTo?: string;
   json: boolean;
   // ping
   count: number;
@@ -351,6 +354,7 @@ async function withGuest(
     });
     void guest.closed.then(() => stop.abort());
     guest.onLink = (event) => tellLink(options, event);
+    const stopMoving = moveOnSignal(options, guest);
     try {
       const status = await use(guest, stop.signal);
       if (guest.failure !== null) throw guest.failure;
@@ -358,11 +362,38 @@ async function withGuest(
     } catch (error) {
       throw guest.failure ?? error; // what follows from a failure is not the reason
     } finally {
+      stopMoving();
       await guest.close();
     }
   } finally {
     process.off('SIGTERM', onSignal).off('SIGINT', onSignal);
   }
+}
+
+/** SIGUSR1 moves the guest to `--migrate-to`, the next one back. Returns what ends that. */
+function moveOnSignal(options: GuestOptions, guest: NetGuest): () => void {
+  if (options.migrateTo === undefined) return () => undefined;
+  let [here, there] = [options.socket, options.migrateTo];
+  const onSignal = (): void => {
+    if (guest.moving) return;
+    const { mtu = null } = options;
+    const connector = new NetConnector({ socket: there, server: options.server, mtu });
+    const connect = (signal?: AbortSignal) => connector.connect(signal, true);
+    migrateGuest(guest, { connect }).then(
+      (report) => {
+        const { pauseMs, rounds, stateBytes } = report;
+        process.stderr.write(
+          `vring guest: moved to ${there} in ${report.totalMs.toFixed(0)} ms, of which it stood ` +
+            `still for ${pauseMs.toFixed(0)}; ${rounds.join(' + ')} pages, ` +
+            `${stateBytes ?? 'no'} bytes of device state\n`,
+        );
+        [here, there] = [there, here];
+      },
+      (error: unknown) => process.stderr.write(`vring guest: it stays: ${messageOf(error)}\n`),
+    );
+  };
+  process.on('SIGUSR1', onSignal);
+  return () => process.off('SIGUSR1', onSignal);
 }
 
 /** A switch that came back has learned nothing: it is told again where we are. */

@@ -30,6 +30,9 @@ Examples:
     vring guest net --socket vm0.sock pps --size 1500 --seconds 5 --loop --json
   A guest that outlives its switch, behind a virtual IOMMU:
     vring guest net --socket vm1.sock --reconnect --iommu --ip 10.0.0.2/24 echo
+  A guest that moves to another port while it works, whenever it is told to:
+    vring guest net --socket vm1.sock --migrate-to vm2.sock --ip 10.0.0.2/24 echo &
+    kill -USR1 $!
   What did the back-end offer, and what was negotiated:
     vring guest net --socket vm0.sock --features +ctrl_vq,-tso info
   100 MiB with retransmission and a checksum compare:
@@ -67,6 +70,7 @@ export function guestCommand(): Command {
     .option('--huge-pages', 'guest memory from 2 MiB pages (vm.nr_hugepages)', false)
     .option('--poll', 'poll for received frames and ask for no call', false)
     .option('--reconnect', 'survive a back-end that goes away, and wait for the next one', false)
+    .option('--migrate-to <path>', 'on SIGUSR1 move to the back-end at this socket, then back')
     .addOption(
       new Option('--iommu [mode]', 'a virtual IOMMU between device and memory')
         .choices(['offset', 'scatter'])

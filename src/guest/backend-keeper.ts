@@ -4,6 +4,8 @@
  */
 import { VringError } from '../base/errors.ts';
 import type { VhostBackend } from '../base/vhost-backend.ts';
+import { VHOST_USER_PROTOCOL_F_GPA_ADDRESSES } from '../wire/vhost-user.ts';
+import { hasFeature } from '../wire/virtio.ts';
 import {
   protocolFeaturesOf,
   reconnect,
@@ -48,6 +50,11 @@ export class BackendKeeper {
   /** Of vhost-user, as negotiated with the back-end that the driver chose itself. */
   get protocolFeatures(): bigint {
     return this.#protocolFeatures;
+  }
+
+  /** Whether ring addresses are guest-physical for the back-end. */
+  get gpaAddresses(): boolean {
+    return hasFeature(this.#protocolFeatures, VHOST_USER_PROTOCOL_F_GPA_ADDRESSES);
   }
 
   /** Nobody is there, and somebody is being looked for. */

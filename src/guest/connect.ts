@@ -5,7 +5,10 @@ import {
   type FrontendEvents,
   type FrontendOptions,
 } from '../vhost-user/index.ts';
-import { VHOST_USER_PROTOCOL_F_MTU } from '../wire/vhost-user.ts';
+import {
+  VHOST_USER_PROTOCOL_F_GPA_ADDRESSES,
+  VHOST_USER_PROTOCOL_F_MTU,
+} from '../wire/vhost-user.ts';
 import { GuestIommu, type IommuMode } from './iommu.ts';
 import { NetGuest, type NetGuestOptions } from './net-driver.ts';
 
@@ -71,7 +74,8 @@ export class NetConnector {
   }
 
   async #reach(signal: AbortSignal | undefined, explain: boolean): Promise<VhostUserFrontend> {
-    const { socket, server, protocolFeatures } = this.#options;
+    const { socket, server } = this.#options;
+    const protocolFeatures = this.#protocolFeatures();
     const options: FrontendOptions = {
       vringsPerQueue: 2, // net back-ends count queue pairs
       ...this.#events(),
@@ -89,6 +93,13 @@ export class NetConnector {
       if (explain && error instanceof SysError) throw noBackend(socket, error);
       throw error;
     }
+  }
+
+  /** An IOMMU's translations are given as user addresses here. */
+  #protocolFeatures(): bigint | undefined {
+    const { protocolFeatures } = this.#options;
+    if (protocolFeatures === undefined || this.iommu === null) return protocolFeatures;
+    return protocolFeatures & ~(1n << BigInt(VHOST_USER_PROTOCOL_F_GPA_ADDRESSES));
   }
 
   /** Without anything to hear there is no need for a backend channel. */

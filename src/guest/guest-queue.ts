@@ -129,9 +129,13 @@ export class GuestQueue {
     this.call = createEventfd(`${plan.name} call`);
   }
 
-  /** What the back-end is told; `base` is where it starts or goes on. */
-  vring(base: number): FrontendVring {
-    const start = this.#ringAddress ?? this.#memory.baseUva + this.#at;
+  /**
+   * What the back-end is told; `base` is where it starts or goes on. `gpaAddresses`: it takes
+   * guest-physical addresses (GPA_ADDRESSES), not user addresses.
+   */
+  vring(base: number, gpaAddresses = false): FrontendVring {
+    const { baseGpa, baseUva } = this.#memory;
+    const start = this.#ringAddress ?? (gpaAddresses ? baseGpa : baseUva) + this.#at;
     return {
       size: this.plan.size,
       base,

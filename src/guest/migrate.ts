@@ -20,6 +20,7 @@ import { VhostUserFrontend } from '../vhost-user/index.ts';
 import {
   VHOST_F_LOG_ALL,
   VHOST_USER_PROTOCOL_F_DEVICE_STATE,
+  VHOST_USER_PROTOCOL_F_GPA_ADDRESSES,
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_RARP,
 } from '../wire/vhost-user.ts';
@@ -186,7 +187,8 @@ class Migration {
     const log = on ? 1n << BigInt(VHOST_F_LOG_ALL) : 0n;
     if (on) await this.#source.setFeatures(this.#guest.features | log);
     for (const queue of this.#guest.queues) {
-      const { descUva, availUva, usedUva } = queue.vring(0);
+      const gpa = this.#source.has(VHOST_USER_PROTOCOL_F_GPA_ADDRESSES);
+      const { descUva, availUva, usedUva } = queue.vring(0, gpa);
       const logGpa = on ? BigInt(queue.usedGpa) : null;
       await this.#source.setVringAddr(queue.index, { descUva, availUva, usedUva }, logGpa);
     }

@@ -127,7 +127,6 @@ export class NetGuest implements FrameLink {
     }
   }
 
-  /** Use `start`. */
   private constructor(
     backend: VhostBackend,
     options: NetGuestOptions,
@@ -175,7 +174,6 @@ export class NetGuest implements FrameLink {
     });
   }
 
-  /** The back-end of now. */
   get backend(): VhostBackend {
     return this.#keeper.backend;
   }
@@ -241,7 +239,7 @@ export class NetGuest implements FrameLink {
     return this.send(announceFrame(macToBytes(this.mac)), NO_OFFLOAD);
   }
 
-  /** For the data plane: a fault of queue `queue`; ends the guest. */
+  /** A fault of queue `queue`; ends the guest. */
   reportFault(queue: GuestQueue, fault: number): void {
     this.#broken(queue, fault);
   }
@@ -288,7 +286,7 @@ export class NetGuest implements FrameLink {
     return bases;
   }
 
-  /** Starts the rings again where `stop` found them; with nobody there, as soon as somebody is. */
+  /** Starts the rings where `stop` found them; with nobody there, as soon as somebody is. */
   async resume(): Promise<void> {
     if (this.#running || this.#ended) return;
     if (this.#keeper.searching) {
@@ -297,14 +295,14 @@ export class NetGuest implements FrameLink {
     } else await this.#startRings();
   }
 
-  /** Idempotent. Stops the rings if the back-end still answers, and releases everything. */
+  /** Idempotent. Stops the rings if somebody still answers, and releases everything. */
   async close(): Promise<void> {
     if (this.#ended && this.failure === null) return;
     this.#keeper.abort();
     try {
       if (this.failure === null && this.#attached) await this.stop();
     } catch {
-      // The back-end went away meanwhile: nothing of ours runs there any more.
+      // The back-end went away: nothing of ours runs there any more.
     }
     this.#ended = true;
     this.#running = false;
@@ -316,15 +314,16 @@ export class NetGuest implements FrameLink {
 
   /** What another back-end must offer and be told to go on with this guest. */
   get setup(): DriverSetup {
+    const { protocolFeatures, gpaAddresses } = this.#keeper;
     return {
       deviceId: VIRTIO_ID_NET,
       features: this.features,
-      protocolFeatures: this.#keeper.protocolFeatures,
+      protocolFeatures,
       vrings: this.#queues.vrings,
       regions: () => [this.memory.backendRegion()],
       rings: () => {
         this.#handed = this.#running;
-        return this.#running ? this.#queues.rings(this.#recoverBases()) : [];
+        return this.#running ? this.#queues.rings(this.#recoverBases(), gpaAddresses) : [];
       },
       inflight: this.#queues.inflight,
     };
@@ -367,7 +366,8 @@ export class NetGuest implements FrameLink {
     for (const queue of this.queues) disableCalls(queue.ring);
     this.#running = true;
     try {
-      for (const { index, vring } of this.#queues.rings(this.#bases)) {
+      const { gpaAddresses } = this.#keeper;
+      for (const { index, vring } of this.#queues.rings(this.#bases, gpaAddresses)) {
         await startVring(this.backend, index, vring);
       }
     } catch (error) {

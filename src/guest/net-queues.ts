@@ -109,8 +109,10 @@ export class NetQueues {
     await backend.inflight.set(this.#inflight);
   }
 
-  rings(bases: readonly number[]): DriverRing[] {
-    return this.all.map((queue, i) => ({ index: queue.index, vring: queue.vring(bases[i]) }));
+  rings(bases: readonly number[], gpaAddresses: boolean): DriverRing[] {
+    return this.all.map((queue, i) => {
+      return { index: queue.index, vring: queue.vring(bases[i], gpaAddresses) };
+    });
   }
 
   /** Of rings whose device died, after everything received was taken. */

@@ -71,9 +71,9 @@ async function survives(scratch: Scratch, kind: Kind, seed: number): Promise<voi
   const random = randoms(seed);
   let device = scratch.own(await SlowDevice.start(socket));
   const driver = scratch.own(await RequestDriver.start({ socket, ...kind }));
-  let over = false;
+  const over = new AbortController();
   const submitting = (async () => {
-    while (!over && driver.failure === null) {
+    while (!over.signal.aborted && driver.failure === null) {
       while (driver.submit(1 + random(8))); // as many as fit, each for a while of its own
       await driver.progress();
     }
@@ -85,7 +85,7 @@ async function survives(scratch: Scratch, kind: Kind, seed: number): Promise<voi
     await waitFor('the driver to be back', 5000, () => driver.reconnects === kill);
   }
   await sleep(50);
-  over = true;
+  over.abort();
   await submitting;
   await driver.settled();
   ok(driver.submitted > 100, `${driver.submitted} requests`);

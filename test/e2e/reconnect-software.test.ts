@@ -30,7 +30,7 @@ test('guests under traffic survive a switch that is killed', { timeout: 60_000 }
     {},
     { packed: true },
     { features: '-mrg,-indirect', ringSize: 64 },
-    { packed: true, features: '+in_order', queuePairs: 1 },
+    { packed: true, features: '+in_order', protocolFeatures: ~0n }, // guest-physical rings
   ];
   const hosts: Host[] = [];
   for (const [i, kind] of kinds.entries()) {

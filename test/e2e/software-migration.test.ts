@@ -16,7 +16,7 @@ import {
 } from '../../src/guest/index.ts';
 import { requireRoot } from '../peers/require-peer.ts';
 import { Scratch, sleep } from '../peers/scratch.ts';
-import { Host, ip4, ip6, macOf } from '../peers/software-guest.ts';
+import { Host, VringProcess, ip4, ip6, macOf } from '../peers/software-guest.ts';
 import { startSwitch } from '../peers/switch.ts';
 
 /** Moves a host to another socket. */
@@ -118,6 +118,27 @@ test('a move that fails leaves the guest where it was', { timeout: 60_000 }, asy
   ok(await a.hears(ip6(2)));
   equal(a.guest.failure, null);
 });
+
+test(
+  'on the command line: SIGUSR1 moves, the next one moves back',
+  { timeout: 60_000 },
+  async () => {
+    await using scratch = new Scratch();
+    const vswitch = await startSwitch(scratch, { a: '', b: '', p: '' });
+    const peer = scratch.own(await Host.join(scratch.path('p'), 1));
+    const there = ['--migrate-to', scratch.path('b')];
+    const guest = scratch.own(await VringProcess.guest(scratch.path('a'), 2, ...there, 'echo'));
+    ok(await peer.hears(ip4(2)));
+    guest.signal('SIGUSR1');
+    await guest.says(/moved to .*b in \d+ ms, .* \d+ bytes of device state/);
+    await vswitch.waitState('b', 'up');
+    ok(await peer.hears(ip4(2)));
+    guest.signal('SIGUSR1');
+    await guest.says(/moved to .*a in /);
+    ok(await peer.hears(ip4(2)));
+    deepEqual(await guest.close(), { code: 0, signal: null });
+  },
+);
 
 test('postcopy: pages come when somebody waits for them', { timeout: 60_000 }, async (t) => {
   if (!requireRoot(t)) return;

@@ -9,10 +9,9 @@ import { BackendKeeper, type KeeperHooks } from './backend-keeper.ts';
 
 const FEATURES = featureSet(VIRTIO_F_RING_PACKED, 32);
 
-const SILENT = [
-  ...['setOwner', 'setStatus', 'setFeatures', 'setMemTable', 'setVringNum', 'setVringBase'],
-  ...['setVringAddr', 'setVringEnable', 'setVringKick', 'setVringCall'],
-];
+const SILENT =
+  'setOwner setStatus setFeatures setMemTable setVringNum setVringBase setVringAddr ' +
+  'setVringEnable setVringKick setVringCall';
 
 /** Remembers its calls; ends when told. */
 class FakeBackend {
@@ -36,7 +35,7 @@ class FakeBackend {
       getFeatures: async () => this.features,
       getQueueNum: async () => this.vrings,
       close: say('close'),
-      ...Object.fromEntries(SILENT.map((name) => [name, say(name)])),
+      ...Object.fromEntries(SILENT.split(' ').map((name) => [name, say(name)])),
     } as unknown as VhostBackend;
   }
 }
@@ -57,11 +56,11 @@ test('a driver is introduced: features, memory, and its rings where they were', 
   const connect = async () => backend.asBackend;
   await reconnect({ connect }, setup, new AbortController().signal);
   const names = backend.calls.map((call) => call.split(' ')[0]);
-  assert.deepEqual(names, [
-    ...['setOwner', 'setStatus', 'setFeatures', 'setStatus', 'setMemTable', 'setVringNum'],
-    ...['setVringBase', 'setVringAddr', 'setVringEnable', 'setVringKick', 'setVringCall'],
-    'setStatus',
-  ]);
+  assert.equal(
+    names.join(' '),
+    'setOwner setStatus setFeatures setStatus setMemTable setVringNum setVringBase ' +
+      'setVringAddr setVringEnable setVringKick setVringCall setStatus',
+  );
   assert.ok(backend.calls.includes('setVringBase 1 5'));
   assert.equal(backend.calls.at(-1), 'setStatus 15', 'DRIVER_OK comes last');
 });

@@ -98,7 +98,10 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
   // A fault behind good chains: those are handed over, the next call meets it first.
   q.counters[TAKEN] += n;
   // More chains out than there are descriptors: some buffer id was handed out twice.
-  if (q.tracked !== 0 && !noteTakenPacked(q, batch, n, slot)) return (q.fault = FAULT_BUFFER_ID);
+  if (q.tracked !== 0 && !noteTakenPacked(q, batch, n, slot)) {
+    batch.count = 0;
+    return (q.fault = FAULT_BUFFER_ID);
+  }
   return n;
 }
 

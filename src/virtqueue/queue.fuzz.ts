@@ -14,7 +14,7 @@ import type { AddressMap } from '../memory/address-map.ts';
 import { ringLayout } from '../wire/virtio.ts';
 import { ChainBatch } from './chain-batch.ts';
 import { fillRows } from './chain-segments.hot.ts';
-import { DeviceQueue, ringBase, type VringConfig } from './device-queue.ts';
+import { DeviceQueue, ringBase, type QueueExtras, type VringConfig } from './device-queue.ts';
 import {
   disableKicks,
   enableKicks,
@@ -37,6 +37,9 @@ import {
 const ARENA_BYTES = 1 << 18;
 const RING_AT = 4096;
 const RING_BYTES = 16384;
+const INFLIGHT_AT = RING_AT + RING_BYTES;
+const INFLIGHT_BYTES = 4096;
+const LOG_AT = INFLIGHT_AT + INFLIGHT_BYTES;
 const RANGES = 3;
 const RANGE_BYTES = 32768;
 /** GPA and arena offset of each range: 0 and 1 touch in the guest but not in the arena. */
@@ -159,6 +162,32 @@ function makeMap(): AddressMap {
   };
 }
 
+/** A log that is far too short, an inflight region, an IOTLB: each in some runs. */
+function makeExtras(random: Random, gpa: AddressMap): QueueExtras {
+  const usedGpa = random.chance(50) ? 4096 * random.below(100000) : -1;
+  return {
+    iotlb: random.chance(30),
+    log: random.chance(30) ? { offset: LOG_AT, sizeBytes: 8192, usedGpa, gpa } : null,
+    inflight: random.chance(40) ? { offset: INFLIGHT_AT, sizeBytes: INFLIGHT_BYTES } : null,
+  };
+}
+
+/** A driver that hands a buffer out twice may leave a region that contradicts itself. */
+function makeDevice(
+  config: VringConfig,
+  map: AddressMap,
+  buffer: ArrayBufferLike,
+  extras: QueueExtras,
+): DeviceQueue {
+  try {
+    return new DeviceQueue(config, map, buffer, extras);
+  } catch (error) {
+    assert((error as { code?: string }).code === 'ERR_VRING_INFLIGHT', String(error));
+    new Uint8Array(buffer, INFLIGHT_AT, INFLIGHT_BYTES).fill(0);
+    return new DeviceQueue(config, map, buffer, extras);
+  }
+}
+
 /** All that a caller of `takeChains` may rely on. */
 function checkBatch(batch: ChainBatch, size: number, packed: boolean): void {
   assert(batch.count <= batch.capacity);
@@ -198,7 +227,9 @@ function fuzzDevice(
   report: { chains: number; faults: number },
 ): void {
   const map = makeMap();
-  let q = new DeviceQueue(config, map, buffer);
+  const extras = makeExtras(random, map);
+  if (extras.iotlb) Object.assign(map, { permission: Uint8Array.of(3, 1 + random.below(3), 3) });
+  let q = makeDevice(config, map, buffer, extras);
   q.weakOrder = random.below(2);
   const batch = new ChainBatch(1 + random.below(64), 1 + random.below(300), random.chance(50));
   for (let i = 0; i < calls; i++) {
@@ -209,11 +240,8 @@ function fuzzDevice(
       assert(q.fault === taken && batch.count === 0);
       report.faults++;
       const base = ringBase(q);
-      q = new DeviceQueue(
-        { ...config, base: config.packed ? base : (base + 1) & 0xffff },
-        map,
-        buffer,
-      );
+      const next = config.packed ? base : (base + 1) & 0xffff;
+      q = makeDevice({ ...config, base: next }, map, buffer, extras);
       q.weakOrder = random.below(2);
       if (!config.packed) resync(q, config, buffer);
       continue;
@@ -241,7 +269,8 @@ function fuzzDevice(
 /** Split: makes the avail index plausible again, or every later call would fault at once. */
 function resync(q: DeviceQueue, config: VringConfig, buffer: ArrayBufferLike): void {
   const avail = new Uint16Array(buffer, config.availOffset, 2);
-  Atomics.store(avail, 1, (q.nextAvail + 1) & 0xffff);
+  const next = (q.nextAvail + 1) & 0xffff;
+  Atomics.store(avail, 1, config.bigEndian ? ((next & 0xff) << 8) | (next >> 8) : next);
 }
 
 /** One driver whose device is hostile: what comes back must have been out, once. */
@@ -311,6 +340,7 @@ function randomConfig(random: Random): VringConfig {
     availOffset: RING_AT + layout.availAt,
     usedOffset: RING_AT + layout.usedAt,
     base: packed ? 0x8000_8000 : random.below(65536),
+    bigEndian: !packed && random.chance(10),
   };
 }
 

@@ -15,6 +15,7 @@ import { MacTable, type PortSettings, Switch } from '../../switch/index.ts';
 import { CaptureTap, type CaptureRing } from '../../capture/index.ts';
 import { TapPlane, type TapPlaneOptions } from '../../uplinks/index.ts';
 import { arena } from '../../sys/arena.ts';
+import { hurryThread } from '../../sys/thread.ts';
 import type { PortIotlb } from './port-iotlb.ts';
 import { NetPort } from './net-port.ts';
 import type { NetPlaneState } from './net-state.ts';
@@ -79,6 +80,7 @@ export class NetPlane implements DataPlane {
   #nowSeconds = 0;
   /** No source is worked on; which of them are awake is kept. */
   #suspended = false;
+  #calmDown: (() => void) | null = null;
 
   constructor(context: PlaneContext) {
     this.#context = context;
@@ -224,9 +226,12 @@ export class NetPlane implements DataPlane {
         return this.#switch.macTable.flush((payload as { port?: number }).port);
       case 'suspend':
         this.#suspended = true;
+        this.#calmDown ??= hurryThread(); // guests wait until `resume`
         return undefined;
       case 'resume':
         this.#suspended = false;
+        this.#calmDown?.();
+        this.#calmDown = null;
         return undefined;
       case 'learnMacs':
         return this.#switch.macTable.enter(payload as Int32Array, (port) =>

@@ -91,7 +91,11 @@ class Run {
   async #probe(): Promise<Offer> {
     this.#peer?.ensure();
     // The first start of a back-end may take its time: huge pages, devices.
-    const patience = { ...this.#patience, connectMs: Math.max(this.#patience.connectMs, 15_000) };
+    const { connectMs, answerMs } = this.#patience;
+    const patience = {
+      connectMs: Math.max(connectMs, 15_000),
+      answerMs: Math.max(answerMs, 10_000),
+    };
     const { socket } = this.#options;
     const peer = await openPeer(socket, new Transcript(), patience, () => this.#failIfEnded());
     try {

@@ -35,13 +35,19 @@ export type DeviceProfile = {
 
 const NET_HEADER_BYTES = 12;
 
-/** Broadcast, from a local address, of the type for local experiments. */
-export function testFrame(bytes = 64, marker = 0): Uint8Array {
+const OUR_MAC = [0x02, 0x00, 0x00, 0xc0, 0x4f, 0x01] as const;
+
+/**
+ * From a local address, of the type for local experiments; broadcast, or to ourselves: switches
+ * that reflect frames do so for addresses that they have learned.
+ */
+export function testFrame(bytes = 64, toUs = false): Uint8Array {
   const frame = new Uint8Array(bytes);
-  frame.fill(0xff, 0, 6);
-  frame.set([0x02, 0x00, 0x00, 0xc0, 0x4f, 0x01], 6);
+  if (toUs) frame.set(OUR_MAC, 0);
+  else frame.fill(0xff, 0, 6);
+  frame.set(OUR_MAC, 6);
   frame.set([0x88, 0xb5], 12);
-  for (let i = 14; i < bytes; i++) frame[i] = (i + marker) & 0xff;
+  for (let i = 14; i < bytes; i++) frame[i] = i & 0xff;
   return frame;
 }
 

@@ -130,3 +130,14 @@ test('chains of more slots: what the front-end says stays', () => {
     assert.equal(ring.recover(ring.base), ring.base, `step ${step}, used`);
   }
 });
+
+test('a ring that no device left is looked at a few times, however large it is', () => {
+  const size = 32768;
+  const desc = new Int32Array(4 * size);
+  for (let slot = 0; slot < size; slot++) desc[4 * slot + 3] = AVAIL;
+  for (const slot of [size - 2, size - 4]) desc[4 * slot + 3] = AVAIL | USED;
+  let reads = 0;
+  const counting = new Proxy(desc, { get: (target, key) => (reads++, target[Number(key)]) });
+  assert.equal(recoverPackedBase(counting, size, 0x8005), 0x8005);
+  assert(reads < 32 * size, `${reads} reads`);
+});

@@ -21,6 +21,9 @@ const USED_BIT = 1 << 31;
 /** Entries of one `putUsed` are published by its first: at most so many lie behind it. */
 const MAX_BATCH = 256;
 
+/** Of the USED bits along a ring with one hole: its own two, and the position. */
+const MAX_CHANGES = 3;
+
 type Position = { readonly slot: number; readonly wrap: number; readonly hole: number };
 
 /**
@@ -68,13 +71,13 @@ function isPlausible(desc: Int32Array, size: number, at: number, wrap: number): 
   return at === 0;
 }
 
-/** The only place where the USED bits change, one unpublished slot aside. Null: there are more. */
+/** The only place where the USED bits change, one unpublished slot aside. Null: not the only one. */
 function findPosition(desc: Int32Array, size: number): Position | null {
   const plain = boundary(desc, size, -1);
   if (plain !== null) return plain;
   let best: Position | null = null;
   let bestBehind = MAX_BATCH;
-  for (let hole = 0; hole < size; hole++) {
+  for (const hole of holes(desc, size)) {
     if (usedBit(desc, hole) === availBit(desc, hole)) continue; // not available: no hole
     const found = boundary(desc, size, hole);
     if (found === null) continue;
@@ -83,6 +86,23 @@ function findPosition(desc: Int32Array, size: number): Position | null {
     if (behind < bestBehind) [best, bestBehind] = [found, behind];
   }
   return best;
+}
+
+/**
+ * Slots that may be the one hole: at a change, because the opposite of a bit that equals both its
+ * neighbours only adds changes, and removes two at most. To try each slot of a ring that a driver
+ * wrote for it took a second (32768 slots), in which the worker serves nobody.
+ */
+function holes(desc: Int32Array, size: number): readonly number[] {
+  const found: number[] = [];
+  let changes = 0;
+  for (let slot = 1; slot < size && changes <= MAX_CHANGES; slot++) {
+    if (usedBit(desc, slot) === usedBit(desc, slot - 1)) continue;
+    changes++;
+    if (found.at(-1) !== slot - 1) found.push(slot - 1);
+    found.push(slot);
+  }
+  return changes > MAX_CHANGES ? [] : found;
 }
 
 /** The position, with the bit of slot `hole` taken for its opposite; null with several changes. */

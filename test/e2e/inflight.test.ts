@@ -95,7 +95,7 @@ async function survives(scratch: Scratch, kind: Kind, seed: number): Promise<voi
   ok(!device.log.includes('fault'), device.log);
 }
 
-test(`exactly once over ${KILLS} kills of each`, { timeout: 60_000 }, async () => {
+test(`exactly once over ${KILLS} kills of each`, { timeout: 120_000 }, async () => {
   await using scratch = new Scratch();
   const kinds: readonly Kind[] = [
     { packed: false, indirect: false },

@@ -127,6 +127,7 @@ Ports:
   mac=52:54:00:...    address offered to the guest                 (vhost-user)
   packed=off mrg=off  features not to offer                        (vhost-user)
   iommu=on            for a guest behind a virtual IOMMU           (vhost-user)
+  postcopy=on         for postcopy migration; trusted VMMs only    (vhost-user)
   vlan=VID            access port of this VLAN (default 1)
   trunk=VID+VID or trunk=all, native=VID
   mtu=N  mac-limit=N  csum=off  tso=off  uso=off  reflect`,

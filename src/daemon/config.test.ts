@@ -40,6 +40,7 @@ test('a port has documented defaults', () => {
       packed: true,
       mrgRxbuf: true,
       iommu: false,
+      postcopy: false,
       vlan: { mode: 'access', vid: 1 },
       offload: { csum: true, tso: true, uso: true },
       mtu: 1500,

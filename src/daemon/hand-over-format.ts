@@ -40,6 +40,7 @@ const PortConfigSchema = z.discriminatedUnion('kind', [
     packed: z.boolean(),
     mrgRxbuf: z.boolean(),
     iommu: z.boolean(),
+    postcopy: z.boolean(),
   }),
   z.object({ ...common, kind: z.literal('tap'), interface: text }),
 ]);

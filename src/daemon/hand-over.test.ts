@@ -44,6 +44,7 @@ const VM: VhostUserPortConfig = {
   packed: true,
   mrgRxbuf: true,
   iommu: false,
+  postcopy: false,
   vlan: { mode: 'access', vid: 1 },
   offload: { csum: true, tso: true, uso: true },
   mtu: 1500,

@@ -42,6 +42,7 @@ export function resolvePort(
       packed: input.packed,
       mrgRxbuf: input.mrgRxbuf,
       iommu: input.iommu,
+      postcopy: input.postcopy,
     };
   }
   return problems.length === before ? port : null;

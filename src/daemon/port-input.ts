@@ -161,6 +161,13 @@ const vhostUserPort = mapping(
     iommu: bool()
       .default(false)
       .meta({ description: 'Offer ACCESS_PLATFORM, for a guest behind a virtual IOMMU.' }),
+    postcopy: bool()
+      .default(false)
+      .meta({
+        description:
+          'Offer PAGEFAULT, for postcopy migration. A VMM that then brings no pages holds up ' +
+          'all ports of the switch: only for VMMs that are trusted with that.',
+      }),
   },
   'a mapping with name, kind and path',
 );

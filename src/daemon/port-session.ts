@@ -4,21 +4,20 @@ import type { SessionState } from '../vhost-user/index.ts';
 import { FAULT_MEMORY_GONE, FAULT_NOTIFY_BLOCKED } from '../virtqueue/faults.ts';
 import * as protocol from '../wire/vhost-user.ts';
 import { featureNames, featureSet, VIRTIO_ID_NET } from '../wire/virtio.ts';
-import type { PortStatus } from './switch-types.ts';
+import type { PortStatus, VhostUserPortConfig } from './switch-types.ts';
 
 /**
- * Protocol features of a port; the session offers those that it implements. INFLIGHT_SHMFD is not
- * among them: a net device finishes every chain in the round that took it, so there is nothing to
- * recover, and the record would cost every frame.
+ * Protocol features of every port; the session offers those that it implements. INFLIGHT_SHMFD is
+ * not among them: a net device finishes every chain in the round that took it, so there is nothing
+ * to recover, and the record would cost every frame.
  */
-export const PROTOCOL_FEATURES = featureSet(
+const PROTOCOL_FEATURES = featureSet(
   protocol.VHOST_USER_PROTOCOL_F_MQ,
   protocol.VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   protocol.VHOST_USER_PROTOCOL_F_RARP,
   protocol.VHOST_USER_PROTOCOL_F_REPLY_ACK,
   protocol.VHOST_USER_PROTOCOL_F_MTU,
   protocol.VHOST_USER_PROTOCOL_F_BACKEND_REQ,
-  protocol.VHOST_USER_PROTOCOL_F_PAGEFAULT,
   protocol.VHOST_USER_PROTOCOL_F_CONFIG,
   protocol.VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   protocol.VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
@@ -27,6 +26,16 @@ export const PROTOCOL_FEATURES = featureSet(
   protocol.VHOST_USER_PROTOCOL_F_DEVICE_STATE,
   protocol.VHOST_USER_PROTOCOL_F_GPA_ADDRESSES,
 );
+
+/**
+ * Protocol features of one port. Postcopy puts the worker to sleep in the kernel until the
+ * front-end brings a page, and with it every port of that worker: only a front-end that is
+ * trusted with that may have it.
+ */
+export function protocolFeaturesOf(config: VhostUserPortConfig): bigint {
+  const postcopy = featureSet(protocol.VHOST_USER_PROTOCOL_F_PAGEFAULT);
+  return config.postcopy ? PROTOCOL_FEATURES | postcopy : PROTOCOL_FEATURES;
+}
 
 /** What status displays see of a session; null: there is none. */
 export function sessionStatus(

@@ -21,7 +21,7 @@ function problem(spec: string): string {
 test('every option of a vhost-user port', () => {
   const spec =
     'vm0=vhost-user:/run/vm0.sock,queues=2,trunk=20+10,native=1,mode=0600,owner=1:2,mtu=9000,' +
-    'packed=off,mrg=off,iommu=on,tso=off,csum=on,uso=off,mac=52:54:00:AA:BB:CC,reflect,mac-limit=5';
+    'packed=off,mrg=off,iommu=on,postcopy=on,tso=off,csum=on,uso=off,mac=52:54:00:AA:BB:CC,reflect,mac-limit=5';
   assert.deepEqual(port(spec), {
     name: 'vm0',
     kind: 'vhost-user',
@@ -34,6 +34,7 @@ test('every option of a vhost-user port', () => {
     packed: false,
     mrgRxbuf: false,
     iommu: true,
+    postcopy: true,
     vlan: { mode: 'trunk', allowed: [1, 10, 20], native: 1 },
     offload: { csum: true, tso: false, uso: false },
     mtu: 9000,

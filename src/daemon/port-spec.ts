@@ -59,6 +59,7 @@ const OPTIONS: Readonly<Record<string, Option>> = {
   packed: plain('packed', onOff),
   mrg: plain('mrgRxbuf', onOff),
   iommu: plain('iommu', onOff),
+  postcopy: plain('postcopy', onOff),
   csum: offload('csum'),
   tso: offload('tso'),
   uso: offload('uso'),
@@ -76,6 +77,7 @@ const VHOST_USER_ONLY = new Set([
   'packed',
   'mrg',
   'iommu',
+  'postcopy',
   'mac',
 ]);
 

@@ -89,6 +89,7 @@ function configOf(path: string): VhostUserPortConfig {
     packed: true,
     mrgRxbuf: true,
     iommu: false,
+    postcopy: false,
     vlan: { mode: 'access', vid: 1 },
     offload: { csum: true, tso: true, uso: true },
     mtu: 1500,

@@ -41,6 +41,8 @@ export type VhostUserPortConfig = PortCommon & {
   readonly mrgRxbuf: boolean;
   /** Offer ACCESS_PLATFORM: for guests behind a virtual IOMMU. */
   readonly iommu: boolean;
+  /** Offer PAGEFAULT: the VMM may hold the worker up until it has brought a page. */
+  readonly postcopy: boolean;
 };
 
 export type TapPortConfig = PortCommon & { readonly kind: 'tap'; readonly interface: string };

@@ -22,7 +22,7 @@ import {
 import { parseMac } from '../wire/ethernet.ts';
 import { VIRTIO_NET_MIN_MTU } from '../wire/virtio-net.ts';
 import { type AckedFeatures, featureChanges } from './feature-changes.ts';
-import { offenceOf, PROTOCOL_FEATURES, sessionStatus } from './port-session.ts';
+import { offenceOf, protocolFeaturesOf, sessionStatus } from './port-session.ts';
 import { keepState, loadNetState, saveNetState, type StatefulPort } from './port-state.ts';
 import {
   type PortContext,
@@ -79,7 +79,7 @@ export class VhostUserPort implements SwitchPort {
       worker: context.worker,
       number: context.number,
       device: this.#device,
-      protocolFeatures: PROTOCOL_FEATURES,
+      protocolFeatures: protocolFeaturesOf(config),
       queueNum: config.queuePairs,
       onMtu: (mtu) => this.#setMtu(mtu),
       onChange: () => this.#reportUp(),

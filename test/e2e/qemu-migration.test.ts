@@ -102,7 +102,9 @@ for (const packed of [false, true]) {
     if (peersMissing(t)) return;
     await using scratch = new Scratch();
     const log = new MessageLog(scratch.path('messages'));
-    const ports = ['a', 'b', 'peer'].map((name) => `${name}=vhost-user:${scratch.path(name)}`);
+    const ports = ['a', 'b', 'peer'].map(
+      (name) => `${name}=vhost-user:${scratch.path(name)},postcopy=on`,
+    );
     const control = scratch.path('control');
     const vswitch = scratch.own(await SwitchProcess.start({ ports, control, ...log }));
     const peer = launchPeer(scratch);

@@ -143,7 +143,7 @@ test(
 test('postcopy: pages come when somebody waits for them', { timeout: 60_000 }, async (t) => {
   if (!requireRoot(t)) return;
   await using scratch = new Scratch();
-  const vswitch = await startSwitch(scratch, { a: '', b: '', p: '' });
+  const vswitch = await startSwitch(scratch, { a: ',postcopy=on', b: ',postcopy=on', p: '' });
   const peer = scratch.own(await Host.join(scratch.path('p'), 1));
   const host = scratch.own(await Host.join(scratch.path('a'), 2));
   ok(await peer.hears(ip4(2)));

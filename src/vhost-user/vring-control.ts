@@ -131,6 +131,11 @@ export class VringControl {
     return { size: vring.size, base: vring.saidBase, bigEndian: vring.bigEndian };
   }
 
+  /** No ring runs, or will when its translations come. */
+  get areAllStopped(): boolean {
+    return this.#vrings.every(({ state }) => state !== 'running' && state !== 'waiting');
+  }
+
   get runningCount(): number {
     return this.#vrings.filter((vring) => vring.state === 'started').length;
   }
@@ -240,7 +245,19 @@ export class VringControl {
     vring.fds.kick?.close();
     vring.fds.kick = null;
     vring.own.delete('kick');
+    await this.#forgetTranslations();
     return vring.base ?? freshBase(this.around.features);
+  }
+
+  /**
+   * Behind the last ring. QEMU 7.2 says nothing when the machine is reset and its IOMMU with it;
+   * the next kernel has other pages at the same I/O addresses, its rings first of all.
+   */
+  async #forgetTranslations(): Promise<void> {
+    if (!usesIotlb(this.around.features)) return;
+    if (this.#vrings.some((vring) => vring.state !== 'stopped')) return;
+    const { iova, sizeBytes } = this.#iotlb.clear();
+    await this.#target.invalidateIotlb?.(iova, sizeBytes);
   }
 
   /** RESET_DEVICE: every ring is stopped and disabled, and begins anew. */

@@ -7,8 +7,10 @@ import {
   encodeNetState,
   NetDevice,
   type NetPortStatus,
+  PARKED_FRAMES_BYTES,
   parseNetState,
 } from '../devices/net/index.ts';
+import { PrivateMemory } from '../memory/index.ts';
 import { DeviceHost, type HostedVring, type PlaneEvent } from '../runtime/index.ts';
 import {
   BackendConnector,
@@ -58,6 +60,8 @@ export class VhostUserPort implements SwitchPort {
   #prepared: PreparedMemory | null = null;
   /** What was acked when rings last ran. */
   #acked: AckedFeatures | null = null;
+  /** For frames that wait for an IOMMU; null without one. */
+  #parked: PrivateMemory | null = null;
 
   constructor(config: VhostUserPortConfig, context: PortContext) {
     this.config = config;
@@ -101,6 +105,7 @@ export class VhostUserPort implements SwitchPort {
 
   async #addToPlane(): Promise<void> {
     const { config } = this;
+    if (config.iommu) this.#parked ??= PrivateMemory.allocate(PARKED_FRAMES_BYTES);
     const add: AddNetPort = {
       port: this.number,
       settings: settingsOf(config),
@@ -108,6 +113,7 @@ export class VhostUserPort implements SwitchPort {
       mtu: this.#mtu,
       mac: config.mac === null ? null : parseMac(config.mac),
       linkUp: this.linkUp,
+      parkedAt: this.#parked?.offset ?? -1,
     };
     await this.#context.worker.request('addNetPort', add);
   }
@@ -144,7 +150,10 @@ export class VhostUserPort implements SwitchPort {
     await endpoint?.close();
   }
 
-  release(): void {}
+  release(): void {
+    this.#parked?.close();
+    this.#parked = null;
+  }
 
   plan(fds: SentFds): PortPlan {
     const settings = { vlan: this.#context.vlan(), mtu: this.#offeredMtu };

@@ -17,6 +17,8 @@ export {
   parseNetState,
 } from './net-state.ts';
 
+export { PARKED_FRAMES_BYTES } from './parked-frames.ts';
+
 /** For `DataPlaneWorker`: the module whose `createPlane` serves net devices and uplinks. */
 export const NET_PLANE_MODULE = new URL(
   import.meta.url.endsWith('.ts') ? './net-plane.ts' : './net-plane.js',

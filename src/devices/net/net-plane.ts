@@ -36,6 +36,8 @@ export type AddNetPort = {
   readonly mtu: number;
   readonly mac: Uint8Array | null;
   readonly linkUp: boolean;
+  /** See NetPortOptions. */
+  readonly parkedAt?: number;
 };
 export type AddTapPort = TapPlaneOptions & {
   readonly port: number;
@@ -147,6 +149,7 @@ export class NetPlane implements DataPlane {
       if (!vring.started && vring.requestKicks()) port.changed(vring, false);
     }
     if (source.kind !== 'receiveq') this.#wake(source, performance.now());
+    else port.unpark();
   }
 
   detachVring(device: number, index: number): number {
@@ -185,6 +188,7 @@ export class NetPlane implements DataPlane {
 
   updateIotlb(device: number, entry: IotlbUpdate): void {
     this.#changeIotlb(device, (iotlb) => iotlb.update(entry));
+    this.#netPort(device).unpark();
   }
 
   /** No round is under way: no chain is out whose translation this is. */

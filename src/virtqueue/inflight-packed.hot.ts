@@ -23,12 +23,14 @@ const ID_AND_FLAGS = 16; // id, flags: the last word of the ring's descriptor
 const LEN = 20;
 const ADDR = 24;
 
+const NOT_OUT = 0xffff; // as in inflight-state.ts
+
 const HEAD = 0; // columns of ChainBatch.rows, ROW_STRIDE words apart
 const SLOTS = 256;
 
 /**
  * The chains of a batch whose first descriptor is at `slot`, before the device sees them. False:
- * the driver has more out than it has descriptors; nothing more can be noted.
+ * the driver has more out than it has descriptors, or a buffer id twice; nothing more can be noted.
  */
 export function noteTakenPacked(
   q: DeviceQueue,
@@ -42,7 +44,8 @@ export function noteTakenPacked(
   let at = slot;
   for (let i = 0; i < count; i++) {
     const slots = rows[i + SLOTS];
-    if (slots > state.freeCount) return false;
+    const id = rows[i + HEAD];
+    if (slots > state.freeCount || entryOf[id] !== NOT_OUT) return false;
     const first = state.freeHead;
     const head = DESC + ENTRY * first;
     let last = first;
@@ -69,7 +72,6 @@ export function noteTakenPacked(
     }
     view.setUint16(OLD_FREE_HEAD, state.freeHead, true);
     state.freeCount -= slots;
-    const id = rows[i + HEAD];
     entryOf[id] = first;
     lastOf[id] = last;
   }
@@ -84,6 +86,7 @@ export function noteUntakenPacked(q: DeviceQueue, batch: ChainBatch, from: numbe
     // In this order: an entry of the free list may be marked, a marked one may not be lost.
     state.view.setUint16(OLD_FREE_HEAD, entry, true);
     state.view.setUint8(DESC + ENTRY * entry, 0);
+    state.entryOf[batch.rows[i + HEAD]] = NOT_OUT;
   }
 }
 
@@ -121,7 +124,9 @@ export function noteUsedPacked(
   const { view, entryOf } = state;
   const end = first + count;
   for (let i = first; i < end; i++) {
-    view.setUint8(DESC + ENTRY * entryOf[batch.rows[i + HEAD]], 0);
+    const id = batch.rows[i + HEAD];
+    view.setUint8(DESC + ENTRY * entryOf[id], 0);
+    entryOf[id] = NOT_OUT;
   }
   view.setUint16(OLD_FREE_HEAD, state.freeHead, true);
   setPositions(state, q.nextUsed, q.usedWrap, q.nextUsed, q.usedWrap);

@@ -6,6 +6,10 @@ import { badRegion, isFresh, type Noted, readCounter, resubmit, seal } from './i
 
 const { INFLIGHT_PACKED_DESC: DESC, INFLIGHT_PACKED_ENTRY_BYTES: ENTRY } = layout;
 
+/** What is known of an entry: nothing (0), it is in the free list, or in a chain. */
+const FREE = 1;
+const TAKEN = 2;
+
 /** AVAIL and USED of a descriptor's last word. */
 const AVAIL_BIT = 1 << 23;
 const USED_BIT = 1 << 31;
@@ -31,15 +35,17 @@ export function recoverPacked(q: DeviceQueue): void {
     const next = view.getUint16(DESC + ENTRY * entry + layout.INFLIGHT_PACKED_NEXT, true);
     nextFree[entry] = Math.min(next, entries);
   }
-  const isFree = walkFreeList(q, entries);
+  const isKnown = walkFreeList(q, entries);
   let slots = 0;
   const found: Noted[] = [];
   for (let entry = 0; entry < entries; entry++) {
     const at = DESC + ENTRY * entry;
-    if (isFree[entry] === 1 || view.getUint8(at) === 0) continue;
-    slots += readChain(q, entry, entries);
+    if (isKnown[entry] === FREE || view.getUint8(at) === 0) continue;
+    const chain = readChain(q, entry, entries, isKnown);
+    slots += chain.slots;
     if (slots > size) throw badRegion(`its chains have more descriptors than the ring of ${size}`);
-    found.push({ entry, counter: readCounter(view, at + layout.INFLIGHT_PACKED_COUNTER) });
+    const counter = readCounter(view, at + layout.INFLIGHT_PACKED_COUNTER);
+    found.push({ entry, counter, ...chain });
   }
   resubmit(state, found);
   // Each chain's used entry takes as many slots as the chain had: what is out is ahead of us.
@@ -117,16 +123,24 @@ function walkFreeList(q: DeviceQueue, entries: number): Uint8Array {
   const isFree = new Uint8Array(entries);
   let entry = state.freeHead;
   for (; entry < entries; entry = nextFree[entry]!) {
-    if (isFree[entry] === 1) throw badRegion(`its free entries come back to ${entry}`);
-    isFree[entry] = 1;
+    if (isFree[entry] === FREE) throw badRegion(`its free entries come back to ${entry}`);
+    isFree[entry] = FREE;
     view.setUint8(DESC + ENTRY * entry, 0);
     state.freeCount++;
   }
   return isFree;
 }
 
-/** A chain that is out: checks its entries and learns its buffer id. Returns how many slots. */
-function readChain(q: DeviceQueue, first: number, entries: number): number {
+/**
+ * A chain that is out: checks its entries, which `isKnown` has of no other chain and not of the
+ * free list, and learns its buffer id.
+ */
+function readChain(
+  q: DeviceQueue,
+  first: number,
+  entries: number,
+  isKnown: Uint8Array,
+): { readonly id: number; readonly slots: number } {
   const { inflight: state, size } = q;
   const { view, nextFree, entryOf, lastOf } = state;
   const at = DESC + ENTRY * first;
@@ -134,14 +148,21 @@ function readChain(q: DeviceQueue, first: number, entries: number): number {
   const last = view.getUint16(at + layout.INFLIGHT_PACKED_LAST, true);
   if (num < 1 || num > size) throw badRegion(`entry ${first} is a chain of ${num} descriptors`);
   let entry = first;
-  for (let n = 1; n < num && entry < entries; n++) entry = nextFree[entry]!;
+  for (let n = 1; ; n++) {
+    if (isKnown[entry] !== 0) throw badRegion(`the chain at entry ${first} shares ${entry}`);
+    isKnown[entry] = TAKEN;
+    if (n === num || nextFree[entry]! >= entries) break;
+    entry = nextFree[entry]!;
+  }
   if (entry !== last || last >= entries) {
     throw badRegion(`the chain at entry ${first} ends at ${entry}, expected ${last}`);
   }
   // 2.8.6: the id is that of the last descriptor.
   const id = view.getUint16(DESC + ENTRY * last + layout.INFLIGHT_PACKED_ID, true);
   if (id >= size) throw badRegion(`entry ${last} has buffer id ${id}, the ring has ${size}`);
+  const other = entryOf[id]!;
+  if (other < entries) throw badRegion(`entries ${other} and ${first} have buffer id ${id}`);
   entryOf[id] = first;
   lastOf[id] = last;
-  return num;
+  return { id, slots: num };
 }

@@ -22,7 +22,8 @@ export function recoverSplit(q: DeviceQueue): void {
   for (let entry = 0; entry < size; entry++) {
     const at = DESC + ENTRY * entry;
     if (view.getUint8(at + layout.INFLIGHT_SPLIT_INFLIGHT) === 0) continue;
-    found.push({ entry, counter: readCounter(view, at + layout.INFLIGHT_SPLIT_COUNTER) });
+    const counter = readCounter(view, at + layout.INFLIGHT_SPLIT_COUNTER);
+    found.push({ entry, counter, id: entry, slots: 1 });
   }
   resubmit(state, found);
   state.lastBatchHead = view.getUint16(layout.INFLIGHT_SPLIT_LAST_BATCH_HEAD, true) % size;

@@ -10,13 +10,17 @@
  * `inflight-packed.ts` read them when a queue is made over a region that is not fresh.
  *
  * The region is the front-end's memory too. It is read at recovery alone, every number of it
- * judged; positions are kept here.
+ * judged; positions are kept here. Only descriptors of chains that are taken again are read when
+ * they are taken, as those of a ring are.
  */
 import { VringError } from '../base/errors.ts';
 import * as layout from '../wire/inflight.ts';
 
 /** Arena range of this ring's part. */
 export type InflightMemory = { readonly offset: number; readonly sizeBytes: number };
+
+/** In `InflightState.entryOf`: no chain of that id is out. */
+const NOT_OUT = 0xffff;
 
 /** One hidden class for both formats, and for queues without a region. */
 export class InflightState {
@@ -35,12 +39,15 @@ export class InflightState {
   readonly nextFree: Uint16Array;
   freeHead = 0;
   freeCount = 0;
-  /** Packed: first and last entry of each chain that is out, by buffer id. */
+  /** Packed: first and last entry of each chain that is out, by buffer id; NOT_OUT for others. */
   readonly entryOf: Uint16Array;
   readonly lastOf: Uint16Array;
 
   /** Chains of a device before us, in the order in which it took them: heads, or entries. */
   again: Uint16Array;
+  /** Packed: their buffer ids, and how many slots of the ring each takes. */
+  againId: Uint16Array;
+  againSlots: Uint16Array;
   againAt = 0;
   againCount = 0;
   /** 1: the last batch came from `again`. */
@@ -56,7 +63,8 @@ export class InflightState {
     if (memory === null) {
       this.view = new DataView(new ArrayBuffer(0));
       this.positions = new Float64Array(0);
-      this.nextFree = this.entryOf = this.lastOf = this.again = new Uint16Array(0);
+      this.nextFree = this.entryOf = this.lastOf = new Uint16Array(0);
+      this.again = this.againId = this.againSlots = this.nextFree;
       return;
     }
     const { offset, sizeBytes } = memory;
@@ -69,9 +77,9 @@ export class InflightState {
     this.positions = new Float64Array(buffer, offset + layout.INFLIGHT_PACKED_USED_IDX, 1);
     const entries = packed ? packedEntries(sizeBytes) : 0;
     this.nextFree = new Uint16Array(entries);
-    this.entryOf = new Uint16Array(packed ? size : 0);
+    this.entryOf = new Uint16Array(packed ? size : 0).fill(NOT_OUT);
     this.lastOf = new Uint16Array(packed ? size : 0);
-    this.again = new Uint16Array(0);
+    this.again = this.againId = this.againSlots = new Uint16Array(0);
   }
 }
 
@@ -108,12 +116,19 @@ export function seal(state: InflightState, entries: number): void {
 export function resubmit(state: InflightState, found: readonly Noted[]): void {
   const sorted = [...found].sort((a, b) => a.counter - b.counter);
   state.again = Uint16Array.from(sorted, (noted) => noted.entry);
+  state.againId = Uint16Array.from(sorted, (noted) => noted.id);
+  state.againSlots = Uint16Array.from(sorted, (noted) => noted.slots);
   state.againCount = sorted.length | 0;
   state.counter[0] = (sorted.at(-1)?.counter ?? 0) + 1;
 }
 
-/** A head (split) or first entry (packed), and when it was taken. */
-export type Noted = { readonly entry: number; readonly counter: number };
+/** A head (split) or first entry (packed) of a chain, and when it was taken. */
+export type Noted = {
+  readonly entry: number;
+  readonly counter: number;
+  readonly id: number;
+  readonly slots: number;
+};
 
 /** The u64 at `at`; counters that a peer made larger than 2^53 just lose their order. */
 export function readCounter(view: DataView, at: number): number {

@@ -28,8 +28,7 @@ const FAULT_BUFFER_ID = -13;
 
 const DESC = 32; //         QueueRegionPacked, as in wire/inflight.ts
 const ENTRY = 32;
-const NUM = 6; //           DescStatePacked
-const ID_AND_FLAGS = 16; // the last word of the ring's descriptor
+const ID_AND_FLAGS = 16; // DescStatePacked: the last word of the ring's descriptor
 const LEN = 20;
 const ADDR = 24;
 
@@ -126,14 +125,16 @@ function takeTable(
 }
 
 /**
- * A chain that a device before us had taken, from entry `first` of the inflight region: the ring
- * may hold used descriptors where it was. Returns what `takeChain` does.
+ * A chain that a device before us had taken, the one at `place` of `again`, from its copy in the
+ * inflight region: the ring may hold used descriptors where it was. Returns what `takeChain` does.
  */
-export function retakeChain(q: DeviceQueue, batch: ChainBatch, row: number, first: number): number {
-  const { view, nextFree } = q.inflight;
-  const size = q.size;
+export function retakeChain(q: DeviceQueue, batch: ChainBatch, row: number, place: number): number {
+  const { view, nextFree, again, againId, againSlots } = q.inflight;
   const firstSeg = batch.segments;
-  const num = view.getUint16(DESC + ENTRY * first + NUM, true);
+  // Judged when the region was read; the region may say something else by now.
+  const first = again[place];
+  const id = againId[place];
+  const num = againSlots[place];
   let entry = first;
   let word = 0;
   let writeSeg = -1;
@@ -147,7 +148,7 @@ export function retakeChain(q: DeviceQueue, batch: ChainBatch, row: number, firs
     const len = view.getInt32(at + LEN, true);
     if ((word & INDIRECT) !== 0) {
       if (num !== 1) return FAULT_INDIRECT_NEXT;
-      return takeTable(q, batch, row, lo, hi, len, word & 0xffff);
+      return takeTable(q, batch, row, lo, hi, len, id);
     }
     if ((word & WRITE) !== 0 && writeSeg < 0) {
       writeSeg = batch.segments;
@@ -161,8 +162,6 @@ export function retakeChain(q: DeviceQueue, batch: ChainBatch, row: number, firs
     entry = nextFree[entry];
     if (entry >= nextFree.length) entry = first; // the end of the list: not looked at any more
   }
-  const id = word & 0xffff;
-  if (id >= size) return FAULT_BUFFER_ID;
   q.visited += num;
   finishRow(batch, row, id, num, firstSeg, writeSeg, readBytes, bytes);
   return 0;

@@ -97,7 +97,7 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
   }
   // A fault behind good chains: those are handed over, the next call meets it first.
   q.counters[TAKEN] += n;
-  // More chains out than there are descriptors: some buffer id was handed out twice.
+  // More out than there are descriptors, or a buffer id that is out already.
   if (q.tracked !== 0 && !noteTakenPacked(q, batch, n, slot)) {
     batch.count = 0;
     return (q.fault = FAULT_BUFFER_ID);
@@ -108,15 +108,16 @@ export function takePacked(q: DeviceQueue, batch: ChainBatch, max: number): numb
 /** Takes chains that a device before us had taken, from the copy that it kept. */
 function retakePacked(q: DeviceQueue, batch: ChainBatch, max: number): number {
   const state = q.inflight;
-  const { again, againAt, againCount } = state;
+  const { againAt, againCount } = state;
   const left = againCount - againAt;
   let limit = left < max ? left : max;
   if (limit > batch.capacity) limit = batch.capacity;
   let n = 0;
   let stop = 0;
+  q.visited = 0;
   while (n < limit && q.visited <= batch.segCapacity) {
     const segments = batch.segments;
-    stop = retakeChain(q, batch, n, again[againAt + n]);
+    stop = retakeChain(q, batch, n, againAt + n);
     if (stop !== 0) {
       batch.segments = segments;
       break;

@@ -1,5 +1,5 @@
 /**
- * `npm run reconnect`: two Linux guests in QEMU talk while their switch is killed and started again.
+ * `npm run reconnect`: two Linux guests in QEMU talk while their switch is killed and restarted.
  *
  *   npm run reconnect                             50 times, packed where QEMU connects, split else
  *   npm run reconnect -- --times 10

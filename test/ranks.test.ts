@@ -37,7 +37,7 @@ const SAME_RANK_ALLOWED = new Set(['wire > base', 'sys > base', 'sys > wire']);
 const MAY_USE_PACKAGES = new Set(['daemon', 'cli', 'dashboard']);
 
 const SRC = join(import.meta.dirname, '..', 'src');
-const IMPORT = /(?:\bfrom|\bimport)\s*\(?\s*'([^']+)'/g;
+const IMPORT = /(?:\bfrom\s*|\bimport\s*\(?\s*)'([^']+)'/g;
 
 type Import = { file: string; folder: string; target: string; kind: 'folder' | 'package' };
 

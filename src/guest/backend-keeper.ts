@@ -62,7 +62,7 @@ export class BackendKeeper {
     return this.#searching;
   }
 
-  /** The driver goes on with this one, and later ones are where it is; the old one is the caller's. */
+  /** The driver goes on with this one, later ones are where it is; the old one is the caller's. */
   replace(backend: VhostBackend, connect: ReconnectOptions['connect']): void {
     if (this.#options !== null) this.#options = { ...this.#options, connect };
     this.#backend = backend;

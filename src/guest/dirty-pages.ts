@@ -1,4 +1,4 @@
-/** The front-end's end of the dirty log: which pages did the back-end write since we last looked? */
+/** The front-end's end of the dirty log: which pages did the back-end write since the last look? */
 import type { GuestMemory } from '../memory/index.ts';
 import { SharedRegion } from '../memory/index.ts';
 import { arena, createMemfd, type Fd } from '../sys/index.ts';

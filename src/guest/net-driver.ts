@@ -2,10 +2,11 @@
  * The software guest's virtio-net driver: a front-end with memory and driver-side rings of its own.
  *
  * Theory of operation: `start` negotiates, lays out one memfd (rings, indirect tables, buffers of
- * every queue), hands all to the back-end in the order of real ones, and is then a `FrameLink`: `send` copies a frame into a slot of a transmit ring,
- * received frames go to `onFrame`. Received frames are noticed by the call eventfd ('interrupt')
- * or by looking every turn of the event loop ('poll'). With notify 'manual' nobody looks: the
- * caller works on `rx` and `tx` with the functions of net-driver.hot.ts, as `traffic.ts` does.
+ * every queue), hands all to the back-end in the order of real ones, and is then a `FrameLink`:
+ * `send` copies a frame into a slot of a transmit ring, received frames go to `onFrame`. They are
+ * noticed by the call eventfd ('interrupt') or by looking every turn of the event loop ('poll').
+ * With notify 'manual' nobody looks: the caller works on `rx` and `tx` with the functions of
+ * net-driver.hot.ts, as `traffic.ts` does.
  *
  * A back-end that breaks virtio ends the guest: `failure` is set, `closed` resolves with it, `send`
  * returns false from then on. So does one that goes away, unless `reconnect` says how to find it

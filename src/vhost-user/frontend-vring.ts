@@ -11,10 +11,10 @@ export type FrontendVring = VringAddresses & {
 };
 
 /**
- * Hands a ring over: size, base, addresses, enable, kick, call. Some back-ends take the ring as soon
- * as the kick is there, others (DPDK) wait for the call as well; this order suits both. Enabled
- * before the kick, as QEMU does with rings that were enabled before: a network device discards what
- * it finds to send in a ring that is started and not enabled.
+ * Hands a ring over: size, base, addresses, enable, kick, call. Some back-ends take the ring as
+ * soon as the kick is there, others (DPDK) wait for the call as well; this order suits both.
+ * Enabled before the kick, as QEMU does with rings that were enabled before: a network device
+ * discards what it finds to send in a ring that is started and not enabled.
  */
 export async function startVring(
   backend: VhostBackend,

@@ -71,7 +71,7 @@ function isPlausible(desc: Int32Array, size: number, at: number, wrap: number): 
   return at === 0;
 }
 
-/** The only place where the USED bits change, one unpublished slot aside. Null: not the only one. */
+/** The only place where the USED bits change, but for one unpublished slot. Null: not the only. */
 function findPosition(desc: Int32Array, size: number): Position | null {
   const plain = boundary(desc, size, -1);
   if (plain !== null) return plain;

@@ -67,7 +67,7 @@ export type QemuOptions = {
   readonly qmpPath?: string | null;
   /** Seconds between attempts of a client chardev whose back-end went away. */
   readonly reconnectSeconds?: number;
-  /** Starts with an empty machine that a migration fills: QMP `migrate-incoming` says from where. */
+  /** Starts an empty machine that a migration fills: QMP `migrate-incoming` says from where. */
   readonly incoming?: boolean;
   readonly extra?: readonly string[];
 };

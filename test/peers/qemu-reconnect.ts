@@ -37,7 +37,7 @@ export type ReconnectResult = {
 
 const ADDRESSES = ['10.0.0.1', '10.0.0.2'] as const;
 const PING_MS = 20;
-/** QEMU tries again after 1 s, TCP by then only every 0.8 or 1.6 s, on a machine that others use. */
+/** QEMU tries again after 1 s, TCP by then only every 0.8 or 1.6 s, on a shared machine. */
 const PATIENCE_MS = 30_000;
 /** More than echo requests and ARP bring together meanwhile: the stream goes on. */
 const STREAM_BYTES = 128 * 1024;

@@ -1,7 +1,7 @@
 /**
- * A driver of numbered requests over any back-end that answers them (`slow-device.ts`): what a block
- * driver is to a disk, without a disk. It outlives its back-end: rings, memory and the inflight
- * region stay, whoever comes next goes on, and every completion is counted by its number.
+ * A driver of numbered requests over any back-end that answers them (`slow-device.ts`): what a
+ * block driver is to a disk, without a disk. It outlives its back-end: rings, memory and the
+ * inflight region stay, whoever comes next goes on, and every completion is counted by its number.
  */
 import assert from 'node:assert/strict';
 import { BackendKeeper } from '../../src/guest/backend-keeper.ts';

@@ -44,6 +44,12 @@ export const MIN_FRAME_BYTES = 14;
  */
 export const MAX_IOTLB_ENTRIES = 4096;
 
+/**
+ * So much of a dirty log is used, and mapped: the pages of the first 8 TiB, numbered in 31 bits. A
+ * sparse file costs its owner nothing, and the arena's addresses are shared by all sessions.
+ */
+export const MAX_LOG_BYTES = 2 ** 28 - 1;
+
 /** Ports of one switch: port sets are bit sets of this many bits. */
 export const MAX_PORTS = 256;
 

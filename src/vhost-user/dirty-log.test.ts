@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import type { ProtocolError } from '../base/errors.ts';
+import { MAX_LOG_BYTES } from '../base/limits.ts';
 import { createMemfd } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
 import { region, REGION_BYTES, ringAddr, singleRegion } from './testing/conversation.ts';
@@ -100,6 +101,14 @@ test('a used ring outside of the log is refused', () =>
       await f.refused('ERR_VRING_LOG_SIZE', wire.VHOST_USER_SET_VRING_ADDR, addr, [], text);
       assert.equal(f.target.running.size, 0);
     }
+  }));
+
+test('a log for all addresses there are is mapped only as far as pages are logged', () =>
+  withFixture(async (f) => {
+    await running(f);
+    using fd = createMemfd('log', 2 ** 44); // sparse, as large as the arena
+    await f.peer.ask(wire.VHOST_USER_SET_LOG_BASE, logOf(2 ** 44), [fd.number]);
+    assert.equal(f.session.state.log!.bytes, MAX_LOG_BYTES);
   }));
 
 for (const [what, code, field, sizeBytes, fdOffset] of [

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { reservedRanges } from '../memory/index.ts';
 import { createMemfd, type Fd, fdStat } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
 import { inflightStrideBytes } from './inflight-region.ts';
@@ -111,6 +112,19 @@ test('a region for packed rings that was made before their format was known', ()
     await f.shareMemory();
     await f.startRing(0);
     assert.equal(f.target.running.get(0)!.inflight!.sizeBytes, Number(value.mapBytes));
+  }));
+
+test('of a region that is too large as much is mapped as rings can use', () =>
+  withFixture(async (f) => {
+    await f.negotiate();
+    const before = reservedRanges();
+    using fd = createMemfd('inflight', 2 ** 44); // sparse, as large as the arena
+    const payload = describe(1, 256, 2 ** 44);
+    await f.acked(wire.VHOST_USER_SET_INFLIGHT_FD, payload, [fd.number]);
+    assert.equal(reservedRanges(), before + 1);
+    await f.shareMemory();
+    await f.startRing(0);
+    assert.equal(f.target.running.get(0)!.inflight!.sizeBytes, inflightStrideBytes(256, false));
   }));
 
 test('a region too small for packed rings is found when they start', () =>

@@ -3,6 +3,7 @@
  * inflight region, backend channel, IOTLB, postcopy, device state. See backend-handlers.ts.
  */
 import { ProtocolError } from '../base/errors.ts';
+import { MAX_LOG_BYTES } from '../base/limits.ts';
 import { createMemfd } from '../sys/index.ts';
 import { IOTLB_INVALIDATE, type IotlbEvent } from '../wire/vhost-user-parse.ts';
 import { InflightDescription, VHOST_USER_VRING_NOFD_MASK } from '../wire/vhost-user.ts';
@@ -12,6 +13,11 @@ import { checkLogCovers, mapEnd } from './dirty-log.ts';
 import { checkInflightShape, inflightBytes, InflightRegion } from './inflight-region.ts';
 import { checkIotlbType } from './iotlb-control.ts';
 import { SharedArea } from './session-area.ts';
+
+/** What more a front-end says than can be used is not mapped: see MAX_LOG_BYTES. */
+function atMost(sizeBytes: bigint, limit: number): bigint {
+  return sizeBytes < limit ? sizeBytes : BigInt(limit);
+}
 
 /* Dirty log */
 
@@ -23,7 +29,8 @@ export const setLogBase: Handler<{ sizeBytes: bigint; fdOffset: bigint }> = asyn
   { vrings },
   { request, value, fds },
 ) => {
-  const log = SharedArea.map(request, 'log', fds[0]!, value.sizeBytes, value.fdOffset);
+  const bytes = atMost(value.sizeBytes, MAX_LOG_BYTES);
+  const log = SharedArea.map(request, 'log', fds[0]!, bytes, value.fdOffset);
   const { around } = vrings;
   try {
     if (around.maps !== null) checkLogCovers(log, mapEnd(around.maps.gpa), 'guest memory');
@@ -76,7 +83,8 @@ export const setInflightFd: Handler<InflightDescription> = (
     const problem = `${mapBytes}, expected at least ${due} for ${what}`;
     throw new ProtocolError('ERR_VRING_INFLIGHT', request, 'mmap size', problem);
   }
-  const area = SharedArea.map(request, 'inflight', fds[0]!, value.mapBytes, value.fdOffset);
+  const bytes = atMost(value.mapBytes, inflightBytes(value, null));
+  const area = SharedArea.map(request, 'inflight', fds[0]!, bytes, value.fdOffset);
   fds.shift();
   vrings.around.inflight?.close(); // no ring runs: the table says so
   const { queueCount, queueSize } = value;

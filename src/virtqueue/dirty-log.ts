@@ -2,6 +2,7 @@
  * Where a queue marks the guest pages that it writes: the dirty log of a migration. Specification,
  * "Migration". Cells only; `dirty-log.hot.ts` works on them.
  */
+import { MAX_LOG_BYTES } from '../base/limits.ts';
 import type { AddressMap } from '../memory/address-map.ts';
 
 /** The log as one ring uses it; offsets are arena offsets. */
@@ -22,9 +23,6 @@ export const LOG_OUTSIDE = 2;
 
 /** What one bit stands for. */
 const PAGE_BYTES = 4096;
-
-/** Of a longer log only so much is used: pages of the first 8 TiB, numbered in 31 bits. */
-const LOG_BYTES_MAX = 2 ** 28 - 1;
 
 /** One hidden class, also for queues without a log. */
 export class DirtyLog {
@@ -55,7 +53,7 @@ export class DirtyLog {
     this.start = Float64Array.from([...ranges.map((range) => range.start), Infinity]);
     this.end = Float64Array.from([...ranges.map((range) => range.end), -Infinity]);
     this.delta = Float64Array.from([...ranges.map((range) => range.delta), 0]);
-    const bytes = Math.min(log?.sizeBytes ?? 0, LOG_BYTES_MAX);
+    const bytes = Math.min(log?.sizeBytes ?? 0, MAX_LOG_BYTES);
     this.bits = log === null ? new Uint8Array(0) : new Uint8Array(buffer, log.offset, bytes);
     const usedGpa = log?.usedGpa ?? -1;
     this.cells[LOG_USED_PAGES] = usedGpa < 0 ? -1 : usedGpa / PAGE_BYTES;

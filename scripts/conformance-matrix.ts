@@ -56,7 +56,8 @@ const PEERS: readonly Peer[] = [
     device: 'net',
     program: null,
     command: (folder, socket) =>
-      `${VRING} switch --quiet --port a=vhost-user:${socket},reflect,iommu=on --control ${folder}/control`,
+      `${VRING} switch --quiet --port a=vhost-user:${socket},reflect,iommu=on ` +
+      `--control ${folder}/control`,
   },
   {
     name: 'dpdk',

@@ -104,5 +104,5 @@ export const FRONT_END_DEVICES: Readonly<Record<string, FrontEndDevice>> = {
   net,
   blk,
   generic,
-  fs: { ...generic, name: 'fs', config: Buffer.from('vring'.padEnd(40, '\0')) },
+  fs: { ...generic, name: 'fs', config: new TextEncoder().encode('vring'.padEnd(40, '\0')) },
 };

@@ -240,7 +240,8 @@ export const FRONT_END_RULES: readonly FrontEndRule[] = [
   rule(
     'FE-NACK-001',
     'A refused message is heard',
-    'A front-end whose memory was refused does not go on as if it had been taken: it kicks no ring.',
+    'A front-end whose memory was refused does not go on as if it had been taken: ' +
+      'it kicks no ring.',
     'REPLY_ACK',
     'it sends memory without need_reply, or was not asked (--spawn)',
     'should',

@@ -15,7 +15,8 @@ details{border-bottom:1px solid #eee;padding:.35rem 0}summary{cursor:pointer;dis
 font-size:13px}.s{color:#777;min-width:3.5rem}.why{margin:.3rem 0 .3rem 7.2rem;color:#b3261e}
 .na .why,.pass .why{color:#555}.rule{margin:.3rem 0 .3rem 7.2rem;color:#444}
 pre{margin:.4rem 0 .4rem 7.2rem;padding:.6rem;background:#f6f8fa;overflow:auto}
-@media (prefers-color-scheme:dark){body,.bar{background:#111417;color:#e6e6e6}pre{background:#1c2126}
+@media (prefers-color-scheme:dark){body,.bar{background:#111417;color:#e6e6e6}
+pre{background:#1c2126}
 .facts,.rule,.s{color:#a8a8a8}details,.bar{border-color:#333}}`;
 
 const SCRIPT = `
@@ -26,7 +27,8 @@ const words=search.value.toLowerCase();let n=0;
 for(const d of document.querySelectorAll('details')){
 const hit=on.has(d.className)&&d.textContent.toLowerCase().includes(words);d.hidden=!hit;if(hit)n++}
 document.querySelector('#shown').textContent=n+' shown'}
-for(const b of boxes)b.addEventListener('change',show);search.addEventListener('input',show);show();`;
+for(const b of boxes)b.addEventListener('change',show);
+search.addEventListener('input',show);show();`;
 
 const CLASS_OF = { pass: 'pass', fail: 'fail', error: 'error', 'not applicable': 'na' } as const;
 

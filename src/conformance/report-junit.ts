@@ -48,7 +48,8 @@ function suite(
 function testCase(each: ReportedCheck, failed: boolean): string {
   const name = escapeMarkup(`${each.id} ${each.title}`);
   const group = escapeMarkup(each.id.split('-').slice(0, 2).join('-'));
-  const open = `    <testcase classname="${group}" name="${name}" time="${each.milliseconds / 1000}"`;
+  const seconds = each.milliseconds / 1000;
+  const open = `    <testcase classname="${group}" name="${name}" time="${seconds}"`;
   const detail = escapeMarkup(each.detail);
   const body = escapeMarkup(
     [each.rule, `[${each.section}]`, ...each.transcript, `again: ${each.reproduce}`].join('\n'),
@@ -60,8 +61,8 @@ function testCase(each: ReportedCheck, failed: boolean): string {
     return `${open}>\n      <error message="${detail}">${body}</error>\n    </testcase>\n`;
   }
   if (failed) {
-    const type = `type="${each.severity}"`;
-    return `${open}>\n      <failure ${type} message="${detail}">${body}</failure>\n    </testcase>\n`;
+    const attributes = `type="${each.severity}" message="${detail}"`;
+    return `${open}>\n      <failure ${attributes}>${body}</failure>\n    </testcase>\n`;
   }
   return `${open}/>\n`;
 }

@@ -152,8 +152,8 @@ export const deviceChecks: readonly Check[] = [
   check(
     'BE-NET-010',
     'A frame that comes back has a proper header',
-    'Without MRG_RXBUF a received frame fills one buffer and num_buffers is 1; no flag or GSO type ' +
-      'that was not negotiated is set, and the bytes are those that were sent.',
+    'Without MRG_RXBUF a received frame fills one buffer and num_buffers is 1; no flag or GSO ' +
+      'type that was not negotiated is set, and the bytes are those that were sent.',
     'virtio 1.2, 5.1.6.4',
     { needs: NET },
     async (t) => {

@@ -183,7 +183,8 @@ export const memoryChecks: readonly Check[] = [
   check(
     'BE-MEM-022',
     'REM_MEM_REG tolerates one fd',
-    'For the sake of old front-ends a back-end may take a stray fd with REM_MEM_REG, and closes it.',
+    'For the sake of old front-ends a back-end may take a stray fd with REM_MEM_REG, and ' +
+      'closes it.',
     MEM_REG,
     { severity: 'may', level: 'full', needs: { protocol: [SLOTS] } },
     async (t) => {

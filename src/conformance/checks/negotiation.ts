@@ -200,7 +200,8 @@ export const negotiationChecks: readonly Check[] = [
   check(
     'BE-NEG-013',
     'GET_QUEUE_NUM says how many queues there are',
-    'With MQ negotiated the answer is at least one, and at most what an index of eight bits reaches.',
+    'With MQ negotiated the answer is at least one, and at most what an index of eight bits ' +
+      'reaches.',
     'Multiple queue support',
     { needs: { protocol: [wire.VHOST_USER_PROTOCOL_F_MQ] } },
     async (t) => {

@@ -197,8 +197,8 @@ export const ringStateChecks: readonly Check[] = [
   check(
     'BE-RING-013',
     'GET_VRING_BASE says where the ring was left',
-    'The reply is the index of the next available entry that the device would take: the number of ' +
-      'requests, from a ring that began at zero.',
+    'The reply is the index of the next available entry that the device would take: the number ' +
+      'of requests, from a ring that began at zero.',
     'Front-end message types, GET_VRING_BASE',
     { needs: { traffic: true } },
     async (t) => {

@@ -46,7 +46,8 @@ export const ringChecks: readonly Check[] = [
   check(
     'BE-VQ-001',
     'A call follows completion',
-    'When a request was completed and the driver did not ask for silence, the call fd is signalled.',
+    'When a request was completed and the driver did not ask for silence, the call fd is ' +
+      'signalled.',
     'virtio 1.2, 2.7.7',
     { needs: { traffic: true } },
     async (t) => {
@@ -342,7 +343,8 @@ export const ringChecks: readonly Check[] = [
   check(
     'BE-VQ-042',
     'A ring index beyond eight bits is refused',
-    'The index of SET_VRING_NUM has 32 bits; 0x80000001 must not be taken for 1 or a negative number.',
+    'The index of SET_VRING_NUM has 32 bits; 0x80000001 must not be taken for 1 or a ' +
+      'negative number.',
     'Multiple queue support',
     { severity: 'should', level: 'full' },
     async (t) => {

@@ -215,7 +215,8 @@ function acceleratorFor(options: VmOptions): Accelerator {
 function kernelOf(hostName: string, options: VmOptions): GuestKernel | null {
   if (options.demoGuest) {
     const { ip = null, gateway = null, mtu = null } = options;
-    return linuxGuestKernel({ ip, gateway, mtu, hostName, shell: 'interactive' });
+    const kernelWords = options.iommu ? ['intel_iommu=on'] : [];
+    return linuxGuestKernel({ ip, gateway, mtu, hostName, shell: 'interactive', kernelWords });
   }
   if (options.kernel === undefined) return null;
   const initrd = options.initrd === undefined ? null : resolve(options.initrd);

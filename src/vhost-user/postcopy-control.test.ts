@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { arenaHostAddress, fdTarget } from '../sys/index.ts';
+import { SharedRegion } from '../memory/index.ts';
+import { arenaHostAddress, createMemfd, fdTarget } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
 import { POSTCOPY_STALL_MS } from './limits.ts';
-import { postcopyAvailable } from './postcopy-control.ts';
+import { postcopyAvailable, PostcopyControl } from './postcopy-control.ts';
 import { memTable, region, singleRegion, state } from './testing/conversation.ts';
 import { u64 } from './testing/raw-peer.ts';
 import { type SessionFixture, withFixture } from './testing/session-fixture.ts';
@@ -138,3 +139,28 @@ test('not before ADVISE, and nothing is handed over meanwhile', { skip }, () =>
     assert.match(`${await f.session.closed}`, /postcopy-advised/);
   }),
 );
+
+test('the end of one postcopy leaves addresses alone that are another session’s', { skip }, () => {
+  using fd = createMemfd('memory', 2 ** 21);
+  const size = { sizeBytes: 2n ** 21n, fdOffset: 0n };
+  const map = (): SharedRegion =>
+    SharedRegion.map(fd.number, { guestPhysAddr: 0n, userAddr: 0n, ...size });
+  const control = (): PostcopyControl => {
+    const made = new PostcopyControl();
+    made.advise('VHOST_USER_POSTCOPY_ADVISE');
+    made.listen();
+    return made;
+  };
+  const [one, other, third] = [control(), control(), control()];
+  const gone = map();
+  one.register('test', gone, fd);
+  gone.close(); // REM_MEM_REG
+  using region = map();
+  assert.equal(region.offset, gone.offset);
+  other.register('test', region, fd);
+  one.end();
+  assert.throws(() => third.register('test', region, fd), /EBUSY/, 'it is still registered');
+  other.end();
+  third.register('test', region, fd);
+  third.end();
+});

@@ -21,12 +21,16 @@ import {
 
 export type PostcopyState = 'none' | 'advised' | 'listening';
 
-type Range = { readonly offset: number; readonly sizeBytes: number };
+type Range = {
+  readonly region: SharedRegion;
+  readonly offset: number;
+  readonly sizeBytes: number;
+};
 
 export class PostcopyControl {
   state: PostcopyState = 'none';
   #uffd: Fd | null = null;
-  readonly #ranges: Range[] = [];
+  #ranges: Range[] = [];
 
   /** POSTCOPY_ADVISE: what the front-end gets; it stays ours. @throws ProtocolError, refused. */
   advise(request: string): Fd {
@@ -52,7 +56,8 @@ export class PostcopyControl {
     const page = fdStat(fd.number).pageSizeBytes;
     const start = Math.floor(region.offset / page) * page;
     const end = Math.ceil((region.offset + region.sizeBytes) / page) * page;
-    const range = { offset: start, sizeBytes: end - start };
+    const range = { region, offset: start, sizeBytes: end - start };
+    this.#ranges = this.#ranges.filter((each) => !each.region.closed);
     try {
       registerUserfault(this.#uffd!.number, range.offset, range.sizeBytes);
     } catch (cause) {
@@ -71,11 +76,14 @@ export class PostcopyControl {
   #release(): void {
     const uffd = this.#uffd;
     this.#uffd = null;
-    for (const { offset, sizeBytes } of this.#ranges.splice(0)) {
+    for (const { region, offset, sizeBytes } of this.#ranges.splice(0)) {
+      // Its addresses may be another session's by now, and before Linux 6.17 any userfaultfd ends
+      // the registration of any other.
+      if (region.closed) continue;
       try {
         unregisterUserfault(uffd!.number, offset, sizeBytes);
       } catch {
-        // Unmapped since; closing the userfaultfd wakes whoever waits, in any case.
+        // Truncated since; closing the userfaultfd wakes whoever waits, in any case.
       }
     }
     uffd?.close();

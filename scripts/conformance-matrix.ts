@@ -48,17 +48,16 @@ const QEMU =
   'qemu-system-x86_64 -M q35,accel=tcg -cpu max -m 256 -display none -nodefaults -serial stdio ' +
   '-monitor none -object memory-backend-memfd,id=mem,size=256M,share=on -numa node,memdev=mem';
 
+function vring(name: string, title: string, options: string): Peer {
+  const command = (folder: string, socket: string): string =>
+    `${VRING} switch --quiet --port a=vhost-user:${socket},reflect${options} ` +
+    `--control ${folder}/control`;
+  return { name, title, side: 'back-end', device: 'net', program: null, command };
+}
+
 const PEERS: readonly Peer[] = [
-  {
-    name: 'vring',
-    title: 'vring',
-    side: 'back-end',
-    device: 'net',
-    program: null,
-    command: (folder, socket) =>
-      `${VRING} switch --quiet --port a=vhost-user:${socket},reflect,iommu=on ` +
-      `--control ${folder}/control`,
-  },
+  vring('vring', 'vring', ''),
+  vring('vring-iommu', 'vring, iommu=on', ',iommu=on'), // offers no postcopy then
   {
     name: 'dpdk',
     title: 'DPDK net_vhost',
@@ -189,7 +188,7 @@ function summary(columns: readonly Column[]): string {
 
 /** Checks that no peer but ourselves has an opinion on. */
 function withoutWitness(columns: readonly Column[], ids: readonly string[]): string[] {
-  const others = columns.filter(({ peer }) => peer.name !== 'vring');
+  const others = columns.filter(({ peer }) => !peer.name.startsWith('vring'));
   const judged = (each: ReportedCheck | undefined): boolean =>
     each !== undefined && (each.verdict === 'pass' || each.verdict === 'fail');
   return ids.filter(

@@ -49,7 +49,7 @@ test('the catalogue does not shrink, and ids are unique', () => {
 
 test('our own back-end passes every check that applies', async () => {
   await using scratch = new Scratch();
-  await startSwitch(scratch, { a: ',reflect,iommu=on' });
+  await startSwitch(scratch, { a: ',reflect', b: ',iommu=on' });
   const report = await runBackEnd({
     socket: scratch.path('a'),
     profile: profile('net'),
@@ -58,6 +58,14 @@ test('our own back-end passes every check that applies', async () => {
   });
   deepEqual(bad(report), []);
   ok(report.counts.pass >= 305, `only ${report.counts.pass} checks applied`);
+  const iommu = await runBackEnd({
+    socket: scratch.path('b'),
+    profile: profile('net'),
+    only: ['BE-IOTLB'],
+    patience: BRIEF,
+  });
+  deepEqual(bad(iommu), []);
+  equal(iommu.counts.pass, 4);
   match(htmlReport(report), /<details class="pass">/);
   match(junitReport(report), /<testsuite name="back-end net BE-NEG" tests="14" failures="0"/);
 });

@@ -56,8 +56,8 @@ function vring(name: string, title: string, options: string): Peer {
 }
 
 const PEERS: readonly Peer[] = [
-  vring('vring', 'vring', ''),
-  vring('vring-iommu', 'vring, iommu=on', ',iommu=on'), // offers no postcopy then
+  vring('vring', 'vring', ',postcopy=on'),
+  vring('vring-iommu', 'vring, iommu=on', ',iommu=on'),
   {
     name: 'dpdk',
     title: 'DPDK net_vhost',

@@ -49,7 +49,7 @@ test('the catalogue does not shrink, and ids are unique', () => {
 
 test('our own back-end passes every check that applies', async () => {
   await using scratch = new Scratch();
-  await startSwitch(scratch, { a: ',reflect', b: ',iommu=on' });
+  await startSwitch(scratch, { a: ',reflect,postcopy=on', b: ',iommu=on' });
   const report = await runBackEnd({
     socket: scratch.path('a'),
     profile: profile('net'),
@@ -57,7 +57,7 @@ test('our own back-end passes every check that applies', async () => {
     patience: { ...BRIEF, answerMs: 5000 },
   });
   deepEqual(bad(report), []);
-  ok(report.counts.pass >= 305, `only ${report.counts.pass} checks applied`);
+  ok(report.counts.pass >= 312, `only ${report.counts.pass} checks applied`);
   const iommu = await runBackEnd({
     socket: scratch.path('b'),
     profile: profile('net'),

@@ -76,6 +76,7 @@ export class BackendSession {
   #lastRefusal: ProtocolError | null = null;
   #handling: Promise<void> | null = null;
   #suspended = false;
+  #watch: NodeJS.Timeout | undefined = undefined;
 
   /** Takes the socket over and starts at once. `before` is for `restore`. */
   constructor(
@@ -233,6 +234,7 @@ export class BackendSession {
         const guard = this.#guardPostcopy();
         await this.#handling.finally(() => clearTimeout(guard));
         this.#handling = null;
+        if (this.#context.postcopy === 'listening') this.#watchPostcopy();
       }
     } catch (error) {
       this.#handling = null;
@@ -241,6 +243,7 @@ export class BackendSession {
       if (!this.#connection.closed) reason = asError(error);
     }
     reason ??= this.#closeReason;
+    clearInterval(this.#watch);
     this.#connection.close();
     this.#context.disconnect();
     try {
@@ -252,11 +255,28 @@ export class BackendSession {
     return reason;
   }
 
-  /** Ends the session when the message at hand waits for a page that nobody brings. */
+  /**
+   * Between messages the target is asked now and then: a worker that sleeps in a page fault serves
+   * none of its other guests either, whose sessions cannot know why.
+   */
+  #watchPostcopy(): void {
+    this.#watch ??= setInterval(() => {
+      if (this.#context.postcopy !== 'listening') {
+        clearInterval(this.#watch);
+        this.#watch = undefined;
+      } else if (this.#handling === null) {
+        const guard = this.#guardPostcopy();
+        const answered = this.#context.vrings.probe().catch(() => undefined);
+        void answered.finally(() => clearTimeout(guard));
+      }
+    }, POSTCOPY_STALL_MS / 2).unref();
+  }
+
+  /** Ends the session when what it asked of the target waits for a page that nobody brings. */
   #guardPostcopy(): NodeJS.Timeout | undefined {
     if (this.#context.postcopy !== 'listening') return undefined;
     return setTimeout(() => {
-      const problem = `a message was not done in ${POSTCOPY_STALL_MS} ms; were pages brought?`;
+      const problem = `nothing was done for ${POSTCOPY_STALL_MS} ms; were pages brought?`;
       this.#context.postcopyControl.end();
       void this.close(new VringError('ERR_VRING_POSTCOPY', problem, { recovery: 'reconnect' }));
     }, POSTCOPY_STALL_MS);

@@ -50,9 +50,9 @@ export const MAX_DEVICE_STATE_BYTES = 16 * 1024 * 1024;
 export const DEVICE_STATE_TIMEOUT_MS = 5000;
 
 /**
- * How long a message may take while postcopy listens. A worker that sleeps in a page fault answers
- * nobody; a front-end that does not bring the page in this time loses the session, so that the
- * worker wakes.
+ * How long a message may take while postcopy listens, and how long the target may leave a question
+ * unanswered in between, asked twice as often. A worker that sleeps in a page fault serves nobody; a
+ * front-end that does not bring the page in this time loses the session, so that the worker wakes.
  */
 export const POSTCOPY_STALL_MS = 10_000;
 

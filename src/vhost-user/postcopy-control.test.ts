@@ -115,6 +115,33 @@ test('a message that waits for a page which nobody brings ends the session', { s
   }),
 );
 
+test('so does a worker that sleeps between two messages', { skip }, (t) =>
+  withFixture(async (f) => {
+    await f.negotiate();
+    t.mock.timers.enable({ apis: ['setTimeout', 'setInterval'] });
+    await listen(f);
+    const fds = [f.fds.memory[0]!.number];
+    await f.peer.ask(wire.VHOST_USER_SET_MEM_TABLE, memTable([region(0)]), fds);
+    await f.startRing(0);
+    await f.acked(wire.VHOST_USER_SET_MEM_TABLE, u64(0));
+    f.target.calls.length = 0;
+    for (let n = 0; n < 4; n++) {
+      t.mock.timers.tick(POSTCOPY_STALL_MS / 2);
+      await nextTurn();
+    }
+    assert.deepEqual(f.target.calls, Array(4).fill('setVringErr 0 none'), 'it answers');
+    let wake = (): void => undefined;
+    f.target.setVringErr = () => new Promise((resolve) => (wake = resolve));
+    t.mock.timers.tick(POSTCOPY_STALL_MS / 2); // asked
+    await nextTurn();
+    assert.equal(f.session.state.postcopy, 'listening');
+    t.mock.timers.tick(POSTCOPY_STALL_MS);
+    assert.equal(f.session.state.postcopy, 'none', 'who sleeps in a fault wakes');
+    wake();
+    assert.equal(((await f.session.closed) as { code?: string }).code, 'ERR_VRING_POSTCOPY');
+  }),
+);
+
 test('zeros are an ack while postcopy listens, else an empty memory table', { skip }, () =>
   withFixture(async (f) => {
     await f.negotiate();

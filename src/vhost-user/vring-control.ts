@@ -298,6 +298,12 @@ export class VringControl {
     if (failure !== undefined) throw failure;
   }
 
+  /** Resolves when the target has answered; with no ring started it is not asked. */
+  async probe(): Promise<void> {
+    const vring = this.#vrings.find(({ state }) => state === 'started');
+    if (vring !== undefined) await this.#target.setVringErr(vring.index, vring.fds.err);
+  }
+
   /** Something came that rings may wait for. */
   async retryWaiting(): Promise<void> {
     for (const vring of this.#vrings) {

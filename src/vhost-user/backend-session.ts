@@ -162,6 +162,8 @@ export class BackendSession {
   async resume(): Promise<void> {
     if (!this.#suspended) return;
     this.#suspended = false;
+    // Its end may be under way: what is started now the target would never be told to stop.
+    if (this.#connection.closed) return;
     try {
       await this.#context.vrings.startAll(true);
     } catch (error) {

@@ -42,6 +42,35 @@ test('a ring that could not start does not end a session that is suspended and r
   assert.equal(await session.closed, null);
 });
 
+test('a session that ends while it is suspended starts nothing when it is resumed', async () => {
+  using fds = new ConversationFds();
+  const [ours, theirs] = socketPair();
+  const target = new FakeTarget();
+  const session = new BackendSession(ours, target);
+  const peer = new RawPeer(theirs);
+  for (const { bytes, fds: sent } of conversation(fds, ORDINARY_PROTOCOL_FEATURES)) {
+    if (target.running.size > 0) break;
+    await peer.sendRaw(bytes, sent);
+    assert.ok(await peer.reply());
+  }
+  await session.suspend();
+  const { promise: letGo, resolve } = Promise.withResolvers<void>();
+  const ended = target.sessionClosed.bind(target);
+  const { promise: ending, resolve: begun } = Promise.withResolvers<void>();
+  target.sessionClosed = async (reason) => {
+    await ended(reason);
+    begun();
+    await letGo;
+  };
+  const closed = session.close();
+  await ending;
+  await session.resume();
+  assert.equal(target.running.size, 0);
+  resolve();
+  assert.equal(await closed, null);
+  peer.close();
+});
+
 test('a whole conversation with a pause behind every message', async () => {
   using fds = new ConversationFds();
   const [ours, theirs] = socketPair();

@@ -51,8 +51,8 @@ export const DEVICE_STATE_TIMEOUT_MS = 5000;
 
 /**
  * How long a message may take while postcopy listens, and how long the target may leave a question
- * unanswered in between, asked twice as often. A worker that sleeps in a page fault serves nobody; a
- * front-end that does not bring the page in this time loses the session, so that the worker wakes.
+ * unanswered in between, asked twice as often. A worker that sleeps in a page fault serves nobody;
+ * a front-end that does not bring the page in this time loses the session: the worker wakes.
  */
 export const POSTCOPY_STALL_MS = 10_000;
 

@@ -8,6 +8,7 @@ import { messageOf, ProtocolError } from '../base/errors.ts';
 import { type Fd, fdTarget, pollFd, setNonblocking } from '../sys/index.ts';
 import { DEVICE_STATE_SAVE } from '../wire/vhost-user-parse.ts';
 import { DEVICE_STATE_TIMEOUT_MS, MAX_DEVICE_STATE_BYTES } from './limits.ts';
+import { Gathered } from './state-pipe.ts';
 import type { BackendTarget } from './target.ts';
 
 const CHUNK_BYTES = 64 * 1024;
@@ -19,7 +20,7 @@ type Transfer = {
   readonly over: Promise<ProtocolError | null>;
   readonly abort: (reason: string) => void;
   /** Of a load: what came. */
-  readonly received: Uint8Array[] | null;
+  readonly received: Gathered | null;
 };
 
 export class DeviceState {
@@ -77,7 +78,7 @@ export class DeviceState {
     this.#transfer = null;
     if (error !== null || transfer.received === null) return error;
     try {
-      await this.#target.loadState!(Buffer.concat(transfer.received));
+      await this.#target.loadState!(transfer.received.bytes);
       return null;
     } catch (cause) {
       return failed(CHECK, `the device does not take the state over: ${messageOf(cause)}`, cause);
@@ -138,17 +139,14 @@ function send(fd: Fd, state: Uint8Array): Transfer {
 
 /** Everything up to the end of the stream. */
 function receive(fd: Fd): Transfer {
-  const received: Uint8Array[] = [];
-  let total = 0;
-  const chunk = new Uint8Array(CHUNK_BYTES);
+  const received = new Gathered();
   const pumping = pump(fd, { read: true }, () => {
-    const got = readSync(fd.number, chunk, 0, CHUNK_BYTES, null);
+    const got = readSync(fd.number, received.room());
     if (got === 0) return true;
-    total += got;
-    if (total > MAX_DEVICE_STATE_BYTES) {
+    received.took(got);
+    if (received.length > MAX_DEVICE_STATE_BYTES) {
       throw failed(CHECK, `more than ${MAX_DEVICE_STATE_BYTES} bytes came, more are not taken`);
     }
-    received.push(chunk.slice(0, got));
     return false;
   });
   return { ...pumping, received };

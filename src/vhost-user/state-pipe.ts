@@ -6,26 +6,55 @@ import { type Fd, pollFd, setNonblocking } from '../sys/index.ts';
 const CHUNK_BYTES = 64 * 1024;
 
 /**
+ * Bytes that come in pieces, in one array that doubles: kept piece by piece, a state that is sent
+ * byte by byte would cost hundreds of times its size.
+ */
+export class Gathered {
+  #bytes = new Uint8Array(CHUNK_BYTES);
+  #length = 0;
+
+  get length(): number {
+    return this.#length;
+  }
+
+  get bytes(): Uint8Array {
+    return this.#bytes.subarray(0, this.#length);
+  }
+
+  /** Where the next bytes go: never empty. */
+  room(): Uint8Array {
+    if (this.#length === this.#bytes.length) {
+      const larger = new Uint8Array(2 * this.#bytes.length);
+      larger.set(this.#bytes);
+      this.#bytes = larger;
+    }
+    return this.#bytes.subarray(this.#length);
+  }
+
+  /** So many came into `room()`. */
+  took(count: number): void {
+    this.#length += count;
+  }
+}
+
+/**
  * Reads until the other end is closed. The fd stays the caller's.
  * @throws VringError ERR_VRING_DEVICE_STATE: more than `limitBytes`, or nothing for `idleMs`.
  */
 export async function readToEnd(fd: Fd, limitBytes: number, idleMs: number): Promise<Uint8Array> {
   setNonblocking(fd.number, true);
-  const chunks: Uint8Array[] = [];
-  let total = 0;
+  const gathered = new Gathered();
   for (;;) {
-    const chunk = new Uint8Array(CHUNK_BYTES);
-    const count = attempt(() => readSync(fd.number, chunk));
-    if (count === 0) return Buffer.concat(chunks, total);
+    const count = attempt(() => readSync(fd.number, gathered.room()));
+    if (count === 0) return gathered.bytes;
     if (count === null) {
       await ready(fd, { read: true }, idleMs);
       continue;
     }
-    total += count;
-    if (total > limitBytes) {
+    gathered.took(count);
+    if (gathered.length > limitBytes) {
       throw stateError(`more than ${limitBytes} bytes of device state came`);
     }
-    chunks.push(chunk.subarray(0, count));
   }
 }
 

@@ -12,7 +12,6 @@ import {
   BACK_END_MESSAGES,
   FRONT_END_MESSAGES,
   type MessageEntry,
-  REQUEST,
 } from '../src/vhost-user/message-table.ts';
 import { ENABLE_TRANSITIONS, RUN_TRANSITIONS } from '../src/vhost-user/ring-states.ts';
 import { STATE_RULES } from '../src/vhost-user/state-rules.ts';
@@ -118,34 +117,6 @@ function legalText(entry: MessageEntry): string {
   return entry.legal.map(({ id, says }) => `\`${id}\`: ${says}`).join('; ');
 }
 
-/** Where the specification explains more than the message: by feature, and by rule. */
-const TOPICS: ReadonlyMap<number, string> = new Map([
-  [wire.VHOST_USER_PROTOCOL_F_MQ, 'Multiple queue support'],
-  [wire.VHOST_USER_PROTOCOL_F_LOG_SHMFD, 'Migration'],
-  [wire.VHOST_USER_PROTOCOL_F_RARP, 'Migration'],
-  [wire.VHOST_USER_PROTOCOL_F_BACKEND_REQ, 'Back-end communication'],
-  [wire.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD, 'Inflight I/O tracking'],
-  [wire.VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS, 'In-band notifications'],
-  [wire.VHOST_USER_PROTOCOL_F_DEVICE_STATE, 'Migrating back-end state'],
-]);
-const STATES: readonly MessageEntry<never, never>[] = [
-  REQUEST.GET_VRING_BASE,
-  REQUEST.SET_VRING_KICK,
-  REQUEST.SET_VRING_ENABLE,
-  REQUEST.VRING_KICK,
-] as unknown as readonly MessageEntry<never, never>[];
-
-function sectionsOf(entry: MessageEntry): string[] {
-  const own = entry.sender === 'front-end' ? 'Front-end message types' : 'Back-end message types';
-  const topics = [
-    TOPICS.get(entry.needs ?? -1),
-    entry.needsVirtio === null ? undefined : 'IOMMU support',
-    (STATES as readonly unknown[]).includes(entry) ? 'Ring states' : undefined,
-    ...entry.legal.map(({ section }) => section),
-  ];
-  return [...new Set([own, ...topics.filter((each) => each !== undefined)])];
-}
-
 const anchor = (name: string): string => `#${name.toLowerCase()}`;
 
 function overview(entries: readonly MessageEntry[]): string {
@@ -181,7 +152,7 @@ function messageText(entry: MessageEntry): string {
   ];
   if (isRequest) facts.push(['session', isHandled(entry) ? 'implemented' : 'refused by name']);
   if (entry.needs !== null) facts.push(['offered by', offered(entry.needs)]);
-  facts.push(['sections', sectionsOf(entry).join(', ')]);
+  facts.push(['sections', entry.sections.join(', ')]);
   const parts = [`### ${entry.name}\n`, table(['', ''], facts)];
   parts.push(`Payload: ${layoutTable(entry.payload)}`);
   if (entry.replyPayload !== null && entry.replyPayload !== entry.payload) {

@@ -10,6 +10,8 @@ import * as wire from '../wire/vhost-user.ts';
 import * as rule from './state-rules.ts';
 import type { StateRule } from './state-rules.ts';
 
+const ACCESS_PLATFORM = 33; // VIRTIO_F_ACCESS_PLATFORM, once IOMMU_PLATFORM
+
 /** How a message is answered. */
 export type ReplyKind =
   | 'ack' //      only if need_reply is set and REPLY_ACK negotiated: u64, zero is success
@@ -40,6 +42,8 @@ export type MessageEntry<T = unknown, R = unknown> = {
   readonly needsVirtio: number | null;
   /** All must hold when it arrives. */
   readonly legal: readonly StateRule<T>[];
+  /** Sections of the specification that speak of it. */
+  readonly sections: readonly string[];
 };
 
 type Options<T, R> = {
@@ -52,7 +56,31 @@ type Options<T, R> = {
   needs?: number;
   needsVirtio?: number;
   legal?: readonly StateRule<NoInfer<T>>[];
+  /** A section that neither its feature nor its rules name. */
+  section?: string;
 };
+
+/** Where the specification explains what a protocol feature is for. */
+const FEATURE_SECTIONS: ReadonlyMap<number, string> = new Map([
+  [wire.VHOST_USER_PROTOCOL_F_MQ, 'Multiple queue support'],
+  [wire.VHOST_USER_PROTOCOL_F_LOG_SHMFD, 'Migration'],
+  [wire.VHOST_USER_PROTOCOL_F_RARP, 'Migration'],
+  [wire.VHOST_USER_PROTOCOL_F_PAGEFAULT, 'Migration'],
+  [wire.VHOST_USER_PROTOCOL_F_BACKEND_REQ, 'Back-end communication'],
+  [wire.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD, 'Inflight I/O tracking'],
+  [wire.VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS, 'In-band notifications'],
+  [wire.VHOST_USER_PROTOCOL_F_DEVICE_STATE, 'Migrating back-end state'],
+]);
+
+function sectionsOf<T, R>(sender: MessageEntry['sender'], options: Options<T, R>): string[] {
+  const sections = [sender === 'front-end' ? 'Front-end message types' : 'Back-end message types'];
+  const feature = FEATURE_SECTIONS.get(options.needs ?? -1);
+  if (feature !== undefined) sections.push(feature);
+  if (options.needsVirtio === ACCESS_PLATFORM) sections.push('IOMMU support');
+  if (options.section !== undefined) sections.push(options.section);
+  for (const { section } of options.legal ?? []) sections.push(section);
+  return [...new Set(sections)];
+}
 
 function make<T, R>(
   sender: MessageEntry['sender'],
@@ -77,6 +105,7 @@ function make<T, R>(
     needs: options.needs ?? null,
     needsVirtio: options.needsVirtio ?? null,
     legal: options.legal ?? [],
+    sections: sectionsOf(sender, options),
   };
 }
 
@@ -122,7 +151,6 @@ const STATUS = wire.VHOST_USER_PROTOCOL_F_STATUS;
 const OBJECT = wire.VHOST_USER_PROTOCOL_F_SHARED_OBJECT;
 const DEVICE_STATE = wire.VHOST_USER_PROTOCOL_F_DEVICE_STATE;
 const SHMEM = wire.VHOST_USER_PROTOCOL_F_SHMEM;
-const ACCESS_PLATFORM = 33; // VIRTIO_F_ACCESS_PLATFORM, once IOMMU_PLATFORM
 
 /** Front-end → back-end. Bit 30 is always offered, so GET/SET_PROTOCOL_FEATURES need nothing. */
 export const REQUEST = {
@@ -135,6 +163,7 @@ export const REQUEST = {
   SET_MEM_TABLE: request(5, 'SET_MEM_TABLE', 'shares guest memory', parse.memoryTablePayload, {
     fds: [0, wire.VHOST_MEMORY_BASELINE_NREGIONS],
     fdsAre: 'one for each region',
+    section: 'Memory access',
   }),
   SET_LOG_BASE: request(6, 'SET_LOG_BASE', 'shares the log of dirty pages', parse.logPayload, {
     fds: one,
@@ -145,6 +174,7 @@ export const REQUEST = {
   SET_LOG_FD: request(7, 'SET_LOG_FD', 'told when the log changed', parse.paddedFdPayload, {
     fds: one,
     fdsAre: 'an eventfd',
+    section: 'Migration',
   }),
   SET_VRING_NUM: request(8, 'SET_VRING_NUM', 'size of a vring', parse.vringNumPayload, {
     legal: [rule.sizeWhileStopped],
@@ -153,10 +183,14 @@ export const REQUEST = {
   SET_VRING_BASE: request(10, 'SET_VRING_BASE', 'where a vring begins', state, {
     legal: [rule.baseWhileStopped],
   }),
-  GET_VRING_BASE: request(11, 'GET_VRING_BASE', 'stops a vring', state, { answers: state }),
+  GET_VRING_BASE: request(11, 'GET_VRING_BASE', 'stops a vring', state, {
+    answers: state,
+    section: 'Ring states',
+  }),
   SET_VRING_KICK: request(12, 'SET_VRING_KICK', 'driver → device', parse.vringFdPayload, {
     fds: perhaps,
     fdsAre: EVENT,
+    section: 'Ring states',
   }),
   SET_VRING_CALL: request(13, 'SET_VRING_CALL', 'device → driver', parse.vringFdPayload, {
     fds: perhaps,
@@ -185,6 +219,7 @@ export const REQUEST = {
     'SET_VRING_ENABLE',
     'enables or disables a vring',
     parse.vringEnablePayload,
+    { section: 'Ring states' },
   ),
   SEND_RARP: request(19, 'SEND_RARP', 'announces a guest that moved', parse.macPayload, {
     needs: wire.VHOST_USER_PROTOCOL_F_RARP,
@@ -265,21 +300,25 @@ export const REQUEST = {
   }),
   VRING_KICK: request(35, 'VRING_KICK', 'a kick without eventfd', parse.vringSignalPayload, {
     needs: INBAND,
+    section: 'Ring states',
   }),
   GET_MAX_MEM_SLOTS: request(36, 'GET_MAX_MEM_SLOTS', 'how many regions fit', nothing, {
     answers: u64,
     needs: SLOTS,
+    section: 'Memory access',
   }),
   ADD_MEM_REG: request(37, 'ADD_MEM_REG', 'shares one region', parse.memoryRegionPayload, {
     fds: one,
     fdsAre: 'the region',
     needs: SLOTS,
+    section: 'Memory access',
   }),
   // One stray fd is tolerated and closed: QEMU sent it for years, the specification allows it.
   REM_MEM_REG: request(38, 'REM_MEM_REG', 'takes it back', parse.memoryRegionPayload, {
     fds: perhaps,
     fdsAre: 'a mistake, closed unused',
     needs: SLOTS,
+    section: 'Memory access',
   }),
   SET_STATUS: request(39, 'SET_STATUS', 'virtio device status', parse.statusPayload, {
     needs: STATUS,

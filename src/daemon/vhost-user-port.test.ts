@@ -1,11 +1,14 @@
 /** A port and a front-end that speaks what no VMM of today speaks: a real worker, no frames. */
-import { deepEqual, equal, ok } from 'node:assert/strict';
+import { deepEqual, equal, ok, throws } from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, test } from 'node:test';
+import { createEventfd } from '../sys/index.ts';
 import { VhostUserFrontend } from '../vhost-user/index.ts';
+import * as protocol from '../wire/vhost-user.ts';
 import { buildConfig } from './config.ts';
+import { SentFds } from './hand-over-channel.ts';
 import { RestingGuest } from './resting-guest.ts';
 import type { PortStatus } from './switch-types.ts';
 import { VirtualSwitch } from './virtual-switch.ts';
@@ -69,6 +72,32 @@ test('a driver hears of its link and MTU, a switch of a guest that moved', async
     ok(changed()!.message.includes('-RING_PACKED'), changed()!.message);
     ok(changed()!.message.includes('-protocol BACKEND_REQ'), changed()!.message);
   } finally {
+    await vswitch.close();
+  }
+});
+
+test('what cannot be handed over now is refused by name, before anybody stands still', async (t) => {
+  const path = join(folder, 'b');
+  const config = buildConfig({ ports: [`b=vhost-user:${path},postcopy=on`] });
+  const vswitch = await VirtualSwitch.start(config);
+  using control = createEventfd('the control socket');
+  const front = await VhostUserFrontend.connect(path, {});
+  try {
+    if (!front.has(protocol.VHOST_USER_PROTOCOL_F_PAGEFAULT)) {
+      t.skip('no userfaultfd here: be root, or set sysctl vm.unprivileged_userfaultfd=1');
+      return;
+    }
+    vswitch.plan(new SentFds(), control);
+    using userfaults = await front.migration.advisePostcopy();
+    void userfaults;
+    throws(() => vswitch.plan(new SentFds(), control), {
+      code: 'ERR_VRING_BUSY',
+      message: /^port b: .*postcopy is under way/,
+    });
+    await front.migration.endPostcopy();
+    vswitch.plan(new SentFds(), control);
+  } finally {
+    await front.close();
     await vswitch.close();
   }
 });

@@ -158,7 +158,12 @@ export class VhostUserPort implements SwitchPort {
   plan(fds: SentFds): PortPlan {
     const settings = { vlan: this.#context.vlan(), mtu: this.#offeredMtu };
     const config = { ...this.config, ...settings } as PortPlan['config'];
-    const prepared = this.#endpoint?.prepare() ?? null;
+    let prepared: MemorySnapshot | null;
+    try {
+      prepared = this.#endpoint?.prepare() ?? null;
+    } catch (error) {
+      throw this.#named(error);
+    }
     return {
       number: this.number,
       config,
@@ -172,7 +177,9 @@ export class VhostUserPort implements SwitchPort {
     this.#isQuiet = true;
     const { sessions } = this;
     const device = await saveNetState(this.#stateful(), false);
-    const { listener, session } = await this.#endpoint!.suspend();
+    const { listener, session } = await this.#endpoint!.suspend().catch((error: unknown) => {
+      throw this.#named(error);
+    });
     return {
       number: this.number,
       listener: listener && fds.add(listener),
@@ -183,6 +190,14 @@ export class VhostUserPort implements SwitchPort {
       tapCounters: null,
       session: session && { state: session.state, fds: session.fds.map((fd) => fds.add(fd)) },
     };
+  }
+
+  /** Which of many ports kept a switch from being handed over. */
+  #named(error: unknown): unknown {
+    if (!(error instanceof VringError)) return error;
+    const { code, recovery, message } = error;
+    const text = `port ${this.config.name}: ${message}`;
+    return new VringError(code, text, { recovery, cause: error });
   }
 
   async resume(): Promise<void> {

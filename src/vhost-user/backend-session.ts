@@ -124,8 +124,12 @@ export class BackendSession {
     }
   }
 
-  /** Memory for a successor to map while this session still runs. The fds stay the session's. */
+  /**
+   * Memory for a successor to map while this session still runs. The fds stay the session's.
+   * @throws VringError ERR_VRING_BUSY, as `suspend` would: before anybody stands still for it.
+   */
   prepare(): MemorySnapshot {
+    this.#refuseBusy();
     return memorySnapshot(this.#context);
   }
 
@@ -139,10 +143,8 @@ export class BackendSession {
     this.#connection.pause();
     try {
       await this.#finishMessage();
-      const { postcopy, stateTransfer } = this.#context;
       if (this.#connection.closed) throw sessionError('ERR_VRING_CLOSED', 'the session is over');
-      if (postcopy !== 'none') throw sessionError('ERR_VRING_BUSY', 'postcopy is under way');
-      if (stateTransfer) throw sessionError('ERR_VRING_BUSY', 'device state is being moved');
+      this.#refuseBusy();
     } catch (error) {
       this.#connection.resume();
       throw error;
@@ -181,6 +183,12 @@ export class BackendSession {
   surrender(): Promise<Error | null> {
     assert(this.#suspended, 'a session is suspended before it is surrendered');
     return this.close();
+  }
+
+  #refuseBusy(): void {
+    const { postcopy, stateTransfer } = this.#context;
+    if (postcopy !== 'none') throw sessionError('ERR_VRING_BUSY', 'postcopy is under way');
+    if (stateTransfer) throw sessionError('ERR_VRING_BUSY', 'device state is being moved');
   }
 
   #pauseReading(): void {

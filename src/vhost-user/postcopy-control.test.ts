@@ -159,6 +159,7 @@ test('not before ADVISE, and nothing is handed over meanwhile', { skip }, () =>
     const code = 'ERR_VRING_MESSAGE_STATE';
     await f.refused(code, wire.VHOST_USER_POSTCOPY_LISTEN, undefined, [], /postcopy-advised/);
     await listen(f);
+    assert.throws(() => f.session.prepare(), { code: 'ERR_VRING_BUSY' });
     await assert.rejects(f.session.suspend(), { code: 'ERR_VRING_BUSY' });
     await f.acked(wire.VHOST_USER_SET_STATUS, u64(1));
     await end(f);

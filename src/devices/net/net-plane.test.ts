@@ -293,6 +293,26 @@ test('a ring that is attached again has what the session knows, and no more', ()
   );
 });
 
+test('a driver that changes what it made available is asked for once, too', () => {
+  const { queue, attach } = behindIommu(TRANSMITQ);
+  plane.attachVring(attach);
+  addIova(queue, TRANSMITQ, IOVA, 100);
+  const asked = () => events.map((event) => event.kind === 'iotlb-miss' && event.iova);
+  for (let n = 0; n < 50; n++) {
+    arena().view.setBigUint64(attach.config.descOffset, BigInt(IOVA + 4096 * n), true);
+    plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+    settle();
+  }
+  assert.deepEqual(asked(), [IOVA]);
+  plane.invalidateIotlb(0, IOVA + 4096 * 49, 4096);
+  assert.equal(events.length, 1, 'not what it asked for');
+  plane.invalidateIotlb(0, IOVA, 4096);
+  assert.deepEqual(asked(), [IOVA, IOVA + 4096 * 49], 'what it lacks by now');
+  plane.updateIotlb(0, translation(IOVA + 4096 * 49));
+  settle();
+  assert.equal(reapUsed(queue, new UsedBatch(), 8), 1);
+});
+
 test('a queue that waits asks again when the session has given up on its page', () => {
   const { queue, attach } = behindIommu(TRANSMITQ);
   plane.attachVring(attach);

@@ -23,7 +23,7 @@ export class NetVring {
   started = false;
   /** FAULT_* code, 0 while sound. */
   fault = 0;
-  /** What the ring waits for, as `PortIotlb.report` had it: iova * 4 + access; -1: for nothing. */
+  /** The I/O address that the ring asked for and waits for (`PortIotlb.report`); -1: none. */
   missed = -1;
   /** Receive queue: frames for which the buffers behind it are still looked at ahead of time. */
   lookAhead = 0;

@@ -56,11 +56,11 @@ export class PortIotlb {
     for (const vring of this.#vrings) {
       if (vring === null || vring.queue.iotlb === 0) continue;
       // A ring that waits goes on waiting, but asks again for what the session takes as settled.
-      const { missed, missedAt } = vring.queue;
+      const { missed } = vring.queue;
       setAddressMap(vring.queue, map);
       vring.queue.missed = missed;
-      const page = missedAt[0] - (missedAt[0] % PAGE_BYTES);
-      if (missed === 0 || page >= iova + sizeBytes || page + PAGE_BYTES <= iova) continue;
+      const page = vring.missed - (vring.missed % PAGE_BYTES);
+      if (vring.missed < 0 || page >= iova + sizeBytes || page + PAGE_BYTES <= iova) continue;
       vring.missed = -1;
       this.report(vring);
     }
@@ -71,11 +71,15 @@ export class PortIotlb {
     this.#ahead = null;
   }
 
-  /** Asks for what the ring's last `takeChains` lacked, once per translation that we are told. */
+  /**
+   * Asks for what the ring's last `takeChains` lacked, once per translation that we are told: not
+   * for the next address of a driver that changes what it has made available, which would keep the
+   * main thread, and so every other session, as busy as it likes.
+   */
   report(vring: NetVring): void {
     const { missed, missedAt } = vring.queue;
-    if (missed === 0 || vring.missed === missedAt[0] * 4 + missed) return;
-    vring.missed = missedAt[0] * 4 + missed;
+    if (missed === 0 || vring.missed !== -1) return;
+    vring.missed = missedAt[0];
     vring.lookAhead = LOOK_AHEAD_FRAMES;
     const [iova, write] = [missedAt[0], missed === 2];
     this.#emit({ kind: 'iotlb-miss', device: this.#device, index: vring.index, iova, write });

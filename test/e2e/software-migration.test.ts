@@ -153,7 +153,14 @@ test('postcopy: pages come when somebody waits for them', { timeout: 60_000 }, a
   let faults = 0;
   for (const port of ['b', 'a']) {
     await sleep(150);
-    const report = await move(host, scratch.path(port), { postcopy: true, bundlePauseMs: 1 });
+    // Pings meanwhile: what they bring goes into buffers that are still elsewhere.
+    const moved = new AbortController();
+    const pings = (async () => {
+      while (!moved.signal.aborted) await peer.hears(ip4(2), 56, 100);
+    })();
+    const report = await move(host, scratch.path(port), { postcopy: true, bundlePauseMs: 5 });
+    moved.abort();
+    await pings;
     faults += report.faults;
     ok((report.stateBytes ?? 0) > 0);
     await vswitch.waitState(port, 'up');

@@ -27,6 +27,11 @@ export function printJson(value: unknown, form: 'answer' | 'line' = 'answer'): v
   print(JSON.stringify(value, null, form === 'answer' ? 2 : 0));
 }
 
+/** What `--json` prints when a command fails; the form of the control API. */
+export function printError(code: string, message: string): void {
+  printJson({ error: { code: code === '' ? 'ERR_VRING_UNEXPECTED' : code, message } }, 'line');
+}
+
 export function complain(message: string): void {
   process.stderr.write(`vring: ${message}\n`);
 }
@@ -77,6 +82,11 @@ export async function table(
     .split('\n')
     .map((line) => line.trimEnd())
     .join('\n');
+}
+
+/** `1 session`, `2 sessions`. */
+export function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? '' : 's'}`;
 }
 
 const UNITS = ['', 'k', 'M', 'G', 'T', 'P'];

@@ -1,8 +1,11 @@
 /** `vring record`: stands between a front-end and a back-end and writes down what they say. */
+import { rmSync } from 'node:fs';
 import { Command } from 'commander';
 import { VERSION } from '../daemon/version.ts';
 import { Recorder, type RecorderEvent, Recording } from '../recorder/index.ts';
-import { complain, print, printable, printJson } from './output.ts';
+import { listenUnix } from '../sys/index.ts';
+import { explain } from './explain.ts';
+import { complain, counted, print, printable, printJson } from './output.ts';
 
 type RecordOptions = {
   readonly socket: string;
@@ -31,14 +34,14 @@ export function recordCommand(): Command {
   return new Command('record')
     .summary('stand between a front-end and a back-end and write down what they say')
     .description(
-      'Listens on --socket, connects to --upstream for each connection, passes everything on\n' +
+      'Listens on --socket, connects to --upstream for each connection, passes everything on ' +
         'unchanged, and writes it down until SIGINT or SIGTERM.',
     )
-    .requiredOption('--socket <path>', 'where to listen')
-    .requiredOption('--upstream <path>', 'where to connect')
-    .requiredOption('--out <file>', 'JSON lines to write')
+    .requiredOption('--socket <path>', 'where to listen (required)')
+    .requiredOption('--upstream <path>', 'where to connect (required)')
+    .requiredOption('--out <file>', 'JSON lines to write (required)')
     .option('--client', 'the back-end connects to --socket, the front-end listens on --upstream')
-    .option('--pcapng <file>', 'also the control messages for Wireshark')
+    .option('--pcapng <file>', 'the messages for Wireshark, too')
     .option('--rings', 'also kicks and calls, with the indexes of split rings')
     .option('--json', 'events of the recorder as JSON lines on standard output')
     .addHelpText('after', EXAMPLES)
@@ -49,26 +52,23 @@ async function record(options: RecordOptions): Promise<void> {
   const { socket, upstream, out, pcapng, rings = false, json = false } = options;
   const connects = options.client === true ? 'back-end' : 'front-end';
   const program = `vring ${VERSION}`;
-  const recording = await Recording.create({
-    out,
-    program,
-    socket,
-    upstream,
-    connects,
-    rings,
-    ...(pcapng === undefined ? {} : { pcapng }),
-  });
+  // A socket that is in use must not cost the recording that is being made there.
+  const listener = listenUnix(socket);
+  let recording: Recording;
+  try {
+    const files = { out, ...(pcapng === undefined ? {} : { pcapng }) };
+    recording = await Recording.create({ ...files, program, socket, upstream, connects, rings });
+  } catch (error) {
+    listener.close();
+    rmSync(socket, { force: true });
+    throw error;
+  }
   const say = (event: RecorderEvent): void => {
     if (json) printJson(jsonOf(event), 'line');
     else complain(printable(textOf(event)));
   };
-  let recorder: Recorder;
-  try {
-    recorder = new Recorder({ socket, upstream, connects, rings, recording, onEvent: say });
-  } catch (error) {
-    await recording.close();
-    throw error;
-  }
+  const where = { socket, listener, upstream, connects } as const;
+  const recorder = new Recorder({ ...where, rings, recording, onEvent: say });
   if (json) printJson({ event: 'ready', socket, upstream, out }, 'line');
   else print(`vring: recording ${socket} to ${upstream} in ${out}`);
   await new Promise<void>((resolve) => {
@@ -81,7 +81,10 @@ async function record(options: RecordOptions): Promise<void> {
   const { events, lostRingEvents } = recording;
   await recording.close();
   if (json) printJson({ event: 'ended', sessions, events, lostRingEvents }, 'line');
-  else complain(`${sessions} sessions, ${events} events in ${out}${lost(lostRingEvents)}`);
+  else {
+    const counts = `${counted(sessions, 'session')}, ${counted(events, 'event')}`;
+    complain(`${counts} in ${out}${lost(lostRingEvents)}`);
+  }
 }
 
 const lost = (count: number): string =>
@@ -94,12 +97,12 @@ function textOf(event: RecorderEvent): string {
     case 'closed':
       return `session ${event.session}: closed by the ${event.end.by}: ${event.end.reason}`;
     case 'failed':
-      return `who connected was sent away: ${event.reason.message}`;
+      return `who connected was sent away: ${explain(event.reason)}`;
   }
 }
 
 function jsonOf(event: RecorderEvent): object {
   const { kind, ...rest } = event;
-  if (event.kind === 'failed') return { event: kind, reason: event.reason.message };
+  if (event.kind === 'failed') return { event: kind, reason: explain(event.reason) };
   return { event: kind, ...rest };
 }

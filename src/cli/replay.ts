@@ -1,7 +1,7 @@
 /** `vring replay`: drives a back-end with a recording as its front-end, and compares. */
 import { Command, InvalidArgumentError } from 'commander';
 import { readRecording, replayRecording, type ReplayReport } from '../recorder/index.ts';
-import { pc, print, printable, printJson } from './output.ts';
+import { counted, pc, print, printable, printJson } from './output.ts';
 
 type ReplayCommandOptions = {
   readonly socket: string;
@@ -16,7 +16,7 @@ const EXAMPLES = `
 Examples:
   vring replay vm0.jsonl --socket /run/vring/vm1.sock            # does it get through?
   vring replay vm0.jsonl --socket /tmp/testpmd.sock --compare    # where do its answers differ?
-  vring replay vm0.jsonl --socket b.sock --compare --json | jq .differences
+  vring replay vm0.jsonl --socket b.sock --compare --json | jq '.sessions[].differences'
 
 Exit status: 0 the back-end went through it (and, with --compare, answered the same), 1 it did not,
 2 wrong usage. What may differ and what is not replayed: docs/recorder.md.`;
@@ -28,7 +28,7 @@ export function replayCommand(): Command {
       'Sends the front-end messages of a recording to a back-end, with substitutes for their fds.',
     )
     .argument('<file>', 'recording of vring record')
-    .requiredOption('--socket <path>', 'where the back-end listens')
+    .requiredOption('--socket <path>', 'where the back-end listens (required)')
     .option('--compare', 'compare its answers, field by field')
     .option('--timing', 'send at the recorded times instead of at once')
     .option('--exact', 'send features as recorded, also those that this back-end does not offer')
@@ -64,9 +64,8 @@ function textOf(report: ReplayReport, compare: boolean): string {
   for (const session of report.sessions) {
     const { number, sent, answered, skipped, backendRequests } = session;
     const events = backendRequests === 0 ? '' : `, ${backendRequests} requests of the back-end`;
-    lines.push(
-      `session ${number}: ${sent} messages sent, ${answered} answered, ${skipped} skipped${events}`,
-    );
+    const counts = `${counted(sent, 'message')} sent, ${answered} answered, ${skipped} skipped`;
+    lines.push(`session ${number}: ${counts}${events}`);
     for (const { seq, name, kind, text } of session.notes) {
       lines.push(pc.dim(`  #${seq} ${name}: ${kind}: ${printable(text)}`));
     }
@@ -82,6 +81,6 @@ function textOf(report: ReplayReport, compare: boolean): string {
   }
   const count = report.sessions.flatMap((each) => each.differences).filter((d) => !d.allowed);
   const verdict = compare ? 'the answers are the same' : 'the back-end went through it';
-  lines.push(report.same ? pc.green(verdict) : pc.red(`${count.length} differences`));
+  lines.push(report.same ? pc.green(verdict) : pc.red(counted(count.length, 'difference')));
   return lines.join('\n');
 }

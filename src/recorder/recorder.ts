@@ -21,6 +21,8 @@ export type RecorderEvent =
 export type RecorderOptions = {
   /** Where the recorder listens. */
   readonly socket: string;
+  /** A listener at `socket` that exists; the recorder's from now on. */
+  readonly listener?: Fd;
   /** Where it connects. */
   readonly upstream: string;
   /** Who connects to `socket`; the other one listens on `upstream`. Default: the front-end. */
@@ -47,7 +49,7 @@ export class Recorder {
    */
   constructor(options: RecorderOptions) {
     this.#options = options;
-    this.#listener = listenUnix(options.socket);
+    this.#listener = options.listener ?? listenUnix(options.socket);
     this.#poll = pollFd(this.#listener.number, {}, () => this.#wakeUp());
     this.#done = this.#run();
   }

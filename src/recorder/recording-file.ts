@@ -25,8 +25,11 @@ export async function readRecording(path: string): Promise<RecordingFile> {
     }
     text = await readFile(path, 'utf8');
   } catch (cause) {
-    throw bad(path, messageOf(cause), cause);
+    const { code } = cause as NodeJS.ErrnoException;
+    const known = { ENOENT: 'there is no such file', EISDIR: 'it is a folder, not a recording' };
+    throw bad(path, known[code as keyof typeof known] ?? messageOf(cause), cause);
   }
+  if (text === '') throw bad(path, 'it is empty; was it made by vring record?');
   const lines = text.split('\n');
   const isWhole = lines.pop() === ''; // the last line of a recorder that was killed is cut
   const header = parseLine(path, 1, lines[0] ?? '') as unknown as RecordingHeader;
@@ -58,7 +61,8 @@ function parseLine(path: string, line: number, text: string): Record<string, unk
   } catch {
     // said below
   }
-  throw bad(path, `line ${line} is no JSON object`);
+  const hint = line === 1 ? '; was it made by vring record?' : '';
+  throw bad(path, `line ${line} is no JSON object${hint}`);
 }
 
 /** What the replayer relies on; everything else is for people. */

@@ -4,7 +4,7 @@
  */
 import { once } from 'node:events';
 import { createWriteStream, type WriteStream } from 'node:fs';
-import { VringError } from '../base/errors.ts';
+import { messageOf, VringError } from '../base/errors.ts';
 import {
   commentedPacket,
   DIRECTION_INBOUND,
@@ -164,11 +164,14 @@ async function openFile(path: string): Promise<WriteStream> {
   try {
     await once(file, 'open');
   } catch (cause) {
-    throw fileError(`cannot write ${path}`, cause);
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code !== 'ENOENT') throw fileError(`cannot write ${path}`, cause);
+    const text = `cannot write ${path}: its folder does not exist; make it first`;
+    throw new VringError('ERR_VRING_RECORDING_FILE', text, { cause });
   }
   return file;
 }
 
 function fileError(text: string, cause: unknown): VringError {
-  return new VringError('ERR_VRING_RECORDING_FILE', `${text}: ${String(cause)}`, { cause });
+  return new VringError('ERR_VRING_RECORDING_FILE', `${text}: ${messageOf(cause)}`, { cause });
 }

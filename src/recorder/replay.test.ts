@@ -83,6 +83,11 @@ test('the back-end that was recorded answers the same, and nothing is left open'
   assert.equal(reservedRanges(), 0);
 });
 
+test('a session that is not in the recording is an error that says which are', async () => {
+  const text = /has no session 7; it has 1, 2$/;
+  await assert.rejects(replayOn(new FakeTarget(), { session: 7 }), text);
+});
+
 class OtherTarget extends FakeTarget {
   override readonly config = new Uint8Array(16).fill(9);
 }
@@ -148,7 +153,7 @@ test('recordings that are none, of another version, or cut', async () => {
   await says(`${lines[0]}\n`, /nobody connected/);
   await says(`${lines[0]}\n{"seq":1,"time":1}\n`, /line 2: session is undefined/);
   await says(`${lines[0]}\n${lines[2]!.replace('"hex":"', '"hex":"zz')}\n`, /not hexadecimal/);
-  await assert.rejects(readRecording(join(folder, 'none')), /ENOENT/);
+  await assert.rejects(readRecording(join(folder, 'none')), /there is no such file/);
   writeFileSync(path, lines.slice(0, 6).join('\n') + '\n{"seq":');
   assert.equal((await readRecording(path)).sessions.get(1)!.length, 5);
 });

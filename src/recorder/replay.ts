@@ -7,6 +7,7 @@
  * no front-end would send them; both is noted.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
+import { VringError } from '../base/errors.ts';
 import type { Difference } from './compare.ts';
 import type { RecordingFile } from './recording-file.ts';
 import { ReplaySession } from './replay-session.ts';
@@ -56,9 +57,15 @@ export async function replayRecording(
   recording: RecordingFile,
   options: ReplayOptions,
 ): Promise<ReplayReport> {
+  const { session } = options;
+  if (session !== undefined && !recording.sessions.has(session)) {
+    const there = [...recording.sessions.keys()].join(', ');
+    const text = `the recording has no session ${session}; it has ${there}`;
+    throw new VringError('ERR_VRING_RECORDING_SESSION', text);
+  }
   const sessions: SessionReport[] = [];
   for (const [number, events] of recording.sessions) {
-    if (options.session !== undefined && options.session !== number) continue;
+    if (session !== undefined && session !== number) continue;
     if (sessions.length > 0) await sleep(BETWEEN_SESSIONS_MS);
     sessions.push(await new ReplaySession(number, options).run(events));
   }

@@ -1,5 +1,5 @@
 /** What `vring conform` does: runs the checks, writes the reports, says the status. */
-import { writeFileSync } from 'node:fs';
+import { closeSync, openSync, writeFileSync } from 'node:fs';
 import {
   BACK_END_CHECKS,
   type Check,
@@ -16,11 +16,14 @@ import {
   type Severity,
   textReport,
 } from '../conformance/index.ts';
-import { pc, print, printJson, UsageError } from './output.ts';
+import { VringError } from '../base/errors.ts';
+import { fileProblem } from './explain.ts';
+import { complain, pc, print, printJson, UsageError } from './output.ts';
 
 export type ConformOptions = {
-  readonly socket: string;
-  readonly device: string;
+  /** Both are asked for by `target`, unless checks are only listed. */
+  readonly socket?: string;
+  readonly device?: string;
   readonly only?: readonly string[];
   readonly list: boolean;
   readonly json?: string | true;
@@ -45,12 +48,14 @@ export type FrontEndOptions = ConformOptions & {
 };
 
 export async function conformBackEnd(options: BackEndOptions): Promise<number> {
-  const { socket, only = [], level, respawn } = options;
+  const { only = [], level, respawn } = options;
   checkOnly(only, BACK_END_CHECKS);
-  if (options.list) return list(BACK_END_CHECKS);
+  if (options.list) return list(BACK_END_CHECKS, only, options);
+  const { socket, device } = target(options);
+  checkReports(options);
   const report = await runBackEnd({
     socket,
-    profile: PROFILES[options.device] as DeviceProfile,
+    profile: PROFILES[device] as DeviceProfile,
     level,
     only,
     ...(respawn === undefined ? {} : { respawn }),
@@ -60,16 +65,22 @@ export async function conformBackEnd(options: BackEndOptions): Promise<number> {
       connectMs: options.connectMs,
     },
     onResult: progress(options),
-    reproduce: (check) => reproduceBackEnd(options, check),
+    reproduce: (check) => reproduceBackEnd(options, { socket, device }, check),
   });
   return finish(report, options);
 }
 
 export async function conformFrontEnd(options: FrontEndOptions): Promise<number> {
-  const { socket, device, only = [], connect, seconds, spawn } = options;
+  const { only = [], connect, seconds, spawn } = options;
   const rules = FRONT_END_RULES.map((rule) => ({ ...rule, level: 'full' as const }));
   checkOnly(only, rules);
-  if (options.list) return list(rules);
+  if (options.list) return list(rules, only, options);
+  const { socket, device } = target(options);
+  checkReports(options);
+  if (spawn === undefined && options.json !== true) {
+    const where = connect ? `a front-end that listens at ${socket}` : `a front-end at ${socket}`;
+    complain(`waiting for ${where}; --spawn COMMAND would start one`);
+  }
   const report = await runFrontEnd({
     socket,
     device,
@@ -87,11 +98,34 @@ export async function conformFrontEnd(options: FrontEndOptions): Promise<number>
   return finish(report, options);
 }
 
-function reproduceBackEnd(options: BackEndOptions, check: Check): string {
+type Target = { readonly socket: string; readonly device: string };
+
+function target({ socket, device }: ConformOptions): Target {
+  if (socket === undefined) throw new UsageError('--socket: give the path of the peer');
+  if (device === undefined) {
+    throw new UsageError('--device: say what it is, one of net, blk, fs, generic');
+  }
+  return { socket, device };
+}
+
+/** A report that cannot be written is said before the run, not after it. */
+function checkReports({ json, junit, html }: ConformOptions): void {
+  for (const [option, path] of Object.entries({ json, junit, html })) {
+    if (typeof path !== 'string') continue;
+    try {
+      closeSync(openSync(path, 'a'));
+    } catch (cause) {
+      const text = `--${option}: cannot write ${path}: ${fileProblem(cause)}`;
+      throw new VringError('ERR_VRING_REPORT_FILE', text, { cause });
+    }
+  }
+}
+
+function reproduceBackEnd(options: BackEndOptions, to: Target, check: Check): string {
   const respawn = options.respawn === undefined ? '' : ` --respawn ${quoted(options.respawn)}`;
   const level = check.level === 'destructive' ? ' --level destructive' : '';
   return (
-    `vring conform back-end --socket ${quoted(options.socket)} --device ${options.device}` +
+    `vring conform back-end --socket ${quoted(to.socket)} --device ${to.device}` +
     `${level} --only ${check.id}${respawn}`
   );
 }
@@ -102,12 +136,27 @@ function quoted(text: string): string {
 
 function checkOnly(only: readonly string[], checks: readonly { readonly id: string }[]): void {
   for (const id of only) {
-    if (checks.some((each) => each.id === id || each.id.startsWith(`${id}-`))) continue;
+    if (checks.some((each) => isSelected(each, [id]))) continue;
     throw new UsageError(`--only: no check is called ${id}; --list shows them`);
   }
 }
 
-function list(checks: readonly Omit<Check, 'run' | 'needs'>[]): number {
+function isSelected(check: { readonly id: string }, only: readonly string[]): boolean {
+  return only.some((id) => check.id === id || check.id.startsWith(`${id}-`));
+}
+
+type ListedCheck = Pick<Check, 'id' | 'severity' | 'level' | 'title'>;
+
+function list(
+  all: readonly ListedCheck[],
+  only: readonly string[],
+  options: ConformOptions,
+): number {
+  const checks = all.filter((each) => only.length === 0 || isSelected(each, only));
+  if (options.json !== undefined) {
+    printJson(checks.map(({ id, severity, level, title }) => ({ id, severity, level, title })));
+    return 0;
+  }
   for (const { id, severity, level, title } of checks) {
     print(`${id.padEnd(36)} ${severity.padEnd(7)} ${level.padEnd(12)} ${title}`);
   }

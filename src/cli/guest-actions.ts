@@ -3,8 +3,6 @@ import { closeSync, openSync, writeSync } from 'node:fs';
 import { ConfigError, VringError, messageOf } from '../base/errors.ts';
 import {
   connectNetGuest,
-  migrateGuest,
-  NetConnector,
   NetStack,
   fileSource,
   parseFeatureChoice,
@@ -18,12 +16,12 @@ import {
   type GsoKind,
   type IommuMode,
   type IpAddress,
-  type LinkEvent,
   type NetGuest,
   type NetGuestOptions,
   type TrafficOptions,
   type TrafficReport,
 } from '../guest/index.ts';
+import { moveOnSignal, onRestored, tellLink } from './guest-events.ts';
 import { featureNames } from '../wire/virtio.ts';
 
 /** Options of `guest net` and of all its commands; commander filled in the defaults. */
@@ -368,49 +366,6 @@ async function withGuest(
   } finally {
     process.off('SIGTERM', onSignal).off('SIGINT', onSignal);
   }
-}
-
-/** SIGUSR1 moves the guest to `--migrate-to`, the next one back. Returns what ends that. */
-function moveOnSignal(options: GuestOptions, guest: NetGuest): () => void {
-  if (options.migrateTo === undefined) return () => undefined;
-  let [here, there] = [options.socket, options.migrateTo];
-  const onSignal = (): void => {
-    if (guest.moving) return;
-    const { mtu = null } = options;
-    const connector = new NetConnector({ socket: there, server: options.server, mtu });
-    const connect = (signal?: AbortSignal) => connector.connect(signal, true);
-    migrateGuest(guest, { connect }).then(
-      (report) => {
-        const { pauseMs, rounds, stateBytes } = report;
-        process.stderr.write(
-          `vring guest: moved to ${there} in ${report.totalMs.toFixed(0)} ms, of which it stood ` +
-            `still for ${pauseMs.toFixed(0)}; ${rounds.join(' + ')} pages, ` +
-            `${stateBytes ?? 'no'} bytes of device state\n`,
-        );
-        [here, there] = [there, here];
-      },
-      (error: unknown) => process.stderr.write(`vring guest: it stays: ${messageOf(error)}\n`),
-    );
-  };
-  process.on('SIGUSR1', onSignal);
-  return () => process.off('SIGUSR1', onSignal);
-}
-
-/** A switch that came back has learned nothing: it is told again where we are. */
-function onRestored(guest: NetGuest, announce: () => void): void {
-  const tell = guest.onLink;
-  guest.onLink = (event) => {
-    tell?.(event);
-    if (event.kind === 'restored') announce();
-  };
-}
-
-function tellLink(options: GuestOptions, event: LinkEvent): void {
-  const text =
-    event.kind === 'lost'
-      ? `the back-end is gone, waiting for the next one at ${options.socket}`
-      : `the back-end is back after ${event.milliseconds.toFixed(0)} ms`;
-  process.stderr.write(`vring guest: ${text}\n`);
 }
 
 /** The line that scripts wait for. */

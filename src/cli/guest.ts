@@ -45,11 +45,14 @@ the protocol), 2 wrong usage.`;
 
 /** The command tree below `vring guest`. */
 export function guestCommand(): Command {
-  const guest = new Command('guest').description('a guest without a VM, to exercise back-ends');
+  const guest = new Command('guest')
+    .description('A guest without a VM, to exercise back-ends.')
+    .addHelpText('after', EXAMPLES);
   const net = guest
     .command('net')
-    .description('a virtio-net guest over vhost-user, with a small network stack')
-    .requiredOption('--socket <path>', 'Unix socket of the back-end')
+    .summary('a virtio-net guest over vhost-user, with a small network stack')
+    .description('A virtio-net guest over vhost-user, with a small network stack.')
+    .requiredOption('--socket <path>', 'Unix socket of the back-end (required)')
     .option('--server', 'listen on the socket and wait for the back-end', false)
     .option('--ip <address>', 'IPv4 address and prefix, e.g. 10.0.0.1/24')
     .option('--ip6 <address>', 'IPv6 address and prefix, e.g. fd00::1/64')
@@ -72,17 +75,17 @@ export function guestCommand(): Command {
     .option('--reconnect', 'survive a back-end that goes away, and wait for the next one', false)
     .option('--migrate-to <path>', 'on SIGUSR1 move to the back-end at this socket, then back')
     .addOption(
-      new Option('--iommu [mode]', 'a virtual IOMMU between device and memory')
-        .choices(['offset', 'scatter'])
+      new Option(
+        '--iommu [mode]',
+        'a virtual IOMMU: offset (default) maps all memory at once, scatter each range elsewhere',
+      )
+        .argParser(iommuMode)
         .preset('offset'),
     )
     .option('--json', 'print results as JSON, one object per line', false)
     .addHelpText('after', EXAMPLES);
   addStackCommands(net);
   addTrafficCommands(net);
-  for (const command of [guest, net, ...net.commands]) {
-    command.showHelpAfterError('(add --help for usage and examples)');
-  }
   return guest;
 }
 
@@ -95,11 +98,19 @@ function addStackCommands(net: Command): void {
     .option('-i, --interval <seconds>', 'between two requests', decimal(0, 3600), 1)
     .option('-s, --payload <bytes>', 'bytes behind the ICMP header', integer(0, 65500), 56)
     .option('-W, --timeout <seconds>', 'wait for an answer', decimal(0.001, 3600), 1)
+    .addHelpText(
+      'after',
+      calls('--ip 10.0.0.1/24 ping 10.0.0.2 -c 3', '--ip6 fd00::1/64 ping fd00::2 -i 0.1 -c 100'),
+    )
     .action(action(ping));
   net
     .command('echo')
     .description('answer ARP, neighbour discovery and ping, reflect UDP, until SIGTERM')
     .option('--seconds <n>', 'end after so long', decimal(0.1, 1e6))
+    .addHelpText(
+      'after',
+      calls('--ip 10.0.0.2/24 echo', '--ip 10.0.0.2/24 --reconnect echo --seconds 60'),
+    )
     .action(action(echo));
   net
     .command('bulk-send')
@@ -108,6 +119,13 @@ function addStackCommands(net: Command): void {
     .option('--size <bytes>', 'how much, with K, M or G', byteCount, 16 * 1024 * 1024)
     .option('--file <path>', 'send this file instead')
     .option('--port <n>', 'UDP port', integer(1, 65535), 7700)
+    .addHelpText(
+      'after',
+      calls(
+        '--ip 10.0.0.1/24 bulk-send 10.0.0.2 --size 100M',
+        '--ip 10.0.0.1/24 bulk-send 10.0.0.2 --file disk.img',
+      ),
+    )
     .action(action(bulkSend));
   net
     .command('bulk-receive')
@@ -115,10 +133,18 @@ function addStackCommands(net: Command): void {
     .option('--out <path>', 'write the bytes here')
     .option('--port <n>', 'UDP port', integer(1, 65535), 7700)
     .option('--wait <seconds>', 'wait for a sender (default: forever)', decimal(0.1, 1e6))
+    .addHelpText(
+      'after',
+      calls(
+        '--ip 10.0.0.2/24 bulk-receive',
+        '--ip 10.0.0.2/24 bulk-receive --out copy.img --wait 10',
+      ),
+    )
     .action(action(bulkReceive));
   net
     .command('info')
     .description('print what was offered and negotiated, and the configuration space')
+    .addHelpText('after', calls('info', '--features +ctrl_vq,-tso --json info'))
     .action(action(info));
 }
 
@@ -161,6 +187,13 @@ function addTrafficCommands(net: Command): void {
       integer(0, 1e9),
       16,
     )
+    .addHelpText(
+      'after',
+      calls(
+        'pps --size 64 --seconds 5 --to 02:00:00:00:00:02',
+        'pps --size 1500 --loop --window 64',
+      ),
+    )
     .action(action(pps));
   net
     .command('sink')
@@ -173,7 +206,17 @@ function addTrafficCommands(net: Command): void {
       16,
     )
     .option('--min-frames <n>', 'status 1 when fewer came', integer(0, 1e15), 0)
+    .addHelpText(
+      'after',
+      calls('--mac 02:00:00:00:00:02 sink', 'sink --seconds 5 --min-frames 1000'),
+    )
     .action(action(sink));
+}
+
+/** Examples of one command; the options in front of it are those of `vring guest net`. */
+function calls(...lines: readonly string[]): string {
+  const net = 'vring guest net --socket /run/vring/vm0.sock';
+  return `\nExamples:\n${lines.map((line) => `  ${net} ${line}`).join('\n')}`;
 }
 
 type Handler = (options: GuestOptions, argument: string) => Promise<number>;
@@ -219,6 +262,12 @@ function byteCount(text: string): number {
     throw new InvalidArgumentError('A number like 4096, 64K, 16M or 1G is expected.');
   const unit = { '': 1, K: 1024, M: 1024 ** 2, G: 1024 ** 3 }[match[2].toUpperCase()] ?? 1;
   return Math.round(Number(match[1]) * unit);
+}
+
+function iommuMode(text: string): string {
+  if (text === 'offset' || text === 'scatter') return text;
+  const expected = 'Expected is offset or scatter; in front of a command write --iommu offset.';
+  throw new InvalidArgumentError(expected);
 }
 
 function macText(text: string): string {

@@ -4,6 +4,7 @@ import { totalDrops } from '../daemon/switch-control.ts';
 import type { MacEntry, PortStatus, QueueStatus, VlanConfig } from '../daemon/switch-types.ts';
 import { ApiClient } from './client.ts';
 import {
+  counted,
   print,
   printable,
   printJson,
@@ -102,7 +103,9 @@ async function printPort(port: PortStatus): Promise<void> {
     ['protocol features', features(port.protocolFeatures)],
     [
       'memory',
-      port.memory ? `${port.memory.regions} regions, ${short(port.memory.bytes)} bytes` : '-',
+      port.memory
+        ? `${counted(port.memory.regions, 'region')}, ${short(port.memory.bytes)} bytes`
+        : '-',
     ],
     ...sessionFacts(port.session),
     ...Object.entries(port.counters)
@@ -138,7 +141,7 @@ function sessionFacts(session: PortStatus['session']): [string, string][] {
     const text = `${entries} entries, ${misses} misses, ${updates} updates`;
     facts.push(['iotlb', `${text}, ${invalidations} invalidations`]);
   }
-  if (channel !== null) facts.push(['backend channel', `${channel.requests} requests`]);
+  if (channel !== null) facts.push(['backend channel', counted(channel.requests, 'request')]);
   if (postcopy !== 'none') facts.push(['postcopy', postcopy]);
   return facts;
 }

@@ -36,8 +36,7 @@ export async function buildProgram(args: readonly string[]): Promise<Command> {
   const program = new Command('vring')
     .description('The vhost stack for TypeScript: a virtual switch that VMs plug into.')
     .version(VERSION, '-V, --version', 'print the version of this program')
-    .helpCommand('help [command]', 'show the help of a command')
-    .showHelpAfterError('(add --help for usage and examples)');
+    .helpCommand('help [command]', 'show the help of a command');
   addSwitch(program);
   addPorts(program);
   addViews(program);
@@ -74,8 +73,9 @@ export async function runProgram(args: readonly string[]): Promise<number> {
   return Number(process.exitCode ?? 0);
 }
 
+/** Commands of their own file do not inherit what the program is told. */
 function throwInsteadOfExit(command: Command): void {
-  command.exitOverride();
+  command.exitOverride().showHelpAfterError('(add --help for usage and examples)');
   for (const inner of command.commands) throwInsteadOfExit(inner);
 }
 
@@ -104,7 +104,7 @@ function addSwitch(program: Command): void {
     .command('switch')
     .summary('run a switch in the foreground')
     .description(
-      'Runs a switch in the foreground until SIGTERM or SIGINT. Prints one line on standard\n' +
+      'Runs a switch in the foreground until SIGTERM or SIGINT. Prints one line on standard ' +
         'output when all ports are there, events on standard error.',
     )
     .option('-c, --config <file>', 'YAML configuration, "-" for standard input')
@@ -153,37 +153,53 @@ Ports:
 
 function addPorts(program: Command): void {
   examples(
-    client(program.command('ports')).description('Lists the ports with state and counters.'),
+    client(program.command('ports'))
+      .summary('list the ports with state and counters')
+      .description('Lists the ports with state and counters.'),
     [
       ['vring ports', 'a table, and why a port is not up'],
       ['vring ports --json | jq \'.[] | select(.state != "up") | .name\'', 'for scripts'],
     ],
   ).action(async (options) => (await import('./port-commands.ts')).showPorts(options));
 
-  const port = program.command('port').description('Shows, adds, removes or changes one port.');
+  const port = program
+    .command('port')
+    .summary('show, add, remove or change one port')
+    .description('Shows, adds, removes or changes one port.');
   examples(port, [
     ['vring port add vm1=vhost-user:/run/vring/vm1.sock', 'a port more'],
     ['vring port set vm1 --link down', 'pull the plug'],
   ]);
   examples(
-    client(port.command('show <name>')).description('Everything about a port and its queues.'),
-    [['vring port show vm0', 'features, memory, queues, counters']],
+    client(port.command('show <name>'))
+      .summary('everything about a port')
+      .description(
+        'Everything about a port: what was negotiated, memory, messages, dirty log, IOTLB, ' +
+          'queues, and each counter that is not zero.',
+      ),
+    [
+      ['vring port show vm0', 'features, memory, queues, counters'],
+      ['vring port show vm0 --json | jq .session', 'all of the session, for scripts'],
+    ],
   ).action(async (name, options) => (await import('./port-commands.ts')).showPort(name, options));
   examples(
-    client(port.command('add <spec>')).description(
-      'Adds a port to the running switch; <spec> as for vring switch --port.',
-    ),
+    client(port.command('add <spec>'))
+      .summary('add a port')
+      .description('Adds a port to the running switch; <spec> as for vring switch --port.'),
     [
       ['vring port add vm1=vhost-user:/run/vring/vm1.sock,vlan=10', 'for a VM'],
       ['vring port add up=tap:tap0,trunk=10+20,native=1', 'an uplink'],
     ],
   ).action(async (spec, options) => (await import('./port-commands.ts')).addPort(spec, options));
   examples(
-    client(port.command('remove <name>')).description('Ends its session and removes its socket.'),
+    client(port.command('remove <name>'))
+      .summary('remove a port and its socket')
+      .description('Ends its session and removes its socket.'),
     [['vring port remove vm1', '']],
   ).action(async (name, options) => (await import('./port-commands.ts')).removePort(name, options));
   examples(
     client(port.command('set <name>'))
+      .summary('change a port while it runs')
       .description('Changes a port while it runs.')
       .option('--link <up|down>', 'what the guest sees as its cable')
       .option('--vlan <vid>', 'make it an access port of this VLAN')
@@ -193,6 +209,7 @@ function addPorts(program: Command): void {
     [
       ['vring port set vm1 --link down', 'pull the plug'],
       ['vring port set up --trunk 10+20 --native 1', 'a trunk'],
+      ['vring port set vm1 --mtu 9000', 'guests that can are told'],
     ],
   ).action(async (name, options) => (await import('./port-commands.ts')).setPort(name, options));
 }
@@ -200,6 +217,7 @@ function addPorts(program: Command): void {
 function addViews(program: Command): void {
   examples(
     client(program.command('stats'))
+      .summary('rates per second, live on a terminal')
       .description('Rates per second of all ports, live on a terminal.')
       .option('--once', 'measure one interval and end')
       .option('-i, --interval <seconds>', 'time between two measurements', '1'),
@@ -211,6 +229,7 @@ function addViews(program: Command): void {
 
   examples(
     client(program.command('macs'))
+      .summary('learned MAC addresses')
       .description('Learned MAC addresses.')
       .option('--port <name>', 'only of this port')
       .option('--flush', 'forget them'),
@@ -222,6 +241,7 @@ function addViews(program: Command): void {
 
   examples(
     client(program.command('events'))
+      .summary('what happened: sessions, links, faults')
       .description('What happened: sessions, links, faults.')
       .option('-f, --follow', 'go on with what happens')
       .option('-n, --last <count>', 'only the last ones'),
@@ -232,7 +252,9 @@ function addViews(program: Command): void {
   ).action(async (options) => (await import('./event-command.ts')).showEvents(options));
 
   examples(
-    client(program.command('version')).description('Versions of this program and the switch.'),
+    client(program.command('version'))
+      .summary('versions of this program and the switch')
+      .description('Versions of this program and the switch.'),
     [['vring version', '']],
   ).action(async (options) => (await import('./port-commands.ts')).showVersion(options));
 }
@@ -240,6 +262,7 @@ function addViews(program: Command): void {
 function addCapture(program: Command): void {
   examples(
     client(program.command('capture <port>'))
+      .summary('frames of a port, both directions, as pcapng')
       .description('Frames of a port, both directions, as pcapng.')
       .option('-w, --write <file>', 'file to write, "-" for standard output', '-')
       .option('-s, --snaplen <bytes>', 'bytes kept of each frame')

@@ -13,7 +13,7 @@ import {
 import type { HandedOver } from '../daemon/hand-over.ts';
 import type { SwitchConfig } from '../daemon/switch-types.ts';
 import { ApiClient } from './client.ts';
-import { complain, print, printable, printJson } from './output.ts';
+import { complain, print, printable, printError, printJson } from './output.ts';
 
 export type SwitchOptions = {
   readonly config?: string;
@@ -58,6 +58,7 @@ export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch
   } catch (thrown) {
     if (!(thrown instanceof ConfigError)) throw thrown;
     for (const line of problemLines(thrown)) complain(line);
+    if (options.json) printError(thrown.code, problemLines(thrown).join('\n'));
     return 2;
   }
   if (options.check) {
@@ -115,7 +116,9 @@ function showEvents(daemon: SwitchDaemon, json: boolean): void {
     return;
   }
   const log = new EventLog((line) => process.stderr.write(`${printable(line)}\n`));
-  for (const event of daemon.control.events()) log.add(event);
+  // What a predecessor saw is on its own standard error.
+  const own = new Date(performance.timeOrigin).toISOString();
+  for (const event of daemon.control.events()) if (event.at >= own) log.add(event);
   daemon.control.on('event', (event) => log.add(event));
 }
 

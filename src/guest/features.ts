@@ -27,6 +27,7 @@ import {
   VIRTIO_NET_F_STATUS,
 } from '../wire/virtio-net.ts';
 import {
+  VIRTIO_F_ACCESS_PLATFORM,
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_VERSION_1,
@@ -133,10 +134,14 @@ export function chooseFeatures(offered: bigint, wishes: FeatureWishes): bigint {
   if (wishes.queuePairs > 1) demanded.push(VIRTIO_NET_F_MQ);
   const missing = demanded.filter((bit) => !hasFeature(offered, bit));
   if (missing.length > 0) {
+    const hint = missing.includes(VIRTIO_F_ACCESS_PLATFORM)
+      ? ' (a port of vring offers ACCESS_PLATFORM when it says iommu=on)'
+      : '';
     throw new VringError(
       'ERR_VRING_GUEST_FEATURE',
       `the back-end does not offer ${names(missing)}; it offers ` +
-        featureNames(offered, 1).join(' '),
+        featureNames(offered, 1).join(' ') +
+        hint,
     );
   }
   const wanted = [...DEFAULT_FEATURES, ...demanded];

@@ -156,9 +156,9 @@ test('postcopy: pages come when somebody waits for them', { timeout: 60_000 }, a
     // Pings meanwhile: what they bring goes into buffers that are still elsewhere.
     const moved = new AbortController();
     const pings = (async () => {
-      while (!moved.signal.aborted) await peer.hears(ip4(2), 56, 100);
+      while (!moved.signal.aborted) await peer.hears(ip4(2), 56, 10);
     })();
-    const report = await move(host, scratch.path(port), { postcopy: true, bundlePauseMs: 5 });
+    const report = await move(host, scratch.path(port), { postcopy: true, bundlePauseMs: 50 });
     moved.abort();
     await pings;
     faults += report.faults;

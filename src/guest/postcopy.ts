@@ -51,7 +51,7 @@ export class PostcopySource {
     let brought = true;
     for (let page = 0; page < pages; page++) {
       if (page % PAGES_PER_TURN === 0) {
-        // Faults are answered in between. What the driver itself wrote is there, and needs no pause.
+        // Faults are answered in between. What the driver itself wrote is there: no pause for it.
         const waitMs = brought ? pauseMs : 0;
         await new Promise((resolve) => setTimeout(resolve, waitMs));
         brought = false;

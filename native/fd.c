@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -139,6 +140,68 @@ static napi_value read_bytes(napi_env env, napi_callback_info info) {
   return vring_result(env, read(fd, data, bytes));
 }
 
+/*
+ * Pipes and sockets that a stranger has too: whoever shares the open file can clear its O_NONBLOCK
+ * at any moment, and read(2) or write(2) would hold the thread. Sockets have MSG_DONTWAIT. Pipes
+ * have nothing on all kernels (RWF_NOWAIT since Linux 6.4) but splice(2), which goes by its own
+ * flag: through a pipe that nobody else has.
+ */
+static ssize_t pipe_read_now(int fd, void *data, size_t bytes) {
+  int own[2];
+  if (pipe2(own, O_CLOEXEC | O_NONBLOCK) != 0) return -1;
+  ssize_t moved = splice(fd, NULL, own[1], NULL, bytes, SPLICE_F_NONBLOCK);
+  int error = errno;
+  for (ssize_t at = 0; at < moved;) {
+    ssize_t got = read(own[0], (char *)data + at, (size_t)(moved - at));
+    if (got > 0) {
+      at += got;
+      continue;
+    }
+    moved = -1;
+    error = EIO;
+  }
+  close(own[0]);
+  close(own[1]);
+  errno = error;
+  return moved;
+}
+
+static ssize_t pipe_write_now(int fd, const void *data, size_t bytes) {
+  int own[2];
+  if (pipe2(own, O_CLOEXEC | O_NONBLOCK) != 0) return -1;
+  ssize_t moved = write(own[1], data, bytes); /* as much as our pipe holds */
+  if (moved > 0) moved = splice(own[0], NULL, fd, NULL, (size_t)moved, SPLICE_F_NONBLOCK);
+  int error = errno;
+  close(own[0]); /* with what was not taken: it is written again */
+  close(own[1]);
+  errno = error;
+  return moved;
+}
+
+/* readNow(pipe or socket, into: Uint8Array): bytes, 0 at the end, or -errno */
+static napi_value read_now(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  int32_t fd;
+  void *data;
+  size_t bytes;
+  if (!vring_int(env, argv[0], &fd) || !vring_bytes(env, argv[1], &data, &bytes)) return NULL;
+  ssize_t got = recv(fd, data, bytes, MSG_DONTWAIT);
+  if (got < 0 && errno == ENOTSOCK) got = pipe_read_now(fd, data, bytes);
+  return vring_result(env, got);
+}
+
+/* writeNow(pipe or socket, from: Uint8Array): bytes, or -errno */
+static napi_value write_now(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  int32_t fd;
+  void *data;
+  size_t bytes;
+  if (!vring_int(env, argv[0], &fd) || !vring_bytes(env, argv[1], &data, &bytes)) return NULL;
+  ssize_t sent = send(fd, data, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (sent < 0 && errno == ENOTSOCK) sent = pipe_write_now(fd, data, bytes);
+  return vring_result(env, sent);
+}
+
 void vring_register_fd(napi_env env, napi_value exports) {
   vring_export(env, exports, "open", fd_open);
   vring_export(env, exports, "close", fd_close);
@@ -150,6 +213,8 @@ void vring_register_fd(napi_env env, napi_value exports) {
   vring_export(env, exports, "addSeals", add_seals);
   vring_export(env, exports, "userfaultfd", userfaultfd_);
   vring_export(env, exports, "readBytes", read_bytes);
+  vring_export(env, exports, "readNow", read_now);
+  vring_export(env, exports, "writeNow", write_now);
   vring_export(env, exports, "ioctlBytes", ioctl_bytes);
   vring_export(env, exports, "ioctlValue", ioctl_value);
 }

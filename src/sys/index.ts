@@ -22,6 +22,7 @@ export { closeFd, dupFd, Fd, fdStat, fdTarget, openFd, openFdCount, setNonblocki
 export type { FdStat } from './fd.ts';
 export { createMemfd, truncate } from './memfd.ts';
 export type { MemfdOptions } from './memfd.ts';
+export { readNow, writeNow } from './stream-now.ts';
 export { pollFd } from './poll.ts';
 export type { Poll, PollEvents } from './poll.ts';
 export {

@@ -41,6 +41,9 @@ export type Native = {
   truncate(fd: number, size: number): number;
   addSeals(fd: number, seals: number): number;
   userfaultfd(flags: number): number;
+  /** Never wait, whatever the flags of the open file. */
+  readNow(fd: number, into: Uint8Array): number;
+  writeNow(fd: number, from: Uint8Array): number;
   readBytes(fd: number, into: Uint8Array): number;
   ioctlBytes(fd: number, request: number, argument: Uint8Array): number;
   ioctlValue(fd: number, request: number, argument: number): number;

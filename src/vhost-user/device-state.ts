@@ -3,9 +3,8 @@
  * pipe, the state of the device is written to it or read from it beside the messages, and
  * CHECK_DEVICE_STATE asks how that went. What the bytes mean is the target's business.
  */
-import { readSync, writeSync } from 'node:fs';
 import { messageOf, ProtocolError } from '../base/errors.ts';
-import { type Fd, fdTarget, pollFd, setNonblocking } from '../sys/index.ts';
+import { type Fd, fdTarget, pollFd, readNow, writeNow } from '../sys/index.ts';
 import { DEVICE_STATE_SAVE } from '../wire/vhost-user-parse.ts';
 import { DEVICE_STATE_TIMEOUT_MS, MAX_DEVICE_STATE_BYTES } from './limits.ts';
 import { Gathered } from './state-pipe.ts';
@@ -52,7 +51,6 @@ export class DeviceState {
     }
     const state = direction === DEVICE_STATE_SAVE ? await this.#save() : null;
     const fd = fds.shift()!;
-    setNonblocking(fd.number, true); // whoever is at the other end must not hold this process
     this.#transfer = state === null ? receive(fd) : send(fd, state);
   }
 
@@ -98,7 +96,8 @@ function failed(request: string, problem: string, cause?: unknown): ProtocolErro
 
 /**
  * Runs `step` whenever the fd is ready until it says that it is done; closes the fd then.
- * `step` returns false while there is more to do.
+ * `step` returns false while there is more to do. It never waits: the front-end has the other end,
+ * and often this one, too.
  */
 function pump(
   fd: Fd,
@@ -118,7 +117,6 @@ function pump(
     try {
       if (step()) finish(null);
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'EAGAIN') return;
       finish(error instanceof ProtocolError ? error : failed(CHECK, messageOf(error), error));
     }
   });
@@ -130,7 +128,7 @@ function send(fd: Fd, state: Uint8Array): Transfer {
   let at = 0;
   const pumping = pump(fd, { write: true }, () => {
     if (at < state.length) {
-      at += writeSync(fd.number, state, at, Math.min(CHUNK_BYTES, state.length - at));
+      at += writeNow(fd.number, state.subarray(at, at + CHUNK_BYTES)) ?? 0;
     }
     return at === state.length;
   });
@@ -141,8 +139,9 @@ function send(fd: Fd, state: Uint8Array): Transfer {
 function receive(fd: Fd): Transfer {
   const received = new Gathered();
   const pumping = pump(fd, { read: true }, () => {
-    const got = readSync(fd.number, received.room());
+    const got = readNow(fd.number, received.room());
     if (got === 0) return true;
+    if (got === null) return false;
     received.took(got);
     if (received.length > MAX_DEVICE_STATE_BYTES) {
       throw failed(CHECK, `more than ${MAX_DEVICE_STATE_BYTES} bytes came, more are not taken`);

@@ -1,7 +1,6 @@
 /** Bytes through one end of a pipe or socket, without blocking: the state of a device. */
-import { readSync, writeSync } from 'node:fs';
-import { VringError } from '../base/errors.ts';
-import { type Fd, pollFd, setNonblocking } from '../sys/index.ts';
+import { messageOf, VringError } from '../base/errors.ts';
+import { type Fd, pollFd, readNow, writeNow } from '../sys/index.ts';
 
 const CHUNK_BYTES = 64 * 1024;
 
@@ -42,10 +41,9 @@ export class Gathered {
  * @throws VringError ERR_VRING_DEVICE_STATE: more than `limitBytes`, or nothing for `idleMs`.
  */
 export async function readToEnd(fd: Fd, limitBytes: number, idleMs: number): Promise<Uint8Array> {
-  setNonblocking(fd.number, true);
   const gathered = new Gathered();
   for (;;) {
-    const count = attempt(() => readSync(fd.number, gathered.room()));
+    const count = attempt(() => readNow(fd.number, gathered.room()));
     if (count === 0) return gathered.bytes;
     if (count === null) {
       await ready(fd, { read: true }, idleMs);
@@ -63,22 +61,19 @@ export async function readToEnd(fd: Fd, limitBytes: number, idleMs: number): Pro
  * @throws VringError ERR_VRING_DEVICE_STATE: nothing was taken for `idleMs`; EPIPE as its cause.
  */
 export async function writeAll(fd: Fd, bytes: Uint8Array, idleMs: number): Promise<void> {
-  setNonblocking(fd.number, true);
   for (let at = 0; at < bytes.length;) {
-    const count = attempt(() => writeSync(fd.number, bytes, at, bytes.length - at));
+    const count = attempt(() => writeNow(fd.number, bytes.subarray(at)));
     if (count === null) await ready(fd, { write: true }, idleMs);
     else at += count;
   }
 }
 
 /** The call's result; null when the fd is not ready. */
-function attempt(call: () => number): number | null {
+function attempt(call: () => number | null): number | null {
   try {
     return call();
   } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
-    if (code === 'EAGAIN' || code === 'EINTR') return null;
-    throw stateError(`the other end of the state's pipe: ${code}`, cause);
+    throw stateError(`the other end of the state's pipe: ${messageOf(cause)}`, cause);
   }
 }
 

@@ -10,7 +10,7 @@
  *
  * What goes wrong:
  *  - framing, or whatever else the target throws: the session ends with it as its reason;
- *  - a message that is unknown, not implemented, not negotiated, malformed or impossible: with
+ *  - a message that is unknown, served by no target, not negotiated, malformed or illegal now: with
  *    need_reply and REPLY_ACK it is answered by a non-zero ack and the session goes on, because
  *    the front-end knows; without, the session ends. A refused message changes nothing, except
  *    that a ring which cannot start with what the message said stays stopped;

@@ -106,6 +106,9 @@ export class NetVring {
       kicks: this.kicks,
       calls: this.calls,
       callsSuppressed: this.callsSuppressed,
+      // Pages that were written and that the dirty log has no bit for: never in a log that covers
+      // the guest's memory, which the session demands.
+      ...(this.queue.log.outside > 0 && { unloggedPages: this.queue.log.outside }),
     };
   }
 }

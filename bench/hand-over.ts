@@ -6,7 +6,7 @@
  *
  *   npm run bench:hand-over -- --count 20 --ports 16
  */
-import { parseArgs } from 'node:util';
+import { readOptions, wholeNumber } from '../scripts/options.ts';
 import { runTraffic } from '../src/guest/index.ts';
 import { Scratch, sleep } from '../test/peers/scratch.ts';
 import { Host, macOf, VringProcess } from '../test/peers/software-guest.ts';
@@ -14,7 +14,12 @@ import { startSwitch } from '../test/peers/switch.ts';
 import { machineFacts } from './machine.ts';
 import { summarize } from './statistics.ts';
 
-const { values: options } = parseArgs({
+const USAGE = `npm run bench:hand-over -- [options]
+  --count N   hand-overs (20)
+  --ports N   ports with a guest (4)
+  --rate N    frames per second between two of them (5000)`;
+
+const { values: options } = readOptions(USAGE, {
   options: {
     count: { type: 'string', default: '20' },
     ports: { type: 'string', default: '4' },
@@ -23,11 +28,9 @@ const { values: options } = parseArgs({
 });
 
 async function main(): Promise<void> {
-  const [count, ports, rate] = [options.count, options.ports, options.rate].map(Number) as [
-    number,
-    number,
-    number,
-  ];
+  const count = wholeNumber(USAGE, '--count', options.count, 1);
+  const ports = wholeNumber(USAGE, '--ports', options.ports, 2);
+  const rate = wholeNumber(USAGE, '--rate', options.rate, 1);
   for (const [key, value] of Object.entries(machineFacts())) {
     console.log(`${key.padEnd(12)} ${value}`);
   }

@@ -14,7 +14,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname } from 'node:path';
-import { parseArgs } from 'node:util';
+import { readOptions } from '../scripts/options.ts';
 import { messageOf } from '../src/base/errors.ts';
 import { requireProgram } from '../src/vmm/programs.ts';
 import { BACKENDS, VRING_PROFILED, type BackendKind } from './backends.ts';
@@ -22,18 +22,6 @@ import { machineFacts } from './machine.ts';
 import { measure } from './measure.ts';
 import { compare, ratioTable, runTable, type Rounds } from './report.ts';
 import { allScenarios, scenarioName, type Run, type Scenario } from './scenario.ts';
-
-const { values: options } = parseArgs({
-  options: {
-    pairs: { type: 'string', default: '3' },
-    seconds: { type: 'string', default: '2' },
-    only: { type: 'string', default: '' },
-    backends: { type: 'string', default: '' },
-    json: { type: 'string', default: 'build/bench.json' },
-    profile: { type: 'boolean', default: false },
-    help: { type: 'boolean', default: false },
-  },
-});
 
 const USAGE = `npm run bench -- [options]
   --pairs N          rounds per scenario (3)
@@ -43,11 +31,21 @@ const USAGE = `npm run bench -- [options]
   --profile          one more run of ours per scenario, under V8's profiler
   --json FILE        every run and ratio (build/bench.json)`;
 
+const { values: options } = readOptions(USAGE, {
+  options: {
+    pairs: { type: 'string', default: '3' },
+    seconds: { type: 'string', default: '2' },
+    only: { type: 'string', default: '' },
+    backends: { type: 'string', default: '' },
+    json: { type: 'string', default: 'build/bench.json' },
+    profile: { type: 'boolean', default: false },
+  },
+});
+
 const LEGEND = `Above 1 we are faster. "own loops": the rival's nanoseconds per frame in
 its own loop over ours; it decides where the client is the bottleneck.`;
 
 async function main(): Promise<void> {
-  if (options.help) return console.log(USAGE);
   requireProgram('dpdk-testpmd');
   if (availableParallelism() < 2) throw new Error('two cores are needed');
   const machine = machineFacts();

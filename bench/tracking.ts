@@ -7,7 +7,7 @@
  *   npm run bench:iotlb                    one entry for all, and entries of single pages
  *   node bench/tracking.ts all --rounds 400
  */
-import { parseArgs } from 'node:util';
+import { readOptions, wholeNumber, wrongUsage } from '../scripts/options.ts';
 import { assert } from '../src/base/assert.ts';
 import { type FixtureRing, PortFixture } from '../src/devices/net/port-fixture.ts';
 import { PrivateMemory } from '../src/memory/index.ts';
@@ -17,7 +17,10 @@ import { addChains, publish, reapUsed } from '../src/virtqueue/driver/index.ts';
 import { VIRTIO_NET_F_MRG_RXBUF } from '../src/wire/virtio-net.ts';
 import { VIRTIO_F_RING_PACKED } from '../src/wire/virtio.ts';
 
-const { values, positionals } = parseArgs({
+const USAGE = `npm run bench:dirty-log -- [options], npm run bench:iotlb -- [options]
+  --rounds N   rounds, in which each variant has a turn (300)`;
+
+const { values, positionals } = readOptions(USAGE, {
   options: { rounds: { type: 'string', default: '300' } },
   allowPositionals: true,
 });
@@ -130,7 +133,7 @@ function compare(variants: readonly Variant[], packed: boolean, frameBytes: numb
   const worlds = variants.map((variant) => new World(variant, packed, frameBytes));
   for (let warm = 0; warm < 40; warm++) for (const world of worlds) world.turn();
   const turns = worlds.map((): number[] => []);
-  const rounds = Number(values.rounds);
+  const rounds = wholeNumber(USAGE, '--rounds', values.rounds, 1);
   for (let round = 0; round < rounds; round++) {
     const order = worlds.map((_, i) => (i + round) % worlds.length);
     for (const i of order) turns[i]!.push(worlds[i]!.turn());
@@ -145,6 +148,9 @@ function compare(variants: readonly Variant[], packed: boolean, frameBytes: numb
 }
 
 const wanted = positionals[0] ?? 'all';
+if (!['all', 'dirty-log', 'iotlb'].includes(wanted)) {
+  wrongUsage(USAGE, `"${wanted}" is not one of dirty-log, iotlb, all`);
+}
 const chosen = VARIANTS.filter(
   ({ bench }) => ['plain', wanted].includes(bench) || wanted === 'all',
 );

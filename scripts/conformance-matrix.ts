@@ -6,12 +6,13 @@
  *   npm run conformance -- dpdk qemu    those whose name contains one of the words
  *   npm run conformance -- --from DIR   no runs: the JSON reports of an earlier one
  *
- * Reports go to build/conformance/NAME.json. Needs root, huge pages, and the packages of
- * scripts/ci-peers.sh.
+ * Reports go to build/conformance/NAME.json. The matrix is written once all peers have one, so
+ * that no column is lost. Needs root, huge pages, and the packages of scripts/ci-peers.sh.
  */
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { readOptions, wrongUsage } from './options.ts';
 import { reserveHugePages } from '../test/peers/hugepages.ts';
 import {
   BACK_END_CHECKS,
@@ -227,8 +228,19 @@ function writePage(columns: readonly Column[]): void {
   writeFileSync(PAGE, `${head}${BEGIN}\n\n${generated(columns)}\n\n${END}${tail}`);
 }
 
-const words = process.argv.slice(2);
-const from = words[0] === '--from' ? (words[1] ?? REPORTS) : null;
+const USAGE = `npm run conformance -- [options] [WORD...]
+  WORD         only peers whose name contains it: ${PEERS.map(({ name }) => name).join(', ')}
+  --from DIR   no runs: the JSON reports of an earlier one`;
+
+const { values, positionals: words } = readOptions(USAGE, {
+  options: { from: { type: 'string' } },
+  allowPositionals: true,
+});
+const from = values.from ?? null;
+for (const word of words) {
+  if (PEERS.some(({ name }) => name.includes(word))) continue;
+  wrongUsage(USAGE, `no peer's name contains "${word}"`);
+}
 const wanted = (peer: Peer): boolean =>
   from !== null || words.length === 0 || words.some((word) => peer.name.includes(word));
 mkdirSync(REPORTS, { recursive: true });
@@ -248,5 +260,11 @@ const columns = PEERS.flatMap((peer): Column[] => {
   if (!existsSync(path)) return [];
   return [{ peer, report: JSON.parse(readFileSync(path, 'utf8')) as Report }];
 });
-writePage(columns);
-console.log(`${PAGE} is written`);
+const missing = PEERS.filter((peer) => !columns.some((column) => column.peer === peer));
+if (missing.length === 0) {
+  writePage(columns);
+  console.log(`${PAGE} is written`);
+} else {
+  const names = missing.map(({ name }) => name).join(', ');
+  console.log(`${PAGE} is left as it is: no report of ${names} in ${from ?? REPORTS}`);
+}

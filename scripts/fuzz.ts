@@ -12,7 +12,7 @@
  */
 import { globSync } from 'node:fs';
 import { basename, join } from 'node:path';
-import { parseArgs } from 'node:util';
+import { readOptions, wrongUsage } from './options.ts';
 
 type FuzzerOptions = {
   seconds: number;
@@ -23,7 +23,13 @@ type FuzzerOptions = {
 type Fuzzer = (options: FuzzerOptions) => Promise<unknown>;
 
 const ROOT = join(import.meta.dirname, '..');
-const { values, positionals } = parseArgs({
+const USAGE = `npm run fuzz -- [options] [FUZZER...]
+  --seconds N          how long each runs (60)
+  --minutes N          the same in minutes
+  --seed N             the seed that was printed, to do the same again
+  --only-iteration N   this iteration alone, with --seed`;
+
+const { values, positionals } = readOptions(USAGE, {
   allowPositionals: true,
   options: {
     seconds: { type: 'string', default: '60' },
@@ -41,15 +47,13 @@ const names = new Map(
 const wanted = positionals.length > 0 ? positionals : [...names.keys()];
 for (const name of wanted) {
   if (!names.has(name)) {
-    process.stderr.write(`no fuzzer named ${name}; there are: ${[...names.keys()].join(', ')}\n`);
-    process.exit(2);
+    wrongUsage(USAGE, `no fuzzer named ${name}; there are: ${[...names.keys()].join(', ')}`);
   }
 }
 if (!(seconds > 0) || !Number.isInteger(seed) || !Number.isInteger(Number(only ?? 0))) {
   const text =
     '--seconds and --minutes take a positive number, --seed and --only-iteration a whole';
-  process.stderr.write(`${text} one\n`);
-  process.exit(2);
+  wrongUsage(USAGE, `${text} one`);
 }
 for (const name of wanted) {
   process.stdout.write(`${name}: seed ${seed}, ${seconds} s\n`);

@@ -10,11 +10,17 @@
  * One line per restart, milliseconds after the kill. Fails when traffic does not go on, or when
  * the TCP stream that goes on over all restarts arrives changed.
  */
-import { parseArgs } from 'node:util';
+import { readOptions, wholeNumber, wrongUsage } from './options.ts';
 import { restartUnderTraffic, type Restart } from '../test/peers/qemu-reconnect.ts';
 import { restorePorts } from '../test/peers/software-reconnect.ts';
 
-const { values } = parseArgs({
+const USAGE = `npm run reconnect -- [options]
+  --times N      restarts (50)
+  --packed WHO   which guests have packed rings: none, both, connecting (connecting)
+  --queues N     queue pairs of both guests (1)
+  --software N   so many guests of ours, in a ring, instead of two in QEMU`;
+
+const { values } = readOptions(USAGE, {
   options: {
     times: { type: 'string', default: '50' },
     packed: { type: 'string', default: 'connecting' },
@@ -22,22 +28,22 @@ const { values } = parseArgs({
     software: { type: 'string', default: '0' },
   },
 });
-const times = Number(values.times);
-const queuePairs = Number(values.queues);
+const times = wholeNumber(USAGE, '--times', values.times, 1);
+const queuePairs = wholeNumber(USAGE, '--queues', values.queues, 1);
+const software = wholeNumber(USAGE, '--software', values.software, 0);
 const packed = { none: [false, false], both: [true, true], connecting: [true, false] }[
   values.packed
 ];
-if (!(times >= 1) || !(queuePairs >= 1) || packed === undefined) {
-  process.stderr.write('reconnect: --times N, --queues N, --packed none|both|connecting\n');
-  process.exit(2);
+if (packed === undefined) {
+  wrongUsage(USAGE, `--packed: "${values.packed}" is not one of none, both, connecting`);
 }
 
 const row = (...cells: (string | number)[]): void =>
   void process.stdout.write(`${cells.map((cell) => String(cell).padStart(10)).join('')}\n`);
 
-if (values.software !== '0') {
+if (software > 0) {
   row('restart', 'switch', 'half', 'all');
-  await restorePorts(Number(values.software), times, ({ number, switchMs, halfMs, allMs }) =>
+  await restorePorts(software, times, ({ number, switchMs, halfMs, allMs }) =>
     row(number, switchMs, halfMs, allMs),
   );
   process.exit(0);

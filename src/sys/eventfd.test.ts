@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { writeSync } from 'node:fs';
 import { test } from 'node:test';
-import { createEventfd, drainEventfd, signalEventfd } from './eventfd.ts';
+import { createEventfd, drainEventfd, signalEventfd, signalForeignEventfd } from './eventfd.ts';
 import { setNonblocking } from './fd.ts';
 
 test('signals add up, draining takes them', () => {
@@ -28,4 +28,12 @@ test('a signal to a closed fd is nothing', () => {
   const { number } = event;
   event.close();
   signalEventfd(number);
+});
+
+test('an eventfd of a stranger is signalled without a watch of the thread', () => {
+  using event = createEventfd('theirs');
+  assert.equal(signalForeignEventfd(event.number), true);
+  setNonblocking(event.number, false);
+  assert.equal(signalForeignEventfd(event.number), true);
+  assert.equal(drainEventfd(event.number), 2);
 });

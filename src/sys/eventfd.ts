@@ -2,6 +2,7 @@
 import { check } from './errors.ts';
 import { Fd } from './fd.ts';
 import { native } from './native.ts';
+import { watchThread } from './thread.ts';
 
 /**
  * A counter at zero; non-blocking.
@@ -22,6 +23,22 @@ export function createEventfd(what: string): Fd {
  * @syscalls poll write
  */
 export const signalEventfd: (fd: number) => number = native.eventfdSignal;
+
+/** Longest that `signalForeignEventfd` takes, milliseconds. */
+const HELD_MS = 20;
+
+/**
+ * As `signalEventfd`, in a thread without a watch of its own. Returns false when the peer held it.
+ * @syscalls poll write timer_create timer_settime timer_delete rt_sigaction
+ */
+export function signalForeignEventfd(fd: number): boolean {
+  watchThread(HELD_MS);
+  try {
+    return signalEventfd(fd) >= 0;
+  } finally {
+    watchThread(0);
+  }
+}
 
 /**
  * Takes the counter: its value, or 0 when nobody signalled.

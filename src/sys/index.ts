@@ -17,7 +17,7 @@ export type { Arena, RegionHandle } from './arena.ts';
 export { Epoll } from './epoll.ts';
 export type { EpollOptions } from './epoll.ts';
 export { check, errnoName, sysError } from './errors.ts';
-export { createEventfd, drainEventfd, signalEventfd } from './eventfd.ts';
+export { createEventfd, drainEventfd, signalEventfd, signalForeignEventfd } from './eventfd.ts';
 export { closeFd, dupFd, Fd, fdStat, fdTarget, openFd, openFdCount, setNonblocking } from './fd.ts';
 export type { FdStat } from './fd.ts';
 export { createMemfd, truncate } from './memfd.ts';

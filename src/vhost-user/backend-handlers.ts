@@ -7,8 +7,14 @@
  * done". A ProtocolError that is thrown ends the session unless the front-end asked for a reply.
  */
 import { MAX_MEM_SLOTS, MAX_RING_SIZE } from '../base/limits.ts';
-import { ProtocolError } from '../base/errors.ts';
-import { type Fd, fdTarget, setNonblocking, signalEventfd } from '../sys/index.ts';
+import { ProtocolError, VringError } from '../base/errors.ts';
+import {
+  type Fd,
+  fdTarget,
+  setNonblocking,
+  signalEventfd,
+  signalForeignEventfd,
+} from '../sys/index.ts';
 import type { VringFd } from '../wire/vhost-user-parse.ts';
 import {
   MemoryRegion,
@@ -225,7 +231,8 @@ export const setVringEndian: Handler<{ index: number; bigEndian: boolean }> = as
 
 /**
  * In-band: the eventfd is the session's own. SET_VRING_KICK, CALL and ERR are not necessary then:
- * what was never set is in-band, and this kick starts the ring. A polled ring needs no kick.
+ * what was never set is in-band, and this kick starts the ring. A polled ring needs no kick. An
+ * eventfd of the front-end's is signalled for it, and must not hold this thread.
  */
 export const vringKick: Handler<number> = async ({ vrings }, { request, value }) => {
   const vring = vrings.at(request, value);
@@ -236,5 +243,10 @@ export const vringKick: Handler<number> = async ({ vrings }, { request, value })
     await vrings.setKick(vring, null);
   }
   const { kick } = vring.fds;
-  if (kick !== null) signalEventfd(kick.number);
+  if (kick === null) return;
+  if (vring.own.has('kick')) signalEventfd(kick.number);
+  else if (!signalForeignEventfd(kick.number)) {
+    const text = `${request}: the front-end made the kick eventfd of vring ${value} block us`;
+    throw new VringError('ERR_VRING_NOTIFY_BLOCKED', text, { recovery: 'reconnect' });
+  }
 };

@@ -1,4 +1,4 @@
-/** Options of the repository's own programs: `--help` prints their usage, a wrong one ends with 2. */
+/** Options of the repository's programs: `--help` prints their usage, a wrong one ends with 2. */
 import { parseArgs, type ParseArgsConfig } from 'node:util';
 
 /** Like `parseArgs`; prints `usage` and ends the process for `--help` and for what is unknown. */

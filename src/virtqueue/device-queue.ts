@@ -1,6 +1,7 @@
 import { VringError } from '../base/errors.ts';
 import { MAX_MEM_SLOTS, MAX_RING_SIZE } from '../base/limits.ts';
 import type { AddressMap } from '../memory/address-map.ts';
+import { logRing } from './dirty-log.hot.ts';
 import { DirtyLog, type QueueLog } from './dirty-log.ts';
 import { InflightState, type InflightMemory } from './inflight-state.ts';
 import { recoverPacked } from './inflight-packed.ts';
@@ -208,6 +209,7 @@ export class DeviceQueue {
     setAddressMap(this, map);
     if (inflight !== null && packed) recoverPacked(this);
     else if (inflight !== null) recoverSplit(this);
+    if (log !== null) logRing(this);
   }
 
   #start(base: number): void {

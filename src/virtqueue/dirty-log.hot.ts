@@ -142,6 +142,18 @@ export function logEvent(q: DeviceQueue, at: number, bytes: number): void {
   logPages(q, pageOf(used + at * PAGE), pageOf(used + (at + bytes - 1) * PAGE));
 }
 
+/**
+ * All that a device writes of the ring: when a queue is made. A device before it may have been
+ * killed between a write and its mark, and recovery writes, too.
+ */
+export function logRing(q: DeviceQueue): void {
+  Atomics.exchange(q.fence, 0, 0);
+  if (q.packed !== 0) {
+    logUsedPacked(q, 0, q.size);
+    logEvent(q, 0, 4);
+  } else logEvent(q, 0, 4 + 8 * q.size + (q.eventIdx !== 0 ? 2 : 0));
+}
+
 /** Number of the page, from its address over 4096. */
 function pageOf(page: number): number {
   return page < NO_PAGE ? page | 0 : NO_PAGE;

@@ -215,3 +215,12 @@ test('a bit that is set already is left alone, beside others', () => {
   putUsed(pair.device, chains, 0, 1);
   assert.equal(world.log[page >> 3], 0xff);
 });
+
+test('a queue that is made marks its ring: who had it before was perhaps killed before it did', () => {
+  for (const options of allOptions()) {
+    const world = new Logged(options);
+    const { logged } = world.act(() => world.pair.restart(options.packed ? 0x8000_8000 : 0));
+    const ring = [...world.ringPages('used'), ...(options.packed ? world.ringPages('desc') : [])];
+    assert.deepEqual([...logged].sort(), options.logsUsed ? [...new Set(ring)].sort() : []);
+  }
+});

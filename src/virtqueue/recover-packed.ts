@@ -11,6 +11,7 @@
  *
  * Only for devices that use chains in the order of the ring.
  */
+import { logRing } from './dirty-log.hot.ts';
 import { decodePackedBase, encodePackedBase, ringBase, type DeviceQueue } from './device-queue.ts';
 
 const WRITE = 1 << 17; // last word of a descriptor: id | flags << 16
@@ -38,6 +39,7 @@ export function resumePacked(q: DeviceQueue): void {
   q.availWrap = found.availWrap;
   q.nextUsed = found.used;
   q.usedWrap = found.usedWrap;
+  if (q.logged !== 0) logRing(q); // a descriptor was perhaps published
 }
 
 /**

@@ -13,7 +13,7 @@ import {
 import type { HandedOver } from '../daemon/hand-over.ts';
 import type { SwitchConfig } from '../daemon/switch-types.ts';
 import { ApiClient } from './client.ts';
-import { complain, print, printable, printError, printJson } from './output.ts';
+import { complain, counted, print, printable, printError, printJson } from './output.ts';
 
 export type SwitchOptions = {
   readonly config?: string;
@@ -63,16 +63,16 @@ export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch
   }
   if (options.check) {
     if (options.json) printJson(config);
-    else print(`the configuration is good: ${config.ports.length} ports`);
+    else print(`the configuration is good: ${counted(config.ports.length, 'port')}`);
     return 0;
   }
   const signal = nextSignal();
-  const daemon = options.takeOver
+  const { daemon, tookOver = null } = options.takeOver
     ? await takeOverRunning(options, config)
-    : await SwitchDaemon.start(config, startSwitch);
+    : { daemon: await SwitchDaemon.start(config, startSwitch) };
   if (!options.quiet) showEvents(daemon, options.json ?? false);
   const readiness = await daemon.readiness();
-  if (options.json) printJson(readiness, 'line');
+  if (options.json) printJson(tookOver === null ? readiness : { ...readiness, tookOver }, 'line');
   else print(readinessLine(readiness));
 
   const cause = await Promise.race([signal, daemon.failed, daemon.handedOver]);
@@ -98,11 +98,11 @@ async function takeOverRunning(options: SwitchOptions, config: SwitchConfig) {
     ask: (body) => client.json('/v1/hand-over', { method: 'POST', body }),
     config: isNewer ? config : null,
   });
+  const { pid, version } = predecessor;
   if (!options.quiet) {
-    const { pid, version } = predecessor;
     complain(`took over from process ${pid}, vring ${version}; pause ${pauseMs.toFixed(1)} ms`);
   }
-  return daemon;
+  return { daemon, tookOver: { pid, version, pauseMs: Number(pauseMs.toFixed(3)) } };
 }
 
 function handedOverLine({ pid, pauseMs }: HandedOver): string {

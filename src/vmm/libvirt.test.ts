@@ -31,6 +31,7 @@ test('memory is shared and the interface is vhostuser', () => {
   match(libvirtInterface(NICS[1]!), /<driver>\n +<host mrg_rxbuf='off'\/>/);
   match(libvirtInterface(NICS[0]!), /<driver queues='2' rx_queue_size='512' packed='on'\/>/);
   match(DOMAINS['behind an IOMMU'], /<driver iommu='on' ats='on'\/>/);
+  match(DOMAINS['behind an IOMMU'], /<driver intremap='off' iotlb='on'\/>/);
   match(DOMAINS['two cards and a kernel'], /<cmdline>a=&quot;b&quot; c&lt;d<\/cmdline>/);
 });
 

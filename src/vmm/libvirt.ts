@@ -60,7 +60,9 @@ export function libvirtDomain(machine: GuestMachine): string {
   }
   for (const nic of machine.nics) lines.push(libvirtInterface(nic, 4));
   if (machine.iommu) {
-    lines.push(`    <iommu model='intel'>`, `      <driver iotlb='on'/>`, `    </iommu>`);
+    // QEMU remaps interrupts without KVM by default, and cards without MSI-X get none then.
+    const driver = `      <driver intremap='off' iotlb='on'/>`;
+    lines.push(`    <iommu model='intel'>`, driver, `    </iommu>`);
   }
   lines.push(`    <serial type='pty'/>`, `    <console type='pty'/>`, `  </devices>`);
   if (tcg) lines.push(...withoutMsix(machine));

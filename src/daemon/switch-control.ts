@@ -29,8 +29,8 @@ export type Capture = AsyncIterable<Uint8Array> & {
 /**
  * Counters by name, of a port: `rxFrames`, `rxBytes` (what the port sent us), `txFrames`,
  * `txBytes` (what it got), `faults`, and drops as `rxDrop<Reason>` and `txDrop<Reason>`. Of a
- * queue: `chains`, `kicks`, `calls`, `callsSuppressed`, `unloggedPages`. Others are exported as they
- * are named.
+ * queue: `chains`, `kicks`, `calls`, `callsSuppressed`, `unloggedPages`. Others are exported as
+ * they are named.
  */
 export interface SwitchControl {
   addPort(config: PortConfig): Promise<PortStatus>;

@@ -60,6 +60,7 @@ Examples:
   vring vm vm0 --disk debian.qcow2 --run     # start it here; its exit status is ours
   vring vm vm0 --libvirt --disk /srv/a.qcow2 > vm0.xml && virsh create vm0.xml
   vring vm --socket /run/vring/vm1.sock --queues 2 --packed
+  vring vm vm0 --iommu --disk debian.qcow2   # behind an Intel IOMMU; the port says iommu=on
   vring vm vm0 --run --demo-guest --ip 10.0.0.2/24   # a small Linux of Debian's kernel and busybox
 
 Memory is always shared (memory-backend-memfd,share=on): the switch maps it.

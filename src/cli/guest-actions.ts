@@ -21,7 +21,7 @@ import {
   type TrafficOptions,
   type TrafficReport,
 } from '../guest/index.ts';
-import { moveOnSignal, onRestored, tellLink } from './guest-events.ts';
+import { checkMigrateTo, moveOnSignal, onRestored, tellLink } from './guest-events.ts';
 import { featureNames } from '../wire/virtio.ts';
 
 /** Options of `guest net` and of all its commands; commander filled in the defaults. */
@@ -330,6 +330,7 @@ async function withGuest(
   if (options.ring === 'split' && !Number.isInteger(Math.log2(options.ringSize))) {
     throw new ConfigError('--ring-size', `${options.ringSize} is no power of two`);
   }
+  checkMigrateTo(options);
   const stop = new AbortController();
   const onSignal = (): void => stop.abort();
   process.once('SIGTERM', onSignal).once('SIGINT', onSignal);

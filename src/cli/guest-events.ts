@@ -1,8 +1,16 @@
 /** What happens to a guest of `vring guest net` while a command runs: restarts and migrations. */
-import { messageOf } from '../base/errors.ts';
+import { resolve } from 'node:path';
+import { ConfigError, messageOf } from '../base/errors.ts';
 import { type LinkEvent, migrateGuest, NetConnector, type NetGuest } from '../guest/index.ts';
 import type { GuestOptions } from './guest-actions.ts';
 import { printJson } from './output.ts';
+
+/** @throws ConfigError when `--migrate-to` leads nowhere else. */
+export function checkMigrateTo({ socket, migrateTo }: GuestOptions): void {
+  if (migrateTo === undefined || resolve(socket) !== resolve(migrateTo)) return;
+  const text = 'is --socket, too; give that of another back-end';
+  throw new ConfigError('--migrate-to', `${migrateTo} ${text}`);
+}
 
 /** SIGUSR1 moves the guest to `--migrate-to`, the next one back. Returns what ends that. */
 export function moveOnSignal(options: GuestOptions, guest: NetGuest): () => void {

@@ -79,6 +79,21 @@ const WRONG: readonly (readonly [args: readonly string[], status: number, messag
     /cannot write .*no\/a\.jsonl: its folder does not exist; make it first/,
   ],
   [
+    ['record', '--socket', 'x', '--upstream', './x', '--out', at('a.jsonl')],
+    2,
+    /^vring: --upstream: \.\/x is --socket, too: the recorder listens there/,
+  ],
+  [
+    ['record', '--socket', 'x', '--upstream', 'y', '--out', 'z', '--pcapng', 'z'],
+    2,
+    /^vring: --pcapng: z is --out, too; give two files/,
+  ],
+  [
+    ['guest', 'net', '--socket', 'x', '--migrate-to', './x', 'info'],
+    2,
+    /^vring guest: --migrate-to: \.\/x is --socket, too/,
+  ],
+  [
     ['guest', 'net', '--socket', 'x', '--iommu', 'echo'],
     2,
     /Expected is offset or scatter; in front of a command write --iommu offset\./,

@@ -1,11 +1,12 @@
 /** `vring record`: stands between a front-end and a back-end and writes down what they say. */
 import { rmSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { Command } from 'commander';
 import { VERSION } from '../daemon/version.ts';
 import { Recorder, type RecorderEvent, Recording } from '../recorder/index.ts';
 import { listenUnix } from '../sys/index.ts';
 import { explain } from './explain.ts';
-import { complain, counted, print, printable, printJson } from './output.ts';
+import { complain, counted, print, printable, printJson, UsageError } from './output.ts';
 
 type RecordOptions = {
   readonly socket: string;
@@ -51,6 +52,7 @@ export function recordCommand(): Command {
 async function record(options: RecordOptions): Promise<void> {
   const { socket, upstream, out, pcapng, rings = false, json = false } = options;
   const connects = options.client === true ? 'back-end' : 'front-end';
+  checkPaths(options);
   const program = `vring ${VERSION}`;
   // A socket that is in use must not cost the recording that is being made there.
   const listener = listenUnix(socket);
@@ -84,6 +86,17 @@ async function record(options: RecordOptions): Promise<void> {
   else {
     const counts = `${counted(sessions, 'session')}, ${counted(events, 'event')}`;
     complain(`${counts} in ${out}${lost(lostRingEvents)}`);
+  }
+}
+
+/** One path for two things would connect the recorder to itself, or write two files into one. */
+function checkPaths({ socket, upstream, out, pcapng }: RecordOptions): void {
+  if (resolve(socket) === resolve(upstream)) {
+    const text = 'the recorder listens there; give the socket of the other side';
+    throw new UsageError(`--upstream: ${upstream} is --socket, too: ${text}`);
+  }
+  if (pcapng !== undefined && resolve(pcapng) === resolve(out)) {
+    throw new UsageError(`--pcapng: ${pcapng} is --out, too; give two files`);
   }
 }
 

@@ -156,9 +156,12 @@ export const ROUTES: readonly Route[] = [
     summary: 'Learned MAC addresses.',
     query: byPort,
     answers: { 200: { description: 'Entries.', schema: z.array(MacEntrySchema) } },
+    errors: [404],
     async handle({ control, query }) {
       const entries = await control.macTable();
-      return Response.json(query.port ? entries.filter((e) => e.port === query.port) : entries);
+      if (!query.port) return Response.json(entries);
+      await control.port(query.port as string); // a wrong name is not a port without addresses
+      return Response.json(entries.filter((entry) => entry.port === query.port));
     },
   },
   {

@@ -90,7 +90,22 @@ const REFUSALS: readonly (readonly [
   ['/v1/ports/nix', patch({ linkUp: true }), 404, 'ERR_VRING_PORT_NOT_FOUND', /nix/],
   ['/v1/ports/nix', { method: 'DELETE' }, 404, 'ERR_VRING_PORT_NOT_FOUND', /nix/],
   ['/v1/ports/nix/capture', {}, 404, 'ERR_VRING_PORT_NOT_FOUND', /nix/],
+  ['/v1/macs?port=nix', {}, 404, 'ERR_VRING_PORT_NOT_FOUND', /nix/],
   ['/v1/macs?port=nix', { method: 'DELETE' }, 404, 'ERR_VRING_PORT_NOT_FOUND', /nix/],
+  [
+    '/v1/hand-over',
+    post({ socket: 'x', format: 'y', version: '1' }),
+    400,
+    'ERR_VRING_CONFIG',
+    /^format: "y" is not a whole number/,
+  ],
+  [
+    '/v1/hand-over',
+    post({ socket: 'x', format: 1, version: '1', sokcet: 'x' }),
+    400,
+    'ERR_VRING_CONFIG',
+    /^sokcet: unknown key; did you mean "socket"\?/,
+  ],
   [
     '/v1/ports',
     post({ name: 'vm0', kind: 'tap', interface: 'x' }),

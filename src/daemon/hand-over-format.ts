@@ -113,11 +113,21 @@ export type HandOverState = z.infer<typeof HandOverStateSchema>;
 export const FailureSchema = z.object({ code: text, message: text });
 export const RunningSchema = z.object({ pauseMs: z.number() });
 
+const saying = (error: string) => z.string({ error }).max(4096, { error });
+const requestKeys = {
+  socket: saying('the path of a socket').meta({
+    description: 'Where the new process listens for the old one.',
+  }),
+  format: z.int({ error: 'a whole number' }).meta({
+    description: 'Version of the hand-over format that it understands.',
+  }),
+  version: saying('a version').meta({ description: 'Its version.' }),
+};
+
 /** What the control API takes as POST /v1/hand-over. */
-export const HandOverRequestSchema = z.strictObject({
-  socket: text.meta({ description: 'Where the new process listens for the old one.' }),
-  format: z.int().meta({ description: 'Version of the hand-over format that it understands.' }),
-  version: text.meta({ description: 'Its version.' }),
+export const HandOverRequestSchema = z.strictObject(requestKeys, {
+  error: ({ code }) =>
+    code === 'unrecognized_keys' ? JSON.stringify(Object.keys(requestKeys)) : 'an object',
 });
 export type HandOverRequest = z.infer<typeof HandOverRequestSchema>;
 

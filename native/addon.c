@@ -92,5 +92,6 @@ NAPI_MODULE_INIT() {
   vring_register_socket(env, exports);
   vring_register_poll(env, exports);
   vring_register_thread(env, exports);
+  vring_register_closer(env, exports);
   return exports;
 }

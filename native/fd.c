@@ -53,8 +53,11 @@ static napi_value fd_set_nonblocking(napi_env env, napi_callback_info info) {
 
 /*
  * fdStat(fd, out: Float64Array(4)): 0 or -errno. out: [S_IFMT bits, size, page size, seals or -1].
- * The page size is the huge page of hugetlbfs, else the system's. fstat goes by syscall(2): the
- * function of that name needs glibc 2.33.
+ * The page size is the huge page of hugetlbfs, else the system's.
+ *
+ * The fd may be a stranger's, on a file system that answers when it likes, or never: nothing here
+ * asks it. Seals are known to memory alone, attributes are the cached ones, and only memory is
+ * asked for its file system.
  */
 static napi_value fd_stat(napi_env env, napi_callback_info info) {
   VRING_ARGS(2);
@@ -63,15 +66,18 @@ static napi_value fd_stat(napi_env env, napi_callback_info info) {
   size_t bytes;
   if (!vring_int(env, argv[0], &fd) || !vring_bytes(env, argv[1], &data, &bytes)) return NULL;
   if (bytes < 4 * sizeof(double)) return vring_number(env, -EINVAL);
-  struct stat st;
-  struct statfs fs;
-  if (syscall(SYS_fstat, fd, &st) != 0 || fstatfs(fd, &fs) != 0) return vring_result(env, -1);
+  struct statx st;
+  long got = syscall(SYS_statx, fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, &st);
+  if (got != 0) return vring_result(env, -1);
+  int seals = fcntl(fd, F_GET_SEALS);
+  struct statfs fs = {0};
+  if (seals >= 0 && fstatfs(fd, &fs) != 0) return vring_result(env, -1);
   bool huge = (uint32_t)fs.f_type == HUGETLBFS_MAGIC;
   double *out = data;
-  out[0] = (double)(st.st_mode & S_IFMT);
-  out[1] = (double)st.st_size;
+  out[0] = (double)(st.stx_mode & S_IFMT);
+  out[1] = (double)st.stx_size;
   out[2] = huge ? (double)fs.f_bsize : (double)sysconf(_SC_PAGESIZE);
-  out[3] = (double)fcntl(fd, F_GET_SEALS);
+  out[3] = (double)seals;
   return vring_number(env, 0);
 }
 

@@ -58,5 +58,6 @@ void vring_register_event(napi_env env, napi_value exports);
 void vring_register_socket(napi_env env, napi_value exports);
 void vring_register_poll(napi_env env, napi_value exports);
 void vring_register_thread(napi_env env, napi_value exports);
+void vring_register_closer(napi_env env, napi_value exports);
 
 #endif

@@ -3,7 +3,7 @@
  * a conformance check must see the wrong flags that a proper connection refuses to show.
  */
 import { SysError, VringError } from '../base/errors.ts';
-import { Fd, pollFd, receiveWithFds, sendWithFds } from '../sys/index.ts';
+import { type Fd, pollFd, ReceivedFd, receiveWithFds, sendWithFds } from '../sys/index.ts';
 import { VhostUserHeader } from '../wire/vhost-user.ts';
 
 export type RawMessage = {
@@ -149,7 +149,7 @@ export class RawSocket {
   #receiveInto(bytes: Uint8Array): number | null {
     try {
       const got = receiveWithFds(this.#socket.number, bytes, MAX_FDS);
-      for (const number of got?.fds ?? []) this.#fds.push(new Fd(number, 'from the peer'));
+      for (const number of got?.fds ?? []) this.#fds.push(new ReceivedFd(number, 'from the peer'));
       return got === null ? null : got.bytes;
     } catch (error) {
       if (error instanceof SysError) return 0; // reset: the same as closed

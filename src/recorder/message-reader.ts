@@ -2,7 +2,7 @@
  * Cuts a stream into messages, for as long as it is one: a header of another version or with an
  * impossible size ends the framing, and from there on bytes are handed out as they come.
  */
-import { Fd } from '../sys/index.ts';
+import { type Fd, ReceivedFd } from '../sys/index.ts';
 import {
   VHOST_USER_VERSION,
   VHOST_USER_VERSION_MASK,
@@ -95,7 +95,7 @@ export class MessageReader {
 }
 
 function place(at: number, number: number): PlacedFd {
-  return { at, fd: new Fd(number, 'relayed fd') };
+  return { at, fd: new ReceivedFd(number, 'relayed fd') };
 }
 
 /** Sends a piece as it came, each fd with its byte. */

@@ -24,6 +24,7 @@ export { createMemfd, truncate } from './memfd.ts';
 export type { MemfdOptions } from './memfd.ts';
 export { readNow, writeNow } from './stream-now.ts';
 export { pollFd } from './poll.ts';
+export { ReceivedFd } from './received-fd.ts';
 export type { Poll, PollEvents } from './poll.ts';
 export {
   addInterfaceAddress,

@@ -34,6 +34,7 @@ export type Native = {
 
   open(path: string, flags: number): number;
   close(fd: number): number;
+  closeAside(fd: number): number;
   dup(fd: number): number;
   setNonblocking(fd: number, on: number): number;
   fdStat(fd: number, out: Float64Array): number;

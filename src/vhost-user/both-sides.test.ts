@@ -95,7 +95,7 @@ test('device state, RARP, crypto sessions, reset, a GPU socket, memory slots', (
       const { migration, device, memory } = frontend;
       await frontend.setFeatures(VERSION_1);
       const state = await migration.saveState();
-      assert.deepEqual(state, Buffer.from(target.deviceState));
+      assert.deepEqual(Buffer.from(state), Buffer.from(target.deviceState));
       await migration.loadState(Buffer.alloc(300_000, 7));
       assert.equal(target.deviceState.length, 300_000);
       await assert.rejects(migration.loadState(new Uint8Array(0)), {

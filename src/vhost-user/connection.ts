@@ -12,7 +12,7 @@
  * final: nobody knows where the next message starts.
  */
 import { ProtocolError, SysError, VringError } from '../base/errors.ts';
-import { Fd, pollFd, receiveWithFds, sendWithFds } from '../sys/index.ts';
+import { type Fd, pollFd, ReceivedFd, receiveWithFds, sendWithFds } from '../sys/index.ts';
 import {
   VHOST_USER_FLAGS_MASK,
   VHOST_USER_REPLY_MASK,
@@ -284,7 +284,9 @@ export class MessageConnection {
 
   #takeFds(numbers: readonly number[], truncated: boolean): void {
     const first = this.#payload === null && this.#filled === 0;
-    for (const number of numbers) this.#fds.push(new Fd(number, 'received with a message'));
+    for (const number of numbers) {
+      this.#fds.push(new ReceivedFd(number, 'received with a message'));
+    }
     if (numbers.length === 0 && !truncated) return;
     if (truncated) {
       const problem = `more than ${MAX_MESSAGE_FDS} with one message`;

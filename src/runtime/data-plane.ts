@@ -52,7 +52,10 @@ export type PlaneIotlbMiss = {
   readonly write: boolean;
 };
 
-/** `detachVring`: requests are still under way; the worker asks again in its next round. */
+/**
+ * `detachVring`: requests are still under way; the worker asks again in its next round. There is no
+ * limit to that: a device sees to it that what it began ends, or GET_VRING_BASE never answers.
+ */
 export const DRAINING = -1;
 
 /** What a worker gives its plane. */

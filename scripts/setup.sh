@@ -10,7 +10,14 @@ if ! command -v cc >/dev/null 2>&1; then
 fi
 
 stamp=node_modules/.vring-setup
-if [ ! -f "$stamp" ] || [ package-lock.json -nt "$stamp" ]; then
+if [ -L node_modules ]; then
+  # A work tree that borrows another checkout's dependencies: `npm ci` would empty that one.
+  if [ ! -x node_modules/.bin/node ]; then
+    echo "vring: node_modules is a link to $(readlink node_modules), which holds no dependencies:" \
+      "run npm ci there, or remove the link" >&2
+    exit 1
+  fi
+elif [ ! -f "$stamp" ] || [ package-lock.json -nt "$stamp" ]; then
   echo "vring: installing dependencies (npm ci)" >&2
   npm ci --no-audit --no-fund --loglevel=error >&2
   touch "$stamp"

@@ -8,9 +8,15 @@
 #define NAPI_VERSION 8
 #include <node_api.h>
 
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/genetlink.h>
 #include <linux/if_tun.h>
 #include <linux/memfd.h>
+#include <linux/perf_event.h>
+#include <linux/netlink.h>
 #include <linux/userfaultfd.h>
+#include <linux/vdpa.h>
 #include <linux/vduse.h>
 #include <linux/vhost.h>
 #include <linux/vhost_types.h>
@@ -19,6 +25,7 @@
 #include <linux/virtio_ids.h>
 #include <linux/virtio_net.h>
 #include <linux/virtio_ring.h>
+#include <linux/virtio_vsock.h>
 #include <fcntl.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -29,6 +36,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <linux/vm_sockets.h> /* needs sys/socket.h */
 
 struct entry {
   const char *name;

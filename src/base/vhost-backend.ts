@@ -25,9 +25,59 @@ export type VringAddresses = {
   readonly usedUva: bigint;
 };
 
+/** One translation of an IOMMU: IOVA to the user address under which the memory table has it. */
+export type IotlbMapping = {
+  readonly iova: bigint;
+  readonly sizeBytes: bigint;
+  readonly userAddr: bigint;
+  /** VHOST_ACCESS_*: bit 0 read, bit 1 write. */
+  readonly permissions: number;
+};
+
+/** For a driver that negotiated VIRTIO_F_ACCESS_PLATFORM: what its addresses mean. */
+export interface BackendIotlb {
+  /**
+   * True: the back-end asks for what it lacks. False: it never asks, and all that its rings will
+   * use must be told before they start.
+   */
+  readonly asks: boolean;
+  /** Resolves when the back-end has it. */
+  update(mapping: IotlbMapping): Promise<void>;
+  /** When it resolves nobody uses a translation of the range, which may be (0, 2^64 - 1). */
+  invalidate(iova: bigint, sizeBytes: bigint): Promise<void>;
+}
+
+/** For a back-end that offers VHOST_F_LOG_ALL. */
+export interface BackendDirtyLog {
+  /** The bitmap of written pages: bit n is guest page n of 4096 bytes. The fd stays yours. */
+  setLogBase(fd: number, sizeBytes: number): Promise<void>;
+}
+
+/**
+ * A device that works in its driver's own thread, when it is called and at no other time: the
+ * traditional path. There the driver that kicks stands still until the device is done.
+ */
+export interface InThreadDevice {
+  /** Instead of a signal to the kick descriptor: the ring's work is done when it returns. */
+  kicked(index: number): void;
+  /** For drivers that hold the event loop for long: what came from elsewhere is worked on. */
+  turn(): void;
+}
+
 export interface VhostBackend {
   /** What the path is, for people: `vhost-user:/run/vm0.sock`. */
   readonly description: string;
+  /** Null: addresses are guest-physical, no IOMMU can stand between. */
+  readonly iotlb: BackendIotlb | null;
+  /** Null: what the back-end writes cannot be followed. */
+  readonly dirtyLog: BackendDirtyLog | null;
+  /**
+   * True: to stop one ring is to stop the device. What stopped goes on only after a reset: with
+   * features, memory, rings and status anew, as with a device that was just opened.
+   */
+  readonly restartsWhole: boolean;
+  /** Absent: the back-end runs somewhere else, and kicks are signals. */
+  readonly inThread?: InThreadDevice;
 
   getFeatures(): Promise<bigint>;
   setFeatures(acked: bigint): Promise<void>;
@@ -37,7 +87,11 @@ export interface VhostBackend {
   setMemTable(regions: readonly BackendMemoryRegion[]): Promise<void>;
 
   setVringNum(index: number, size: number): Promise<void>;
-  setVringAddr(index: number, addresses: VringAddresses): Promise<void>;
+  /**
+   * `usedLogGpa`: where writes to the used ring are marked in the dirty log, which has been set;
+   * null, the default: they are not.
+   */
+  setVringAddr(index: number, addresses: VringAddresses, usedLogGpa?: bigint | null): Promise<void>;
   /** Split: next avail index. Packed: avail index and wrap in bits 0-15, used in bits 16-31. */
   setVringBase(index: number, base: number): Promise<void>;
   /** Stops the ring; resolves once the back-end no longer touches it. */

@@ -4,13 +4,15 @@
  * with the kernel's headers.
  */
 
-import { bytes, struct, u64, u8 } from './struct.ts';
+import { bytes, struct, u32, u64, u8 } from './struct.ts';
 
 // ---- files, memory -----------------------------------------------------------------------------
 
 export const O_RDWR = 0o2;
+export const O_CREAT = 0o100;
 export const O_NONBLOCK = 0o4000;
 export const O_CLOEXEC = 0o2000000;
+export const O_RDONLY = 0o0;
 export const S_IFREG = 0o100000;
 export const S_IFSOCK = 0o140000;
 export const S_IFCHR = 0o020000;
@@ -22,6 +24,12 @@ export const MFD_HUGE_2MB = 0x54000000; // log2 of the page size in bits 26-31
 export const F_SEAL_SEAL = 0x1;
 export const F_SEAL_SHRINK = 0x2;
 export const F_SEAL_GROW = 0x4;
+
+export const FALLOC_FL_KEEP_SIZE = 0x01; // linux/falloc.h
+export const FALLOC_FL_PUNCH_HOLE = 0x02;
+export const FALLOC_FL_ZERO_RANGE = 0x10;
+export const RWF_DSYNC = 0x2; //             linux/fs.h: durable before the write returns
+export const BLKGETSIZE64 = 0x80081272; //   linux/fs.h: bytes of a block device, a u64
 
 // ---- epoll, sockets, namespaces ----------------------------------------------------------------
 
@@ -85,6 +93,27 @@ export const UffdMessage = struct('uffd_msg', 32, {
   features: u64(24), // the thread, where UFFD_FEATURE_THREAD_ID was asked for
 });
 
+// ---- perf_event_open: linux/perf_event.h -------------------------------------------------------
+
+export const PERF_TYPE_TRACEPOINT = 2;
+export const PERF_ATTR_SIZE_VER0 = 64;
+
+/** `struct perf_event_attr` as its first version had it, which every kernel takes. */
+export const PerfEventAttr = struct('perf_event_attr', PERF_ATTR_SIZE_VER0, {
+  type: u32(0),
+  size: u32(4),
+  config: u64(8), // of a tracepoint: its id
+  samplePeriod: u64(16),
+  sampleType: u64(24),
+  readFormat: u64(32),
+  flags: u64(40), // bit field: PERF_ATTR_*
+  wakeupEvents: u32(48),
+  bpType: u32(52),
+  bpAddr: u64(56),
+});
+/** Threads that the counted one makes are counted with it. */
+export const PERF_ATTR_INHERIT = 1n << 1n;
+
 // ---- network interfaces: linux/if.h, sys/ioctl.h -----------------------------------------------
 
 export const IFNAMSIZ = 16;
@@ -114,6 +143,7 @@ export const IFF_NO_PI = 0x1000;
 export const IFF_VNET_HDR = 0x4000;
 
 export const TUNSETIFF = 0x400454ca;
+export const TUNGETIFF = 0x800454d2;
 export const TUNSETOFFLOAD = 0x400454d0;
 export const TUNSETVNETHDRSZ = 0x400454d8;
 export const TUNSETVNETLE = 0x400454dc;

@@ -89,9 +89,12 @@ NAPI_MODULE_INIT() {
   vring_register_bulk(env, exports);
   vring_register_fd(env, exports);
   vring_register_event(env, exports);
+  vring_register_storage(env, exports);
   vring_register_socket(env, exports);
   vring_register_poll(env, exports);
   vring_register_thread(env, exports);
   vring_register_closer(env, exports);
+  vring_register_perf(env, exports);
+  vring_register_notify(env, exports);
   return exports;
 }

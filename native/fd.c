@@ -146,6 +146,16 @@ static napi_value read_bytes(napi_env env, napi_callback_info info) {
   return vring_result(env, read(fd, data, bytes));
 }
 
+/* writeBytes(fd, from: Uint8Array): bytes or -errno */
+static napi_value write_bytes(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  int32_t fd;
+  void *data;
+  size_t bytes;
+  if (!vring_int(env, argv[0], &fd) || !vring_bytes(env, argv[1], &data, &bytes)) return NULL;
+  return vring_result(env, write(fd, data, bytes));
+}
+
 /*
  * Pipes and sockets that a stranger has too: whoever shares the open file can clear its O_NONBLOCK
  * at any moment, and read(2) or write(2) would hold the thread. Sockets have MSG_DONTWAIT. Pipes
@@ -219,6 +229,7 @@ void vring_register_fd(napi_env env, napi_value exports) {
   vring_export(env, exports, "addSeals", add_seals);
   vring_export(env, exports, "userfaultfd", userfaultfd_);
   vring_export(env, exports, "readBytes", read_bytes);
+  vring_export(env, exports, "writeBytes", write_bytes);
   vring_export(env, exports, "readNow", read_now);
   vring_export(env, exports, "writeNow", write_now);
   vring_export(env, exports, "ioctlBytes", ioctl_bytes);

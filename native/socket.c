@@ -16,6 +16,15 @@ static napi_value socket_create(napi_env env, napi_callback_info info) {
   return vring_result(env, socket(domain, type | SOCK_CLOEXEC | SOCK_NONBLOCK, protocol));
 }
 
+/* setSocketOption(fd, level, name, value): options that are an int */
+static napi_value set_socket_option(napi_env env, napi_callback_info info) {
+  VRING_ARGS(4);
+  int32_t fd, level, name, value;
+  if (!vring_int(env, argv[0], &fd) || !vring_int(env, argv[1], &level)) return NULL;
+  if (!vring_int(env, argv[2], &name) || !vring_int(env, argv[3], &value)) return NULL;
+  return vring_result(env, setsockopt(fd, level, name, &value, sizeof value));
+}
+
 /* Reads (fd, path) into an address. */
 static bool unix_address(napi_env env, napi_value *argv, int32_t *fd, struct sockaddr_un *address) {
   memset(address, 0, sizeof *address);
@@ -162,6 +171,7 @@ static napi_value receive_fds(napi_env env, napi_callback_info info) {
 
 void vring_register_socket(napi_env env, napi_value exports) {
   vring_export(env, exports, "socket", socket_create);
+  vring_export(env, exports, "setSocketOption", set_socket_option);
   vring_export(env, exports, "unixBind", unix_bind);
   vring_export(env, exports, "unixConnect", unix_connect);
   vring_export(env, exports, "listen", socket_listen);

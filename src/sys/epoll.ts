@@ -25,6 +25,11 @@ export class Epoll {
     this.#number = this.#fd.number;
   }
 
+  /** Readable while something is ready: another loop can wait for it. */
+  get fd(): number {
+    return this.#fd.number;
+  }
+
   /**
    * Watches an fd, which must be removed before it is closed.
    * @throws SysError EEXIST, EPERM (a regular file), EBADF.

@@ -8,11 +8,16 @@ for (const [name, errno] of Object.entries(constants.errno)) {
 }
 
 export const EAGAIN = constants.errno.EAGAIN;
+/** "File descriptor in bad state"; not in os.constants. */
+export const EBADFD = 77;
 export const ECONNREFUSED = constants.errno.ECONNREFUSED;
 export const EINTR = constants.errno.EINTR;
 export const EINVAL = constants.errno.EINVAL;
+export const EIO = constants.errno.EIO;
 export const EISCONN = constants.errno.EISCONN;
 export const ENOENT = constants.errno.ENOENT;
+export const EOPNOTSUPP = constants.errno.EOPNOTSUPP;
+export const EROFS = constants.errno.EROFS;
 
 /** Symbol of a positive errno: `ENOENT`. */
 export function errnoName(errno: number): string {

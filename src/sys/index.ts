@@ -14,15 +14,37 @@ export {
   writevArena,
 } from './arena.ts';
 export type { Arena, RegionHandle } from './arena.ts';
+export { ioctlBytes, ioctlValue, openDeviceNode, readBytes, writeBytes } from './device-node.ts';
+export {
+  diskFileBytes,
+  fallocate,
+  fdatasync,
+  preadvArena,
+  pwritevArena,
+  zeroArenaPages,
+} from './disk-file.ts';
 export { Epoll } from './epoll.ts';
 export type { EpollOptions } from './epoll.ts';
-export { check, errnoName, sysError } from './errors.ts';
+export {
+  check,
+  EAGAIN,
+  EINTR,
+  EINVAL,
+  EIO,
+  EOPNOTSUPP,
+  EROFS,
+  errnoName,
+  sysError,
+} from './errors.ts';
 export { createEventfd, drainEventfd, signalEventfd, signalForeignEventfd } from './eventfd.ts';
 export { closeFd, dupFd, Fd, fdStat, fdTarget, openFd, openFdCount, setNonblocking } from './fd.ts';
 export type { FdStat } from './fd.ts';
 export { createMemfd, truncate } from './memfd.ts';
 export type { MemfdOptions } from './memfd.ts';
+export { NetlinkSocket } from './netlink-socket.ts';
 export { readNow, writeNow } from './stream-now.ts';
+export { PerfCounter, tracepointId } from './perf.ts';
+export { NotifyArea } from './notify-area.ts';
 export { pollFd } from './poll.ts';
 export { ReceivedFd } from './received-fd.ts';
 export type { Poll, PollEvents } from './poll.ts';
@@ -32,9 +54,11 @@ export {
   openTap,
   setInterfaceMtu,
   setInterfaceUp,
+  setTapHeader,
   setTapOffloads,
+  tapState,
 } from './tap.ts';
-export type { TapOffloads, TapOptions } from './tap.ts';
+export type { TapOffloads, TapOptions, TapState } from './tap.ts';
 export {
   enterNetns,
   hurryThread,
@@ -55,6 +79,7 @@ export {
   wakeUserfault,
 } from './userfaultfd.ts';
 export type { Userfault } from './userfaultfd.ts';
+export { signalCall } from './vring-call.ts';
 export {
   acceptUnix,
   connectUnix,

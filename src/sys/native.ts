@@ -12,6 +12,17 @@ import { fileURLToPath } from 'node:url';
 import { isMainThread } from 'node:worker_threads';
 import { VringError, messageOf } from '../base/errors.ts';
 
+/** Between a file at `at` and ranges of the arena; `flags` are RWF_*. */
+export type ArenaTransfer = (
+  fd: number,
+  offsets: Float64Array,
+  lengths: Int32Array,
+  first: number,
+  count: number,
+  at: number,
+  flags: number,
+) => number;
+
 /** The addon's functions: they return a value, or -errno. See native/*.c. */
 export type Native = {
   arenaWrap(): ArrayBuffer | number;
@@ -32,6 +43,12 @@ export type Native = {
   ): number;
   readArena(fd: number, offset: number, size: number): number;
 
+  preadvArena: ArenaTransfer;
+  pwritevArena: ArenaTransfer;
+  fallocate(fd: number, mode: number, at: number, size: number): number;
+  fdatasync(fd: number): number;
+  zeroArenaPages(offset: number, size: number): number;
+
   open(path: string, flags: number): number;
   close(fd: number): number;
   closeAside(fd: number): number;
@@ -46,7 +63,8 @@ export type Native = {
   readNow(fd: number, into: Uint8Array): number;
   writeNow(fd: number, from: Uint8Array): number;
   readBytes(fd: number, into: Uint8Array): number;
-  ioctlBytes(fd: number, request: number, argument: Uint8Array): number;
+  writeBytes(fd: number, from: Uint8Array): number;
+  ioctlBytes(fd: number, request: number, argument: Uint8Array | Uint32Array): number;
   ioctlValue(fd: number, request: number, argument: number): number;
 
   eventfdCreate(): number;
@@ -58,6 +76,7 @@ export type Native = {
   epollWait(epoll: number, tokens: Int32Array, timeoutMs: number): number;
 
   socket(domain: number, type: number, protocol: number): number;
+  setSocketOption(fd: number, level: number, name: number, value: number): number;
   unixBind(fd: number, path: string): number;
   unixConnect(fd: number, path: string): number;
   listen(fd: number, backlog: number): number;
@@ -71,6 +90,10 @@ export type Native = {
   pollUpdate(poll: object, events: number): number;
   pollStop(poll: object): void;
 
+  notifyMap(fd: number, page: number): object | number;
+  notifyRing(doorbell: object, value: number, bytes: number): number;
+  notifyUnmap(doorbell: object): number;
+
   setThreadName(name: string): number;
   yieldThread(): number;
   watchThread(intervalMs: number): number;
@@ -78,6 +101,8 @@ export type Native = {
   cpuSeconds(ofProcess: number): number;
   pinThread(cpu: number): number;
   setns(fd: number, type: number): number;
+
+  perfOpen(attributes: Uint8Array, tid: number): number;
 };
 
 type Builder = {

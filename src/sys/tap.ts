@@ -1,7 +1,7 @@
 /** TAP interfaces, and the little of interface configuration that they need. */
 import { VringError } from '../base/errors.ts';
 import * as linux from '../wire/linux.ts';
-import { EINVAL, check } from './errors.ts';
+import { EBADFD, EINVAL, check } from './errors.ts';
 import { Fd, openFd } from './fd.ts';
 import { native } from './native.ts';
 
@@ -37,15 +37,49 @@ export function openTap(name: string, options: TapOptions): { fd: Fd; name: stri
   try {
     const done = native.ioctlBytes(opened.number, linux.TUNSETIFF, request.bytes);
     check('ioctl(TUNSETIFF)', done, () => name);
-    setInt(opened.number, 'TUNSETVNETHDRSZ', linux.TUNSETVNETHDRSZ, options.vnetHdrBytes);
-    setInt(opened.number, 'TUNSETVNETLE', linux.TUNSETVNETLE, 1);
-    const end = request.bytes.indexOf(0);
-    const actual = new TextDecoder().decode(request.bytes.subarray(0, end));
+    setTapHeader(opened.number, options.vnetHdrBytes);
+    const actual = nameOf(request);
     return { fd: new Fd(opened.take(), `tap ${actual}`), name: actual };
   } catch (error) {
     opened.close();
     throw error;
   }
+}
+
+export type TapState = {
+  readonly name: string;
+  /** Every frame is preceded by a virtio-net header. */
+  readonly vnetHdr: boolean;
+  readonly multiQueue: boolean;
+};
+
+/**
+ * What an open TAP fd leads to, such as one that somebody else opened. Null: its interface was
+ * deleted, for good.
+ * @throws SysError EBADFD never (that is null), ENOTTY: no TAP.
+ * @syscalls ioctl
+ */
+export function tapState(fd: number): TapState | null {
+  const request = interfaceRequest('');
+  const result = native.ioctlBytes(fd, linux.TUNGETIFF, request.bytes);
+  if (result === -EBADFD) return null;
+  check('ioctl(TUNGETIFF)', result, () => `fd ${fd} is no TAP`);
+  const flags = request.view.getUint16(linux.IFREQ_UNION_AT, true);
+  return {
+    name: nameOf(request),
+    vnetHdr: (flags & linux.IFF_VNET_HDR) !== 0,
+    multiQueue: (flags & linux.IFF_MULTI_QUEUE) !== 0,
+  };
+}
+
+/**
+ * The header in front of every frame: `bytes` long, little-endian.
+ * @throws SysError EINVAL, EBADFD (the interface is gone).
+ * @syscalls ioctl
+ */
+export function setTapHeader(fd: number, bytes: 12): void {
+  setInt(fd, 'TUNSETVNETHDRSZ', linux.TUNSETVNETHDRSZ, bytes);
+  setInt(fd, 'TUNSETVNETLE', linux.TUNSETVNETLE, 1);
 }
 
 /**
@@ -158,6 +192,10 @@ function interfaceRequest(name: string): InterfaceRequest {
   const bytes = new Uint8Array(linux.IFREQ_BYTES);
   bytes.set(encoded);
   return { bytes, view: new DataView(bytes.buffer) };
+}
+
+function nameOf({ bytes }: InterfaceRequest): string {
+  return new TextDecoder().decode(bytes.subarray(0, bytes.indexOf(0)));
 }
 
 /** One request on a socket made for it. */

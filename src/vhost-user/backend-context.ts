@@ -5,7 +5,7 @@ import {
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
 } from '../wire/vhost-user.ts';
 import { hasFeature } from '../wire/virtio.ts';
-import { ChannelRequests } from './channel-requests.ts';
+import { type ChannelContext, ChannelRequests } from './channel-requests.ts';
 import { DeviceState } from './device-state.ts';
 import { InbandNotifier } from './inband.ts';
 import { IotlbControl } from './iotlb-control.ts';
@@ -36,11 +36,15 @@ export class SessionContext implements ProtocolState {
   /** SET_LOG_FD. */
   logFd: Fd | null = null;
 
-  constructor(target: BackendTarget) {
+  /** `makeRequests`: how the target reaches the front-end where there is no backend channel. */
+  constructor(
+    target: BackendTarget,
+    makeRequests = (context: ChannelContext) => new ChannelRequests(context),
+  ) {
     this.target = target;
     this.offeredProtocolFeatures = offeredProtocolFeatures(target, postcopyAvailable());
     this.offeredFeatures = offeredFeatures(target, this.offeredProtocolFeatures);
-    this.requests = new ChannelRequests(this);
+    this.requests = makeRequests(this);
     this.iotlb = new IotlbControl((iova, permissions) => this.requests.sendMiss(iova, permissions));
     this.inband = new InbandNotifier((which, index) => {
       // A suspended device notifies nobody; what a ring said last is of no use to who stopped it.

@@ -1,19 +1,12 @@
 /** The front-end's IOMMU as the back-end sees it: IOTLB_MSG. Section "IOMMU support". */
+import type { BackendIotlb, IotlbMapping } from '../base/vhost-backend.ts';
 import { IOTLB_INVALIDATE, IOTLB_UPDATE } from '../wire/vhost-user-parse.ts';
 import { IotlbMessage } from '../wire/vhost-user.ts';
 import type { FrontendCalls } from './frontend-calls.ts';
 import { REQUEST } from './message-table.ts';
 
-/** One translation: IOVA to the user address under which the memory table has the memory. */
-export type IotlbEntry = {
-  readonly iova: bigint;
-  readonly sizeBytes: bigint;
-  readonly userAddr: bigint;
-  /** IOTLB_ACCESS_*: bit 0 read, bit 1 write. */
-  readonly permissions: number;
-};
-
-export class FrontendIotlb {
+export class FrontendIotlb implements BackendIotlb {
+  readonly asks = true;
   readonly #calls: FrontendCalls;
 
   constructor(calls: FrontendCalls) {
@@ -25,7 +18,7 @@ export class FrontendIotlb {
    * @throws VringError ERR_VRING_NOT_NEGOTIATED without VIRTIO_F_ACCESS_PLATFORM (bit 33);
    *   ProtocolError ERR_VRING_REFUSED: the user address is not in the memory table.
    */
-  update(entry: IotlbEntry): Promise<void> {
+  update(entry: IotlbMapping): Promise<void> {
     return this.#send({ ...entry, type: IOTLB_UPDATE });
   }
 
@@ -37,7 +30,7 @@ export class FrontendIotlb {
     return this.#send({ iova, sizeBytes, userAddr: 0n, permissions: 0, type: IOTLB_INVALIDATE });
   }
 
-  #send(message: IotlbEntry & { type: number }): Promise<void> {
+  #send(message: IotlbMapping & { type: number }): Promise<void> {
     const payload = IotlbMessage.encode({ ...message, padding: new Uint8Array(6) });
     return this.#calls.askAck(REQUEST.IOTLB_MSG, payload);
   }

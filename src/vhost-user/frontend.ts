@@ -13,7 +13,12 @@
  */
 import { rmSync } from 'node:fs';
 import { VringError } from '../base/errors.ts';
-import type { BackendMemoryRegion, VhostBackend, VringAddresses } from '../base/vhost-backend.ts';
+import type {
+  BackendDirtyLog,
+  BackendMemoryRegion,
+  VhostBackend,
+  VringAddresses,
+} from '../base/vhost-backend.ts';
 import { acceptUnix, connectUnix, type Fd, listenUnix, pollFd, socketPair } from '../sys/index.ts';
 import * as wire from '../wire/vhost-user.ts';
 import { FrontendCalls } from './frontend-calls.ts';
@@ -58,6 +63,7 @@ export class VhostUserFrontend implements VhostBackend {
   readonly inflight: FrontendInflight;
   readonly migration: FrontendMigration;
   readonly device: FrontendDevice;
+  readonly restartsWhole = false;
   readonly #channel: FrontendChannel;
   readonly #calls: FrontendCalls;
   readonly #options: FrontendOptions;
@@ -140,6 +146,10 @@ export class VhostUserFrontend implements VhostBackend {
     return channel === null ? null : { count: channel.refusals, last: channel.lastRefusal };
   }
 
+  get dirtyLog(): BackendDirtyLog | null {
+    return this.has(wire.VHOST_USER_PROTOCOL_F_LOG_SHMFD) ? this.migration : null;
+  }
+
   /** Whether a protocol feature (bit) was negotiated. */
   has(protocolFeature: number): boolean {
     return this.#calls.has(protocolFeature);
@@ -216,15 +226,18 @@ export class VhostUserFrontend implements VhostBackend {
   }
 
   /**
-   * `logGpa`: where writes to the used ring are marked in the dirty log (VHOST_VRING_F_LOG, only
-   * with VHOST_F_LOG_ALL acked); null: they are not.
+   * `usedLogGpa`: where writes to the used ring are marked in the dirty log (VHOST_VRING_F_LOG,
+   * only with VHOST_F_LOG_ALL acked); null: they are not.
    */
   setVringAddr(
     index: number,
     addresses: VringAddresses,
-    logGpa: bigint | null = null,
+    usedLogGpa: bigint | null = null,
   ): Promise<void> {
-    const log = { flags: logGpa === null ? 0 : wire.VHOST_VRING_F_LOG, logGpa: logGpa ?? 0n };
+    const log = {
+      flags: usedLogGpa === null ? 0 : wire.VHOST_VRING_F_LOG,
+      logGpa: usedLogGpa ?? 0n,
+    };
     const payload = wire.VringAddr.encode({ index, ...addresses, ...log });
     return this.#calls.tell(REQUEST.SET_VRING_ADDR, payload);
   }

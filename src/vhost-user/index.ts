@@ -13,7 +13,6 @@ export { type FrontendVring, startVring, stopVring } from './frontend-vring.ts';
 export type { FrontendEvents, HostNotifier } from './frontend-events.ts';
 export { FRONTEND_PROTOCOL_FEATURES } from './frontend-features.ts';
 export type { InflightRegion } from './frontend-inflight.ts';
-export type { IotlbEntry } from './frontend-iotlb.ts';
 export type { PostcopyRegion } from './frontend-memory.ts';
 export { type FrontendListenOptions, type FrontendOptions, VhostUserFrontend } from './frontend.ts';
 export * from './limits.ts';
@@ -42,6 +41,7 @@ export {
   type RunState,
   type RunTransition,
 } from './ring-states.ts';
+export { isPacked, ringAreas, type RingOffsets } from './ring-addresses.ts';
 export { PreparedMemory } from './session-restore.ts';
 export type { MemorySnapshot, SessionSnapshot, SessionSnapshotState } from './session-snapshot.ts';
 export type { SessionState } from './session-state.ts';

@@ -30,6 +30,8 @@ export type StartVring = {
   readonly kick: Fd | null;
   /** Lent until `setVringCall` or `stopVring` resolves. Null: nobody to notify. */
   readonly call: Fd | null;
+  /** With it `call` is no eventfd but a VDUSE device, told by VDUSE_VQ_INJECT_IRQ of this queue. */
+  readonly injectedQueue?: number;
   readonly err: Fd | null;
   /** What descriptors address: guest-physical, or with an IOTLB the entries known so far. */
   readonly map: AddressMap;

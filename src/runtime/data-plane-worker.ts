@@ -5,6 +5,7 @@ import type { Fd } from '../sys/fd.ts';
 import type { IotlbUpdate } from '../vhost-user/index.ts';
 import { workerEnvironment } from './compile-cache.ts';
 import type { PlaneEvent, VringAttach, WorkerCounters } from './data-plane.ts';
+import type { PlaneRunner } from './plane-runner.ts';
 import type { WorkerBoot, WorkerReply, WorkerRequest } from './worker.ts';
 
 export type DataPlaneWorkerOptions = {
@@ -23,7 +24,7 @@ export type DataPlaneWorkerOptions = {
 type Pending = { resolve(value: unknown): void; reject(error: Error): void };
 
 /** The control half of a data-plane worker: starts it, asks it things, stops it. */
-export class DataPlaneWorker {
+export class DataPlaneWorker implements PlaneRunner {
   readonly #worker: Worker;
   readonly #port: MessagePort;
   readonly #mailboxFd: Fd;
@@ -78,7 +79,6 @@ export class DataPlaneWorker {
     return this.request('attachVring', vring);
   }
 
-  /** Resolves to the ring's base once its requests are done and nothing touches it any more. */
   detachVring(device: number, index: number): Promise<number> {
     return this.request('detachVring', { device, index });
   }
@@ -87,27 +87,22 @@ export class DataPlaneWorker {
     return this.request('enableVring', { device, index, enabled });
   }
 
-  /** After it resolves the previous descriptor is no longer written. */
   setCallFd(device: number, index: number, callFd: number): Promise<void> {
     return this.request('setCallFd', { device, index, callFd });
   }
 
-  /** After it resolves the previous descriptor is no longer written. */
   setErrFd(device: number, index: number, errFd: number): Promise<void> {
     return this.request('setErrFd', { device, index, errFd });
   }
 
-  /** The session of the device is over: what its driver had set is forgotten. */
   resetDevice(device: number): Promise<void> {
     return this.request('resetDevice', { device });
   }
 
-  /** When it resolves the rings of the device use the new translation. */
   updateIotlb(device: number, entry: IotlbUpdate): Promise<void> {
     return this.request('updateIotlb', { device, entry });
   }
 
-  /** When it resolves nobody uses a translation of the range. */
   invalidateIotlb(device: number, iova: number, sizeBytes: number): Promise<void> {
     return this.request('invalidateIotlb', { device, iova, sizeBytes });
   }

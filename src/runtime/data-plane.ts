@@ -18,6 +18,8 @@ export type VringAttach = {
   /** Owned by the host until `detachVring` has been answered; -1 for none. */
   readonly kickFd: number;
   readonly callFd: number;
+  /** -1: `callFd` is an eventfd. Else it is a VDUSE device, and this the queue to interrupt. */
+  readonly injectedQueue: number;
   readonly errFd: number;
   readonly enabled: boolean;
   /** True: `map` is an IOTLB; what it lacks is a miss, reported as an event, and no fault. */
@@ -32,7 +34,7 @@ export type VringAttach = {
 };
 
 /** Something that the control plane must hear of; rare by construction. */
-export type PlaneEvent = PlaneFault | PlaneIotlbMiss;
+export type PlaneEvent = PlaneFault | PlaneIotlbMiss | PlaneIoError;
 
 export type PlaneFault = {
   readonly kind: 'fault';
@@ -50,6 +52,24 @@ export type PlaneIotlbMiss = {
   readonly index: number;
   readonly iova: number;
   readonly write: boolean;
+};
+
+/**
+ * What is below the device failed: a medium, a file. The driver has its status; this is for people.
+ * A plane says so once in a while, and counts the rest.
+ */
+export type PlaneIoError = {
+  readonly kind: 'io-error';
+  readonly device: number;
+  readonly index: number;
+  /** What was asked for: `read`, `flush`. */
+  readonly op: string;
+  /** Position on the disk, bytes. */
+  readonly at: number;
+  /** Positive. */
+  readonly errno: number;
+  /** Errors of the device so far. */
+  readonly count: number;
 };
 
 /**

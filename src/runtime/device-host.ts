@@ -28,8 +28,8 @@ import {
   VIRTIO_RING_F_INDIRECT_DESC,
   hasFeature,
 } from '../wire/virtio.ts';
-import type { DataPlaneWorker } from './data-plane-worker.ts';
 import type { PlaneEvent, PlaneFault } from './data-plane.ts';
+import type { PlaneRunner } from './plane-runner.ts';
 
 /** What a device with a state of its own opts in to: DEVICE_STATE. */
 export type StateKeeper = {
@@ -40,7 +40,7 @@ export type StateKeeper = {
 };
 
 export type DeviceHostOptions = {
-  readonly worker: DataPlaneWorker;
+  readonly worker: PlaneRunner;
   /** The device's number in the worker's plane. */
   readonly number: number;
   readonly device: VirtioDevice;
@@ -161,6 +161,7 @@ export class DeviceHost implements BackendTarget {
       features: vring.features,
       kickFd: vring.kick?.number ?? -1,
       callFd: vring.call?.number ?? -1,
+      injectedQueue: vring.injectedQueue ?? -1,
       errFd: vring.err?.number ?? -1,
       enabled: vring.enabled,
       iotlb: vring.iotlb,
@@ -277,7 +278,7 @@ export class DeviceHost implements BackendTarget {
   /** What the worker has to say of this device. */
   planeEvent(event: PlaneEvent): void {
     if (event.kind === 'fault') this.#faulted(event);
-    else this.#requests?.iotlbMiss(event.iova, event.write);
+    else if (event.kind === 'iotlb-miss') this.#requests?.iotlbMiss(event.iova, event.write);
   }
 
   /** The worker found a queue broken, and has told the front-end. */

@@ -6,12 +6,24 @@ export type {
   PlaneContext,
   PlaneEvent,
   PlaneFault,
+  PlaneIoError,
   VringAttach,
   WorkerCounters,
 } from './data-plane.ts';
+export type { PlaneRunner } from './plane-runner.ts';
 export {
   DeviceHost,
   type DeviceHostOptions,
   type HostedVring,
   type StateKeeper,
 } from './device-host.ts';
+export { VduseHost, type VduseEvent, type VduseHostOptions } from './vduse-host.ts';
+export { type InflightShape, VduseInflight } from './vduse-inflight.ts';
+export {
+  InProcessBackend,
+  type InProcessEvents,
+  type InProcessOptions,
+} from './in-process-backend.ts';
+export { LocalRunner, type LocalRunnerCounters, type LocalRunnerOptions } from './local-runner.ts';
+export { ShadowBackend } from './shadow-backend.ts';
+export { type VduseBind, VduseService, type VduseServiceOptions } from './vduse-service.ts';

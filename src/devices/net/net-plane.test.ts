@@ -89,6 +89,7 @@ function ring(index: number, bits: number[]): { queue: DriverQueue; attach: Vrin
     features: featureSet(VIRTIO_F_VERSION_1, ...bits),
     kickFd: kicks[index].number,
     callFd: calls[index].number,
+    injectedQueue: -1,
     errFd: -1,
     enabled: true,
     iotlb: false,

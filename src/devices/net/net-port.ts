@@ -11,7 +11,7 @@ import {
   type PortPlane,
 } from '../../switch/port-plane.ts';
 import { CopyPlan, arena, regionFaults } from '../../sys/arena.ts';
-import { signalEventfd } from '../../sys/eventfd.ts';
+import { signalCall } from '../../sys/vring-call.ts';
 import { ChainBatch } from '../../virtqueue/chain-batch.ts';
 import { putUsed, takeChains } from '../../virtqueue/device.hot.ts';
 import { FAULT_MEMORY_GONE, FAULT_NOTIFY_BLOCKED } from '../../virtqueue/faults.ts';
@@ -156,7 +156,9 @@ export class NetPort implements PortPlane {
   /** Another call descriptor: signalled at once, it may have missed what the old one was told. */
   setCallFd(vring: NetVring, callFd: number): void {
     vring.callFd = callFd;
-    if (callFd >= 0 && signalEventfd(callFd) < 0) this.#break(vring, FAULT_NOTIFY_BLOCKED);
+    if (callFd >= 0 && signalCall(callFd, vring.injectedQueue) < 0) {
+      this.#break(vring, FAULT_NOTIFY_BLOCKED);
+    }
   }
 
   /** The session is over: the next driver starts with nothing set. */

@@ -83,6 +83,7 @@ export class FixtureRing {
       features,
       kickFd: -1,
       callFd: -1,
+      injectedQueue: -1,
       errFd: -1,
       enabled: true,
       inflight: null,
@@ -158,7 +159,7 @@ export class PortFixture {
       linkUp: true,
       emit: (event) => {
         if (event.kind === 'fault') this.events.push(event);
-        else this.misses.push(event);
+        else if (event.kind === 'iotlb-miss') this.misses.push(event);
       },
     });
     for (let index = 0; index < rings; index++) {

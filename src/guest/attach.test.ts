@@ -4,7 +4,13 @@ import { test } from 'node:test';
 import { VringError } from '../base/errors.ts';
 import type { VhostBackend } from '../base/vhost-backend.ts';
 import { VIRTIO_F_RING_PACKED, VIRTIO_ID_NET, featureSet } from '../wire/virtio.ts';
-import { introduceDriver, protocolFeaturesOf, reconnect, type DriverSetup } from './attach.ts';
+import {
+  introduceAgain,
+  introduceDriver,
+  protocolFeaturesOf,
+  reconnect,
+  type DriverSetup,
+} from './attach.ts';
 import { BackendKeeper, type KeeperHooks } from './backend-keeper.ts';
 
 const FEATURES = featureSet(VIRTIO_F_RING_PACKED, 32);
@@ -63,6 +69,16 @@ test('a driver is introduced: features, memory, and its rings where they were', 
   );
   assert.ok(backend.calls.includes('setVringBase 1 5'));
   assert.equal(backend.calls.at(-1), 'setStatus 15', 'DRIVER_OK comes last');
+});
+
+test('one that was stopped as a whole is told everything again, from a reset on', async () => {
+  const backend = new FakeBackend();
+  const settle = async () => void backend.calls.push('settle');
+  await introduceAgain(backend.asBackend, { ...setup, settle });
+  assert.deepEqual(
+    backend.calls.map((call) => call.replace(/^(setStatus .*|\w+).*/, '$1')),
+    ['setStatus 0', 'setStatus 3', 'setFeatures', 'setStatus 11', 'setMemTable', 'settle'],
+  );
 });
 
 test('what a back-end lacks is named, and nothing else is said to it', async () => {

@@ -37,6 +37,8 @@ export type DriverSetup = {
   readonly rings: () => readonly DriverRing[];
   /** Kept by the driver, across back-ends. */
   readonly inflight: InflightRegion | null;
+  /** Memory is shared: what its addresses mean to the device, which may not ask. */
+  readonly settle?: () => Promise<void>;
   /** What else the device must be told before its rings start. */
   readonly prepare?: (backend: VhostBackend) => Promise<void>;
 };
@@ -60,9 +62,17 @@ const FEATURES_OK = DRIVER | VIRTIO_CONFIG_S_FEATURES_OK;
 /** Device status of a driver at work. */
 export const RUNNING = FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
 
+/**
+ * For what only vhost-user has: protocol features, the inflight region, device state, RARP,
+ * postcopy. Null for other transports.
+ */
+export function asVhostUser(backend: VhostBackend): VhostUserFrontend | null {
+  return backend instanceof VhostUserFrontend ? backend : null;
+}
+
 /** What was negotiated of vhost-user; 0 for other transports. */
 export function protocolFeaturesOf(backend: VhostBackend): bigint {
-  return backend instanceof VhostUserFrontend ? backend.protocolFeatures : 0n;
+  return asVhostUser(backend)?.protocolFeatures ?? 0n;
 }
 
 /**
@@ -77,14 +87,26 @@ export async function introduceDriver(backend: VhostBackend, setup: DriverSetup)
     const text = `${backend.description} has ${vrings} vrings now, ${setup.vrings} are in use`;
     throw new VringError('ERR_VRING_GUEST_QUEUES', text);
   }
+  await negotiate(backend, setup);
+}
+
+/**
+ * The same to a back-end that knew it all and was stopped as a whole (`restartsWhole`): from a
+ * reset on. It is owned already.
+ */
+export async function introduceAgain(backend: VhostBackend, setup: DriverSetup): Promise<void> {
+  await backend.setStatus(0);
+  await negotiate(backend, setup);
+}
+
+async function negotiate(backend: VhostBackend, setup: DriverSetup): Promise<void> {
   await backend.setStatus(DRIVER);
   await backend.setFeatures(setup.features);
   await backend.setStatus(FEATURES_OK);
   await setup.prepare?.(backend);
   await (setup.share?.(backend) ?? backend.setMemTable(setup.regions()));
-  if (setup.inflight !== null && backend instanceof VhostUserFrontend) {
-    await backend.inflight.set(setup.inflight);
-  }
+  await setup.settle?.();
+  if (setup.inflight !== null) await asVhostUser(backend)?.inflight.set(setup.inflight);
 }
 
 /** Hands the rings over; the caller kicks them. */

@@ -45,6 +45,8 @@ export type SendBulkOptions = {
   readonly source: BulkSource;
   /** Several chunks in one frame, cut by the link (USO). Default: when the link offers it. */
   readonly segmentation?: boolean;
+  /** A chunk is not sent again sooner; default 20. More where the other side may be held up. */
+  readonly minRtoMs?: number;
   /** Give up when nothing was acknowledged for so long. */
   readonly stallMs?: number;
   readonly signal?: AbortSignal;
@@ -139,7 +141,7 @@ class BulkSender {
     if (this.#state === 'opening') this.#repeat(now, REOPEN_MS, () => this.#sendOpen());
     else if (this.#state === 'finishing') this.#repeat(now, REFIN_MS, () => this.#sendFin());
     else if (this.#state === 'sending') {
-      const rto = Math.max(MIN_RTO_MS, this.#rttMs * 4);
+      const rto = Math.max(this.#options.minRtoMs ?? MIN_RTO_MS, this.#rttMs * 4);
       this.#resend(now, this.#next, now - rto);
       this.#pump(now);
     }

@@ -4,7 +4,6 @@
  */
 import { ConfigError, VringError } from '../base/errors.ts';
 import {
-  NET_FEATURE_NAMES,
   NET_FEATURE_REQUIRES,
   VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_CTRL_MAC_ADDR,
@@ -31,6 +30,7 @@ import {
   VIRTIO_F_IN_ORDER,
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_VERSION_1,
+  VIRTIO_ID_NET,
   VIRTIO_RING_F_EVENT_IDX,
   VIRTIO_RING_F_INDIRECT_DESC,
   featureNames,
@@ -101,6 +101,26 @@ const GROUPS: Readonly<Record<string, readonly number[]>> = {
  * @throws ConfigError at `path` for a name that the driver does not know.
  */
 export function parseFeatureChoice(text: string, path: string): FeatureChoice {
+  return parseChoice(text, path, {
+    deviceId: VIRTIO_ID_NET,
+    known: KNOWN_FEATURES,
+    short: GROUPS,
+  });
+}
+
+/** What a driver can do: bits, and short names for some or for groups of them. */
+export type FeatureVocabulary = {
+  readonly deviceId: number;
+  readonly known: readonly number[];
+  readonly short: Readonly<Record<string, readonly number[]>>;
+};
+
+/** As `parseFeatureChoice`, for any driver. */
+export function parseChoice(
+  text: string,
+  path: string,
+  vocabulary: FeatureVocabulary,
+): FeatureChoice {
   const on: number[] = [];
   const off: number[] = [];
   for (const item of text.split(',')) {
@@ -108,9 +128,10 @@ export function parseFeatureChoice(text: string, path: string): FeatureChoice {
     if (match === null) {
       throw new ConfigError(path, `"${item}" is not of the form +name or -name`);
     }
-    const bits = bitsOf(match[2].toUpperCase().replaceAll('-', '_'));
+    const bits = bitsOf(match[2].toUpperCase().replaceAll('-', '_'), vocabulary);
     if (bits === null) {
-      throw new ConfigError(path, `"${match[2]}" is none of ${knownNames().join(', ')}`);
+      const known = knownNames(vocabulary).join(', ');
+      throw new ConfigError(path, `"${match[2]}" is none of ${known}`);
     }
     (match[1] === '+' ? on : off).push(...bits);
   }
@@ -121,6 +142,8 @@ export type FeatureWishes = {
   readonly choice: FeatureChoice;
   readonly packed: boolean;
   readonly queuePairs: number;
+  /** What it is called, for errors. */
+  readonly backend?: string;
 };
 
 /**
@@ -139,7 +162,7 @@ export function chooseFeatures(offered: bigint, wishes: FeatureWishes): bigint {
       : '';
     throw new VringError(
       'ERR_VRING_GUEST_FEATURE',
-      `the back-end does not offer ${names(missing)}; it offers ` +
+      `${wishes.backend ?? 'the back-end'} does not offer ${names(missing)}; it offers ` +
         featureNames(offered, 1).join(' ') +
         hint,
     );
@@ -174,15 +197,16 @@ function dropUnsupported(features: bigint): bigint {
   }
 }
 
-function bitsOf(name: string): readonly number[] | null {
-  if (GROUPS[name] !== undefined) return GROUPS[name];
-  const bit = KNOWN_FEATURES.find((known) => names([known]) === name);
+function bitsOf(name: string, vocabulary: FeatureVocabulary): readonly number[] | null {
+  const { short, known, deviceId } = vocabulary;
+  if (Object.hasOwn(short, name)) return short[name];
+  const bit = known.find((one) => featureNames(featureSet(one), deviceId)[0] === name);
   return bit === undefined ? null : [bit];
 }
 
-function knownNames(): string[] {
-  const single = KNOWN_FEATURES.map((bit) => NET_FEATURE_NAMES[bit] ?? names([bit]));
-  return [...single, ...Object.keys(GROUPS)].map((name) => name.toLowerCase());
+function knownNames({ short, known, deviceId }: FeatureVocabulary): string[] {
+  const single = known.map((bit) => featureNames(featureSet(bit), deviceId)[0]);
+  return [...single, ...Object.keys(short)].map((name) => name.toLowerCase());
 }
 
 function names(bits: readonly number[]): string {

@@ -43,6 +43,8 @@ export type QueuePlan = RingFormat & {
   readonly segmentBytes: number;
   /** Whether the slots are written by the device. */
   readonly deviceWrites: boolean;
+  /** Most descriptors of one chain. Default: the pieces of a slot, and its header apart. */
+  readonly segments?: number;
 };
 
 /** Slots are an odd number of cache lines apart, so that they do not all share a cache set. */
@@ -221,7 +223,8 @@ export class GuestQueue {
 function areas(plan: QueuePlan) {
   const layout = ringLayout(plan.size, plan.packed, plan.eventIdx);
   const ringBytes = roundUp(layout.totalBytes, PAGE_BYTES);
-  const segments = Math.ceil(plan.slotBytes / plan.segmentBytes) + 1; // header on its own
+  const pieces = Math.ceil(plan.slotBytes / plan.segmentBytes);
+  const segments = plan.segments ?? pieces + 1; // header on its own
   const tableEntries = plan.indirect ? segments : 0;
   const tablesBytes = roundUp(tableBytes(plan.size, tableEntries), PAGE_BYTES);
   return { layout, ringBytes, tablesBytes, tableEntries, segments };

@@ -1,4 +1,18 @@
 /** The software guest: driver, network stack, traffic. Names only; no logic here. */
+export type { BlkMix, BlkRegion, OpName } from './blk-chooser.ts';
+export type { BlkDeviceConfig, RangeLimits } from './blk-config.ts';
+export { BLK_BACKEND_FORMS, connectBlkGuest, type BlkConnectOptions } from './blk-connect.ts';
+export { BlkDisk } from './blk-disk.ts';
+export { BlkGuest, type BlkGuestOptions, type DoneHandler } from './blk-driver.ts';
+export { parseBlkFeatures } from './blk-features.ts';
+export { MAX_JOURNAL_UNITS, type Finding, type JournalReport } from './blk-journal.ts';
+export type { BlkCompletion, BlkRequest } from './blk-requests.ts';
+export {
+  runBlkWorkload,
+  type BlkReport,
+  type BlkWorkloadOptions,
+  type OpReport,
+} from './blk-workload.ts';
 export * from './bulk-message.ts';
 export { receiveBulk, type ReceiveBulkOptions } from './bulk-receiver.ts';
 export { sendBulk, type BulkSource, type SendBulkOptions } from './bulk-sender.ts';
@@ -11,6 +25,15 @@ export {
   type DriverSetup,
   type ReconnectOptions,
 } from './attach.ts';
+export {
+  BACKEND_FORMS,
+  backendText,
+  parseBackendOrSocket,
+  parseBackendSpec,
+  type BackendKind,
+  type BackendSpec,
+} from './backend-spec.ts';
+export { openInProcessNet, type InProcessNetOptions } from './in-process-net.ts';
 export { connectNetGuest, NetConnector, type ConnectOptions } from './connect.ts';
 export { ControlQueue } from './control-queue.ts';
 export type { DeviceConfig } from './device-config.ts';
@@ -22,6 +45,7 @@ export {
   type FeatureWishes,
 } from './features.ts';
 export { GuestQueue, type QueuePlan } from './guest-queue.ts';
+export { LatencyHistogram, type LatencySummary } from './latency-histogram.ts';
 export { migrateGuest, type MigrateOptions, type MigrationReport } from './migrate.ts';
 export { MAX_PENDING_PINGS, type PingOptions, type PingResult } from './icmp.ts';
 export {
@@ -62,3 +86,6 @@ export {
   type TrafficReport,
 } from './traffic.ts';
 export { MAX_UDP_PORTS, type UdpHandler } from './udp.ts';
+export { VsockGuest, type VsockGuestOptions } from './vsock-driver.ts';
+export { MAX_VSOCK_STREAMS, VsockStack, type VsockListener } from './vsock-stack.ts';
+export { VsockStream } from './vsock-stream.ts';

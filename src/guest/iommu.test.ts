@@ -1,20 +1,24 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { GuestMemory } from '../memory/index.ts';
-import type { IotlbEntry } from '../vhost-user/index.ts';
+import type { IotlbMapping } from '../base/index.ts';
 import { DIRECT, GuestIommu } from './iommu.ts';
 
 /** Remembers what a back-end is told. */
 class Peer {
-  readonly updates: IotlbEntry[] = [];
+  asks = true;
+  readonly updates: IotlbMapping[] = [];
   readonly invalidated: bigint[] = [];
+  readonly order: string[] = [];
 
-  async update(entry: IotlbEntry): Promise<void> {
+  async update(entry: IotlbMapping): Promise<void> {
     this.updates.push(entry);
+    this.order.push('update');
   }
 
   async invalidate(iova: bigint): Promise<void> {
     this.invalidated.push(iova);
+    this.order.push('invalidate');
   }
 }
 
@@ -84,4 +88,49 @@ test('a range that moves is gone from where it was', async () => {
   assert.equal(peer.updates[0]!.userAddr, BigInt(memory.baseUva + 0x7000));
   await iommu.invalidateAll();
   assert.deepEqual(peer.invalidated.length, 2);
+});
+
+test('a back-end that asks is told nothing beforehand', async () => {
+  const iommu = new GuestIommu('scatter');
+  using memory = GuestMemory.create(1 << 20, { baseGpa: GPA });
+  const peer = new Peer();
+  iommu.setMemory(memory);
+  iommu.setPeer(peer);
+  iommu.map(GPA, 4096, true);
+  await iommu.settle();
+  assert.deepEqual(peer.updates, []);
+});
+
+test('one that never asks is told everything, and what moves before it is gone', async () => {
+  using memory = GuestMemory.create(1 << 20, { baseGpa: GPA });
+  const whole = new GuestIommu('offset');
+  const scattered = new GuestIommu('scatter');
+  for (const iommu of [whole, scattered]) iommu.setMemory(memory);
+  const peers = [new Peer(), new Peer()] as const;
+  for (const peer of peers) peer.asks = false;
+  whole.setPeer(peers[0]);
+  scattered.setPeer(peers[1]);
+  await whole.settle();
+  assert.deepEqual(
+    peers[0].updates.map(({ sizeBytes }) => sizeBytes),
+    [BigInt(memory.sizeBytes)],
+  );
+  const one = scattered.map(GPA + 0x1ff0, 0x2000, false); // three pages, one range
+  const two = scattered.map(GPA + 0x8000, 64, true);
+  await scattered.settle();
+  const told = peers[1].updates.map(({ iova, sizeBytes, userAddr, permissions }) => {
+    return [Number(iova), Number(sizeBytes), Number(userAddr) - memory.baseUva, permissions];
+  });
+  assert.deepEqual(told, [
+    [one - 0xff0, 0x3000, 0x1000, 1],
+    [two, 0x1000, 0x8000, 3],
+  ]);
+  peers[1].order.length = 0;
+  const moved = await scattered.remap(one, 0x2000);
+  assert.deepEqual(peers[1].order, ['update', 'invalidate']);
+  assert.equal(peers[1].updates.at(-1)!.iova, BigInt(moved - 0xff0));
+  assert.equal(peers[1].updates.at(-1)!.sizeBytes, 0x3000n);
+  assert.deepEqual(peers[1].invalidated, [BigInt(one - 0xff0)]);
+  await scattered.invalidateAll();
+  assert.equal(peers[1].order.at(-1), 'update', 'it is told again');
 });

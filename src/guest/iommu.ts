@@ -4,9 +4,9 @@
  * and mappings can be taken back while it works.
  */
 import { assert } from '../base/assert.ts';
+import type { BackendIotlb, IotlbMapping } from '../base/vhost-backend.ts';
 import type { GuestMemory } from '../memory/index.ts';
 import type { GuestQueue } from './guest-queue.ts';
-import type { IotlbEntry } from '../vhost-user/index.ts';
 import { IOTLB_ACCESS_RO, IOTLB_ACCESS_RW } from '../wire/vhost-user-parse.ts';
 
 /** How a driver's addresses are made for its device. */
@@ -15,22 +15,22 @@ export interface AddressSpace {
   readonly platform: boolean;
   /** The device's address of a range of guest memory. */
   map(gpa: number, sizeBytes: number, writable: boolean): number;
+  /** Once memory is shared, before rings start: a back-end that never asks is told everything. */
+  settle(): Promise<void>;
 }
 
 /** Guest-physical addresses, without an IOMMU. */
-export const DIRECT: AddressSpace = { platform: false, map: (gpa) => gpa };
+export const DIRECT: AddressSpace = {
+  platform: false,
+  map: (gpa) => gpa,
+  settle: () => Promise.resolve(),
+};
 
 /**
  * `offset`: one mapping for all memory, at a distance. `scatter`: every range has a place of its
  * own, page by page, so that a back-end's cache has much to remember.
  */
 export type IommuMode = 'offset' | 'scatter';
-
-/** The part of the front-end that it talks to. */
-export interface IotlbPeer {
-  update(entry: IotlbEntry): Promise<void>;
-  invalidate(iova: bigint, sizeBytes: bigint): Promise<void>;
-}
 
 const PAGE = 4096;
 const OFFSET = 0x10_0000_0000;
@@ -48,7 +48,7 @@ export class GuestIommu implements AddressSpace {
   /** Of what is mapped, by IOVA page number. Scatter only. */
   readonly #pages = new Map<number, Page>();
   #memory: GuestMemory | null = null;
-  #peer: IotlbPeer | null = null;
+  #peer: BackendIotlb | null = null;
   #next = SCATTER_BASE;
   #random = 1;
 
@@ -61,9 +61,23 @@ export class GuestIommu implements AddressSpace {
     this.#memory = memory;
   }
 
-  /** The back-end of now. */
-  setPeer(peer: IotlbPeer): void {
+  /** The back-end of now; null: it has no IOTLB, and will not take ACCESS_PLATFORM. */
+  setPeer(peer: BackendIotlb | null): void {
     this.#peer = peer;
+  }
+
+  async settle(): Promise<void> {
+    const peer = this.#peer;
+    if (peer === null || peer.asks) return;
+    for (const mapping of this.mappings()) await this.#tell(peer, mapping);
+  }
+
+  /** Everything that is mapped; pages that follow each other on both sides are one. */
+  mappings(): IotlbMapping[] {
+    const memory = this.#memory;
+    assert(memory !== null, 'memory comes before mappings');
+    if (this.mode === 'offset') return [this.#whole(memory)];
+    return this.#ranges(memory, [...this.#pages.keys()]);
   }
 
   map(gpa: number, sizeBytes: number, writable: boolean): number {
@@ -81,7 +95,8 @@ export class GuestIommu implements AddressSpace {
 
   /**
    * Moves a range to new addresses while the device works: the old ones are gone when it resolves.
-   * No buffer of the range may be with the device. Scatter only.
+   * No buffer of the range may be with the device. Scatter only. A back-end that does not ask is
+   * told the new addresses before it loses the old ones.
    */
   async remap(iova: number, sizeBytes: number): Promise<number> {
     assert(this.mode === 'scatter', 'an offset is the same for everybody');
@@ -92,20 +107,22 @@ export class GuestIommu implements AddressSpace {
     for (let each = first; each <= last; each++) this.#pages.delete(each);
     const gpa = page.gpa + (iova % PAGE);
     const moved = this.map(gpa, sizeBytes, page.permissions === IOTLB_ACCESS_RW);
+    await this.#tellRange(moved, last - first + 1);
     await this.invalidate(first * PAGE, (last - first + 1) * PAGE);
     return moved;
   }
 
-  /** Makes the back-end forget translations; what is still mapped it may ask for again. */
+  /** Makes the back-end forget translations; one that asks may ask again for what is mapped. */
   async invalidate(iova: number, sizeBytes: number): Promise<void> {
     this.counters.invalidations++;
     await this.#peer?.invalidate(BigInt(iova), BigInt(sizeBytes));
   }
 
-  /** Makes it forget everything. */
+  /** Makes it forget everything. One that does not ask is told again; its rings stand still. */
   async invalidateAll(): Promise<void> {
     this.counters.invalidations++;
     await this.#peer?.invalidate(0n, 2n ** 64n - 1n);
+    await this.settle();
   }
 
   /** The back-end asks. What is not mapped stays unanswered, as with a real IOMMU. */
@@ -121,19 +138,13 @@ export class GuestIommu implements AddressSpace {
     this.#peer?.update(entry).catch(() => undefined);
   }
 
-  #translate(iova: number, write: boolean): IotlbEntry | null {
+  #translate(iova: number, write: boolean): IotlbMapping | null {
     const memory = this.#memory;
     if (memory === null) return null;
     const { baseGpa, baseUva, sizeBytes } = memory;
     if (this.mode === 'offset') {
       const start = baseGpa + OFFSET;
-      if (iova < start || iova >= start + sizeBytes) return null;
-      return {
-        iova: BigInt(start),
-        sizeBytes: BigInt(sizeBytes),
-        userAddr: BigInt(baseUva),
-        permissions: IOTLB_ACCESS_RW,
-      };
+      return iova < start || iova >= start + sizeBytes ? null : this.#whole(memory);
     }
     const page = this.#pages.get(Math.floor(iova / PAGE));
     if (page === undefined || (write && page.permissions !== IOTLB_ACCESS_RW)) return null;
@@ -143,6 +154,51 @@ export class GuestIommu implements AddressSpace {
       userAddr: BigInt(baseUva + page.gpa - baseGpa),
       permissions: page.permissions,
     };
+  }
+
+  #whole({ baseGpa, baseUva, sizeBytes }: GuestMemory): IotlbMapping {
+    return {
+      iova: BigInt(baseGpa + OFFSET),
+      sizeBytes: BigInt(sizeBytes),
+      userAddr: BigInt(baseUva),
+      permissions: IOTLB_ACCESS_RW,
+    };
+  }
+
+  /** Page numbers in the order in which they were mapped, which is ascending. */
+  #ranges(memory: GuestMemory, pages: readonly number[]): IotlbMapping[] {
+    const ranges: IotlbMapping[] = [];
+    for (let i = 0, count = 0; i < pages.length; i += count) {
+      const first = this.#pages.get(pages[i]!)!;
+      for (count = 1; i + count < pages.length; count++) {
+        const next = this.#pages.get(pages[i + count]!)!;
+        const follows =
+          pages[i + count] === pages[i]! + count &&
+          next.gpa === first.gpa + count * PAGE &&
+          next.permissions === first.permissions;
+        if (!follows) break;
+      }
+      ranges.push({
+        iova: BigInt(pages[i]! * PAGE),
+        sizeBytes: BigInt(count * PAGE),
+        userAddr: BigInt(memory.baseUva + first.gpa - memory.baseGpa),
+        permissions: first.permissions,
+      });
+    }
+    return ranges;
+  }
+
+  async #tellRange(iova: number, pages: number): Promise<void> {
+    const peer = this.#peer;
+    if (peer === null || peer.asks || this.#memory === null) return;
+    const first = Math.floor(iova / PAGE);
+    const numbers = Array.from({ length: pages }, (_, i) => first + i);
+    for (const mapping of this.#ranges(this.#memory, numbers)) await this.#tell(peer, mapping);
+  }
+
+  #tell(peer: BackendIotlb, mapping: IotlbMapping): Promise<void> {
+    this.counters.updates++;
+    return peer.update(mapping);
   }
 
   /** The same places in every run: a multiplicative generator (Lehmer, 1951). */

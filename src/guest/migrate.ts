@@ -14,18 +14,16 @@
  * all others follow in the background.
  */
 import { VringError } from '../base/errors.ts';
+import type { BackendDirtyLog, VhostBackend } from '../base/vhost-backend.ts';
 import { GuestMemory } from '../memory/index.ts';
 import { arena } from '../sys/index.ts';
-import { VhostUserFrontend } from '../vhost-user/index.ts';
 import {
   VHOST_F_LOG_ALL,
   VHOST_USER_PROTOCOL_F_DEVICE_STATE,
-  VHOST_USER_PROTOCOL_F_GPA_ADDRESSES,
-  VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_RARP,
 } from '../wire/vhost-user.ts';
 import { hasFeature } from '../wire/virtio.ts';
-import { introduceDriver, type DriverSetup } from './attach.ts';
+import { asVhostUser, introduceDriver, type DriverSetup } from './attach.ts';
 import { DirtyPages, PAGE_BYTES } from './dirty-pages.ts';
 import type { NetGuest } from './net-driver.ts';
 import { macToBytes } from './net-frame.ts';
@@ -34,7 +32,7 @@ import { PostcopySource } from './postcopy.ts';
 
 export type MigrateOptions = {
   /** Reaches the back-end that the guest moves to; see NetConnector. */
-  readonly connect: (signal?: AbortSignal) => Promise<VhostUserFrontend>;
+  readonly connect: (signal?: AbortSignal) => Promise<VhostBackend>;
   readonly postcopy?: boolean;
   /** Rounds of precopy at most, and how few dirty pages are worth no further round. */
   readonly maxRounds?: number;
@@ -87,19 +85,19 @@ export async function migrateGuest(
 
 class Migration {
   readonly #guest: NetGuest;
-  readonly #source: VhostUserFrontend;
+  readonly #source: VhostBackend;
   readonly #options: MigrateOptions;
   readonly #copy: GuestMemory;
   readonly #moves: readonly (() => void)[];
   readonly #rounds: number[] = [];
   #log: DirtyPages | null = null;
-  #target: VhostUserFrontend | null = null;
+  #target: VhostBackend | null = null;
   #postcopy: PostcopySource | null = null;
   /** The memory that is not the guest's any more, or not yet. */
   #spare: GuestMemory;
   #moved = false;
 
-  constructor(guest: NetGuest, source: VhostUserFrontend, options: MigrateOptions) {
+  constructor(guest: NetGuest, source: VhostBackend, options: MigrateOptions) {
     this.#guest = guest;
     this.#source = source;
     this.#options = options;
@@ -164,13 +162,9 @@ class Migration {
 
   async #precopy(): Promise<void> {
     const { maxRounds = 8, restPages = 16 } = this.#options;
-    const features = await this.#source.getFeatures();
-    if (!hasFeature(features, VHOST_F_LOG_ALL)) throw this.#lacks('VHOST_F_LOG_ALL');
-    if (!this.#source.has(VHOST_USER_PROTOCOL_F_LOG_SHMFD)) {
-      throw this.#lacks('VHOST_USER_PROTOCOL_F_LOG_SHMFD');
-    }
+    const dirtyLog = await this.#dirtyLog();
     this.#log = new DirtyPages(this.#guest.memory);
-    await this.#source.migration.setLogBase(this.#log.fd.number, this.#log.sizeBytes);
+    await dirtyLog.setLogBase(this.#log.fd.number, this.#log.sizeBytes);
     await this.#setLogging(true);
     const pages = this.#guest.memory.sizeBytes / PAGE_BYTES;
     this.#copyPages(Array.from({ length: pages }, (_, page) => page));
@@ -182,13 +176,21 @@ class Migration {
     }
   }
 
+  async #dirtyLog(): Promise<BackendDirtyLog> {
+    const features = await this.#source.getFeatures();
+    if (!hasFeature(features, VHOST_F_LOG_ALL)) throw this.#lacks('VHOST_F_LOG_ALL');
+    const { dirtyLog } = this.#source;
+    if (dirtyLog !== null) return dirtyLog;
+    const isVhostUser = asVhostUser(this.#source) !== null;
+    throw this.#lacks(isVhostUser ? 'VHOST_USER_PROTOCOL_F_LOG_SHMFD' : 'a dirty log');
+  }
+
   /** LOG_ALL for buffers, and the flag of each ring for what is written into the rings. */
   async #setLogging(on: boolean): Promise<void> {
     const log = on ? 1n << BigInt(VHOST_F_LOG_ALL) : 0n;
     if (on) await this.#source.setFeatures(this.#guest.features | log);
     for (const queue of this.#guest.queues) {
-      const gpa = this.#source.has(VHOST_USER_PROTOCOL_F_GPA_ADDRESSES);
-      const { descUva, availUva, usedUva } = queue.vring(0, gpa);
+      const { descUva, availUva, usedUva } = queue.vring(0, this.#guest.gpaAddresses);
       const logGpa = on ? BigInt(queue.usedGpa) : null;
       await this.#source.setVringAddr(queue.index, { descUva, availUva, usedUva }, logGpa);
     }
@@ -202,26 +204,31 @@ class Migration {
     return {
       ...setup,
       share: async (backend) => {
-        if (!(backend instanceof VhostUserFrontend)) throw this.#lacks('postcopy');
-        const uffd = await backend.migration.advisePostcopy();
-        this.#postcopy = new PostcopySource(backend, uffd, this.#guest.memory);
+        const target = asVhostUser(backend);
+        if (target === null) {
+          throw migrationError(`${backend.description} has no postcopy; only vhost-user has it`);
+        }
+        const uffd = await target.migration.advisePostcopy();
+        this.#postcopy = new PostcopySource(target, uffd, this.#guest.memory);
         await this.#postcopy.share(region);
       },
     };
   }
 
-  async #moveState(target: VhostUserFrontend): Promise<number | null> {
+  async #moveState(target: VhostBackend): Promise<number | null> {
     const feature = VHOST_USER_PROTOCOL_F_DEVICE_STATE;
-    if (!this.#source.has(feature) || !target.has(feature)) return null;
-    const state = await this.#source.migration.saveState();
-    await target.migration.loadState(state);
+    const [from, to] = [asVhostUser(this.#source), asVhostUser(target)];
+    if (!from?.has(feature) || !to?.has(feature)) return null;
+    const state = await from.migration.saveState();
+    await to.migration.loadState(state);
     return state.length;
   }
 
   /** The network learns where the guest is now. */
-  async #announce(target: VhostUserFrontend): Promise<'back-end' | 'guest'> {
-    if (target.has(VHOST_USER_PROTOCOL_F_RARP)) {
-      await target.migration.sendRarp(macToBytes(this.#guest.mac));
+  async #announce(target: VhostBackend): Promise<'back-end' | 'guest'> {
+    const frontend = asVhostUser(target);
+    if (frontend?.has(VHOST_USER_PROTOCOL_F_RARP)) {
+      await frontend.migration.sendRarp(macToBytes(this.#guest.mac));
       return 'back-end';
     }
     this.#guest.announce();
@@ -263,11 +270,8 @@ class Migration {
   }
 }
 
-function sourceOf(guest: NetGuest): VhostUserFrontend {
+function sourceOf(guest: NetGuest): VhostBackend {
   const { backend } = guest;
-  if (!(backend instanceof VhostUserFrontend)) {
-    throw migrationError(`${backend.description} is no vhost-user back-end`);
-  }
   if (guest.addressSpace.platform) throw migrationError('a guest behind an IOMMU does not move');
   if (guest.setup.inflight !== null) throw migrationError('an inflight region does not move');
   return backend;

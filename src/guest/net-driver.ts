@@ -13,23 +13,16 @@
  * again: then rings and memory stay as they are, frames wait in the transmit rings, and whoever
  * answers next gets everything from where it was (attach.ts, ring-recovery.ts).
  */
-import { VringError } from '../base/errors.ts';
 import type { VhostBackend } from '../base/vhost-backend.ts';
 import type { GuestMemory } from '../memory/index.ts';
 import { drainEventfd, pollFd, signalEventfd, type Poll } from '../sys/index.ts';
 import { startVring, stopVring } from '../vhost-user/index.ts';
-import { faultName } from '../virtqueue/index.ts';
 import { disableCalls, enableCalls, needsKick } from '../virtqueue/driver/index.ts';
-import {
-  NetHeader,
-  VIRTIO_NET_F_CSUM,
-  VIRTIO_NET_F_HOST_USO,
-  VIRTIO_NET_F_MAC,
-  VIRTIO_NET_F_MRG_RXBUF,
-} from '../wire/virtio-net.ts';
+import { NetHeader, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF } from '../wire/virtio-net.ts';
 import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_ID_NET, hasFeature } from '../wire/virtio.ts';
-import { RUNNING, type DriverSetup, type ReconnectOptions } from './attach.ts';
+import { introduceAgain, RUNNING, type DriverSetup, type ReconnectOptions } from './attach.ts';
 import { BackendKeeper } from './backend-keeper.ts';
+import { takeCalls, waitForCalls } from './call-wait.ts';
 import type { ControlQueue } from './control-queue.ts';
 import type { DeviceConfig } from './device-config.ts';
 import { NO_CHOICE } from './features.ts';
@@ -45,7 +38,7 @@ import {
 import { reapRx, reclaimTx, refillRx, releaseRx, sendSlots } from './net-driver.hot.ts';
 import { announceFrame, decodeOffload, encodeOffload, macToBytes, randomMac } from './net-frame.ts';
 import type { LinkEvent, NetGuestLink, NetGuestOptions } from './net-options.ts';
-import { NetQueues, type MemoryCopy } from './net-queues.ts';
+import { faultError, NetQueues, type MemoryCopy } from './net-queues.ts';
 import { agree, type Agreement } from './net-start.ts';
 import type { RxFrames } from './rx-frames.ts';
 
@@ -92,6 +85,8 @@ export class NetGuest implements FrameLink {
   #running = false;
   /** Whether the back-end has the rings. */
   #attached = false;
+  /** A back-end that was stopped as a whole, and has to be told everything once more. */
+  #stoppedWhole: VhostBackend | null = null;
   /** Whether the next back-end got the rings already. */
   #handed = false;
   #ended = false;
@@ -154,15 +149,12 @@ export class NetGuest implements FrameLink {
       space: link.addressSpace ?? DIRECT,
       onFault: (error) => this.#fail(error),
     });
-    const { rx, tx, rxFrames, control, maxTxFrameBytes } = this.#queues;
+    const { rx, tx, rxFrames, control } = this.#queues;
     this.rx = rx;
     this.tx = tx;
     this.rxFrames = rxFrames;
     this.control = control;
-    this.offloads = {
-      csum: hasFeature(features, VIRTIO_NET_F_CSUM),
-      uso: maxTxFrameBytes >= 65535 && hasFeature(features, VIRTIO_NET_F_HOST_USO),
-    };
+    this.offloads = this.#queues.offloads;
     this.closed = this.#end.promise;
     this.#keeper = new BackendKeeper(backend, link.reconnect ?? null, {
       setup: () => this.setup,
@@ -193,6 +185,11 @@ export class NetGuest implements FrameLink {
 
   get restartedRings(): number {
     return this.#queues.restarted;
+  }
+
+  /** Whether the back-end takes guest-physical addresses where others take user addresses. */
+  get gpaAddresses(): boolean {
+    return this.#keeper.gpaAddresses;
   }
 
   get addressSpace(): AddressSpace {
@@ -229,7 +226,15 @@ export class NetGuest implements FrameLink {
   kickIfWanted(queue: GuestQueue): void {
     if (!needsKick(queue.ring)) return;
     queue.kicks++;
-    signalEventfd(queue.kick.number);
+    this.#kick(queue);
+  }
+
+  /**
+   * For 'manual', between two rounds: a device in this thread works on what came from elsewhere,
+   * and does so only when it is called.
+   */
+  yieldToDevice(): void {
+    this.backend.inThread?.turn();
   }
 
   /**
@@ -248,26 +253,8 @@ export class NetGuest implements FrameLink {
   /** For 'manual': asks for calls and resolves when one comes, or after `timeoutMs`. */
   async waitForFrames(timeoutMs: number): Promise<void> {
     if (!this.#running) return;
-    const polls: Poll[] = [];
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, timeoutMs);
-      const wake = (): void => {
-        clearTimeout(timer);
-        resolve();
-      };
-      this.#wake = wake;
-      for (const queue of this.rx) {
-        polls.push(pollFd(queue.call.number, { read: true }, wake));
-        if (enableCalls(queue.ring)) wake();
-      }
-    });
-    this.#wake = null;
-    for (const poll of polls) poll.close();
-    if (this.#ended) return;
-    for (const queue of this.rx) {
-      if (drainEventfd(queue.call.number) > 0) queue.calls++;
-      disableCalls(queue.ring);
-    }
+    await waitForCalls(this.rx, timeoutMs, (wake) => (this.#wake = wake));
+    if (!this.#ended) takeCalls(this.rx);
   }
 
   /**
@@ -284,6 +271,7 @@ export class NetGuest implements FrameLink {
     const bases: number[] = [];
     for (const queue of this.queues) bases.push(await stopVring(this.backend, queue.index));
     this.#bases = bases;
+    if (this.backend.restartsWhole) this.#stoppedWhole = this.backend;
     return bases;
   }
 
@@ -293,7 +281,13 @@ export class NetGuest implements FrameLink {
     if (this.#keeper.searching) {
       this.#running = true;
       this.#startPolling();
-    } else await this.#startRings();
+      return;
+    }
+    const again = this.#stoppedWhole === this.backend;
+    if (again) await introduceAgain(this.backend, this.setup);
+    this.#stoppedWhole = null;
+    await this.#startRings();
+    if (again) await this.control?.restore();
   }
 
   /** Idempotent. Stops the rings if somebody still answers, and releases everything. */
@@ -326,6 +320,7 @@ export class NetGuest implements FrameLink {
         this.#handed = this.#running;
         return this.#running ? this.#queues.rings(this.#recoverBases(), gpaAddresses) : [];
       },
+      settle: () => this.addressSpace.settle(),
       inflight: this.#queues.inflight,
     };
   }
@@ -356,10 +351,10 @@ export class NetGuest implements FrameLink {
 
   async #begin(maxPairs: number): Promise<void> {
     await this.backend.setMemTable([this.memory.backendRegion()]);
+    await this.addressSpace.settle();
     await this.#queues.makeInflight(this.backend);
     this.#bases = this.#queues.begin(maxPairs);
     await this.#startRings();
-    await this.backend.setStatus(RUNNING);
     if (this.control !== null && this.queuePairs > 1) await this.control.setPairs(this.queuePairs);
   }
 
@@ -371,6 +366,7 @@ export class NetGuest implements FrameLink {
       for (const { index, vring } of this.#queues.rings(this.#bases, gpaAddresses)) {
         await startVring(this.backend, index, vring);
       }
+      await this.backend.setStatus(RUNNING);
     } catch (error) {
       this.#running = false;
       throw error;
@@ -382,9 +378,15 @@ export class NetGuest implements FrameLink {
 
   /** The back-end may have said "no kick" before it looked, or died: one kick each to begin. */
   #kickAll(): void {
-    for (const queue of this.queues) signalEventfd(queue.kick.number);
+    for (const queue of this.queues) this.#kick(queue);
     if (this.#notify !== 'interrupt') return;
     for (let i = 0; i < this.rx.length; i++) this.#drain(i); // a call may be lost, too
+  }
+
+  #kick(queue: GuestQueue): void {
+    const device = this.backend.inThread;
+    if (device === undefined) signalEventfd(queue.kick.number);
+    else device.kicked(queue.index);
   }
 
   #startPolling(): void {
@@ -471,14 +473,7 @@ export class NetGuest implements FrameLink {
   }
 
   #broken(queue: GuestQueue, fault: number): false {
-    const name = faultName(fault);
-    this.#fail(
-      new VringError(
-        `ERR_VRING_GUEST_${name}`,
-        `${this.backend.description} broke virtio in ${queue.plan.name}: ${name}`,
-        { recovery: 'reset' },
-      ),
-    );
+    this.#fail(faultError(this.backend, queue, fault));
     return false;
   }
 

@@ -2,20 +2,25 @@
  * The queues of the guest's net driver and the memory that they lie in: laid out for what was
  * negotiated, recovered when a device died, moved when the guest moves.
  */
+import { VringError } from '../base/errors.ts';
 import { GuestMemory } from '../memory/index.ts';
-import { VhostUserFrontend, type InflightRegion } from '../vhost-user/index.ts';
+import type { InflightRegion } from '../vhost-user/index.ts';
 import type { VhostBackend } from '../base/vhost-backend.ts';
 import { VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD } from '../wire/vhost-user.ts';
 import {
+  VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_CTRL_VQ,
+  VIRTIO_NET_F_HOST_USO,
   VIRTIO_NET_F_MQ,
   VIRTIO_NET_F_MRG_RXBUF,
 } from '../wire/virtio-net.ts';
+import { faultName } from '../virtqueue/index.ts';
 import { hasFeature, PACKED_BASE_FRESH } from '../wire/virtio.ts';
-import type { DriverRing } from './attach.ts';
+import { asVhostUser, type DriverRing } from './attach.ts';
 import { ControlQueue } from './control-queue.ts';
 import { GuestQueue, queueBytes } from './guest-queue.ts';
 import { GuestIommu, type AddressSpace } from './iommu.ts';
+import type { LinkOffloads } from './link.ts';
 import { refillRx } from './net-driver.hot.ts';
 import { planQueues, type PlanWishes } from './queue-plan.ts';
 import { recoverBase } from './ring-recovery.ts';
@@ -78,6 +83,13 @@ export class NetQueues {
     for (const queue of this.rx) this.rxFrames.push(new RxFrames(mergeable ? queue.slotBytes : 0));
   }
 
+  /** What a frame that is sent may leave to the device. */
+  get offloads(): LinkOffloads {
+    const has = (bit: number): boolean => hasFeature(this.#features, bit);
+    const uso = this.maxTxFrameBytes >= 65535 && has(VIRTIO_NET_F_HOST_USO);
+    return { csum: has(VIRTIO_NET_F_CSUM), uso };
+  }
+
   /** receiveq1, transmitq1, ..., controlq. */
   get all(): readonly GuestQueue[] {
     const data = this.rx.flatMap((queue, i) => [queue, this.tx[i]]);
@@ -102,11 +114,11 @@ export class NetQueues {
 
   /** Where the first back-end offers it, the region that its successors will need. */
   async makeInflight(backend: VhostBackend): Promise<void> {
-    if (!(backend instanceof VhostUserFrontend)) return;
-    if (!backend.has(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)) return;
+    const frontend = asVhostUser(backend);
+    if (frontend === null || !frontend.has(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)) return;
     const size = Math.max(...this.all.map(({ plan }) => plan.size));
-    this.#inflight = await backend.inflight.create(this.all.at(-1)!.index + 1, size);
-    await backend.inflight.set(this.#inflight);
+    this.#inflight = await frontend.inflight.create(this.all.at(-1)!.index + 1, size);
+    await frontend.inflight.set(this.#inflight);
   }
 
   rings(bases: readonly number[], gpaAddresses: boolean): DriverRing[] {
@@ -145,4 +157,11 @@ export class NetQueues {
     this.#inflight?.fd.close();
     this.#memory.close();
   }
+}
+
+/** The back-end broke virtio in a queue. */
+export function faultError(backend: VhostBackend, { plan }: GuestQueue, fault: number): VringError {
+  const name = faultName(fault);
+  const text = `${backend.description} broke virtio in ${plan.name}: ${name}`;
+  return new VringError(`ERR_VRING_GUEST_${name}`, text, { recovery: 'reset' });
 }

@@ -33,7 +33,7 @@ export async function agree(backend: VhostBackend, wishes: FeatureWishes): Promi
       `${queuePairs} queue pairs are wanted; ${backend.description} has ${vrings >> 1}`,
     );
   }
-  const features = chooseFeatures(offered, wishes);
+  const features = chooseFeatures(offered, { backend: backend.description, ...wishes });
   await backend.setStatus(VIRTIO_CONFIG_S_ACKNOWLEDGE | VIRTIO_CONFIG_S_DRIVER);
   const config = await readDeviceConfig(backend, features);
   await backend.setFeatures(features);

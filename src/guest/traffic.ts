@@ -247,6 +247,7 @@ class TrafficRun {
         work += this.#sendRound(limit);
         if (this.#guest.failure !== null) return work;
       }
+      this.#guest.yieldToDevice();
       // What we wait for may wait for our processor: two guests and a switch on two cores.
       if (work === before) yieldThread();
     } while (performance.now() < sliceEnd);

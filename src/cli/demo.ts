@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { messageOf } from '../base/errors.ts';
-import { Service, command } from './demo-process.ts';
+import { vringCommand, VringService } from '../vmm/index.ts';
 import { complain, print, printJson, table } from './output.ts';
 
 export type DemoRow = { readonly what: string; readonly value: string; readonly how: string };
@@ -58,7 +58,13 @@ async function main(): Promise<number> {
   const control = join(folder, 'switch.sock');
   try {
     const ports = sockets.map((path, i) => ['--port', `vm${i}=vhost-user:${path}`]).flat();
-    const service = new Service('the switch', ['switch', '--json', '--control', control, ...ports]);
+    const service = new VringService('the switch', [
+      'switch',
+      '--json',
+      '--control',
+      control,
+      ...ports,
+    ]);
     await service.ready();
     try {
       const rows = options.vm
@@ -108,7 +114,7 @@ function readOptions(argv: string[]): Options | number {
 }
 
 async function runSoftwareGuests(
-  service: Service,
+  service: VringService,
   sockets: readonly [string, string],
   seconds: number,
 ): Promise<DemoRow[]> {
@@ -118,10 +124,10 @@ async function runSoftwareGuests(
     return ['guest', 'net', '--socket', sockets[n], ...addresses, '--json', ...words];
   };
   const rows: DemoRow[] = [];
-  const echo = new Service('guest vm1', guest(1, 'echo'));
+  const echo = new VringService('guest vm1', guest(1, 'echo'));
   await echo.ready();
   const ping = guest(0, 'ping', IPS[1], '-c', String(PINGS), '-i', '0.05');
-  const { received, milliseconds } = await command<PingResult>(ping);
+  const { received, milliseconds } = await vringCommand<PingResult>(ping);
   const { min, avg, max } = milliseconds;
   const trip = `min ${us(min)}, mean ${us(avg)}, max ${us(max)}`;
   rows.push({
@@ -133,11 +139,11 @@ async function runSoftwareGuests(
   for (const size of [64, 1514]) {
     // vm1 returns what it gets, and vm0 keeps WINDOW frames under way: as fast as the two guests
     // and the switch go together, without frames that are lost because one of them must wait.
-    const returning = new Service('guest vm1', guest(1, 'pps', '--echo'));
+    const returning = new VringService('guest vm1', guest(1, 'pps', '--echo'));
     await returning.ready();
     const words = ['pps', '--loop', '--window', String(WINDOW), '--to', MACS[1]];
     words.push('--size', String(size), '--seconds', String(seconds));
-    rows.push(throughputRow(size, await command<TrafficResult>(guest(0, ...words))));
+    rows.push(throughputRow(size, await vringCommand<TrafficResult>(guest(0, ...words))));
     await returning.end();
   }
   const before = service.cpuSeconds();
@@ -195,7 +201,7 @@ function showNext(socket: string, control: string, options: Options): void {
   print(`  ${run} vm --socket PATH [--libvirt]`);
 }
 
-async function keepRunning(service: Service): Promise<void> {
+async function keepRunning(service: VringService): Promise<void> {
   complain(`the switch runs as process ${service.pid}; Ctrl-C ends it`);
   await Promise.race([
     service.exit(),

@@ -8,6 +8,7 @@
  *   vring.gw=10.0.0.1                    default route
  *   vring.mtu=1500                       MTU of eth0
  *   vring.name=vm0                       host name
+ *   vring.nonet=1                        no network card is waited for
  *   vring.shell=script|interactive
  *
  * Script mode, one command per line, answered between two markers (the id is the caller's):
@@ -34,7 +35,7 @@ mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
 mkdir -p /dev/pts /dev/shm; mount -t devpts none /dev/pts; mount -t tmpfs none /dev/shm
 mount -t tmpfs none /tmp; mount -t tmpfs none /run
 while read -r module; do insmod "/lib/modules/$module"; done < /etc/modules
-ip=; gateway=; mtu=; shell=interactive
+ip=; gateway=; mtu=; shell=interactive; tries=0
 for word in $(cat /proc/cmdline); do
   case $word in
     vring.ip=*) ip=\${word#*=} ;;
@@ -42,10 +43,10 @@ for word in $(cat /proc/cmdline); do
     vring.mtu=*) mtu=\${word#*=} ;;
     vring.name=*) hostname "\${word#*=}" ;;
     vring.shell=*) shell=\${word#*=} ;;
+    vring.nonet=1) tries=50 ;;
   esac
 done
 ip link set lo up
-tries=0
 while [ ! -e /sys/class/net/eth0 ] && [ $tries -lt 50 ]; do
   usleep 100000; tries=$((tries + 1))
 done

@@ -23,3 +23,4 @@ export { QmpClient } from './qmp.ts';
 export type { QmpEvent } from './qmp.ts';
 export { childExit, endChild, OutputTail, startChild } from './child-processes.ts';
 export type { ExitStatus } from './child-processes.ts';
+export { vringCommand, VringService } from './vring-process.ts';

@@ -133,7 +133,7 @@ const APPLETS = (
 ).split(' ');
 
 /** @throws VringError when busybox is missing, or needs shared libraries that the guest lacks. */
-function readStaticBusybox(): Uint8Array {
+export function readStaticBusybox(): Uint8Array {
   const bytes = readFileSync(requireProgram('busybox'));
   if (!isStaticElf(bytes)) throw missingProgram('busybox', 'is not the static build');
   return bytes;

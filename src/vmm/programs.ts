@@ -12,26 +12,40 @@ const PACKAGE_OF: Readonly<Record<string, string>> = {
   'qemu-img': 'qemu-utils',
   busybox: 'busybox-static',
   'linux kernel': 'linux-image-cloud-amd64',
+  'linux headers': 'linux-headers-cloud-amd64',
+  'linux source': 'linux-source-6.1',
+  virtiofsd: 'qemu-system-common',
+  'qemu-storage-daemon': 'qemu-system-common',
+  depmod: 'kmod',
+  modprobe: 'kmod',
+  strip: 'binutils',
+  vdpa: 'iproute2',
+  'mkfs.ext4': 'e2fsprogs',
+  'fsck.ext4': 'e2fsprogs',
+  unshare: 'util-linux',
   'dpdk-testpmd': 'dpdk-dev',
   'ovs-vswitchd': 'openvswitch-switch-dpdk',
   'ovsdb-server': 'openvswitch-switch-dpdk',
   tshark: 'tshark',
   ip: 'iproute2',
+  tc: 'iproute2',
   xz: 'xz-utils',
   virsh: 'libvirt-clients',
   'cloud-hypervisor': 'cloud-hypervisor',
 };
 
-/** The command that brings `program` on Debian. */
-export function aptLine(program: string): string {
-  const name = PACKAGE_OF[program] ?? program;
-  return `apt-get install --no-install-recommends ${name}`;
+const SYSTEM_FOLDERS = ['/usr/sbin', '/usr/bin', '/sbin', '/bin', '/usr/lib/qemu'];
+
+/** The command that brings the programs on Debian. */
+export function aptLine(...programs: string[]): string {
+  const names = new Set(programs.map((program) => PACKAGE_OF[program] ?? program));
+  return `apt-get install --no-install-recommends ${[...names].join(' ')}`;
 }
 
-/** Where `program` lies: on `PATH`, or in the system folders that root has on it. */
+/** Where `program` lies: on `PATH`, in the system folders that root has on it, or in QEMU's. */
 export function findProgram(program: string): string | null {
   const folders = (process.env['PATH'] ?? '').split(delimiter);
-  for (const folder of [...folders, '/usr/sbin', '/usr/bin', '/sbin', '/bin']) {
+  for (const folder of [...folders, ...SYSTEM_FOLDERS]) {
     if (folder === '') continue;
     const path = join(folder, program);
     try {

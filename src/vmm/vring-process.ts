@@ -1,17 +1,18 @@
-/** The other commands of vring as processes of the demo's own: started, read, ended. */
+/** Commands of vring as processes of our own: started, read, ended. For demos and comparisons. */
 import type { ChildProcess } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { VringError } from '../base/errors.ts';
-import { OutputTail, childExit, endChild, startChild } from '../vmm/index.ts';
+import { OutputTail, childExit, endChild, startChild } from './child-processes.ts';
 
 const MAIN = fileURLToPath(
-  new URL(import.meta.url.endsWith('.ts') ? './main.ts' : './main.js', import.meta.url),
+  new URL(import.meta.url.endsWith('.ts') ? '../cli/main.ts' : '../cli/main.js', import.meta.url),
 );
-const START_TIMEOUT_MS = 15_000;
+/** An emulated machine under load takes half a minute to start Node. */
+const START_TIMEOUT_MS = 60_000;
 
 /** A command that runs until it is ended; its first line of JSON says that it is ready. */
-export class Service {
+export class VringService {
   readonly #name: string;
   readonly #child: ChildProcess;
   readonly #messages = new OutputTail(8192);
@@ -34,18 +35,19 @@ export class Service {
     return this.#child.pid ?? -1;
   }
 
-  /** Waits for the first line of output. */
-  async ready(): Promise<void> {
+  /** Waits for the first line of output, and returns its JSON. */
+  async ready(): Promise<unknown> {
     const end = performance.now() + START_TIMEOUT_MS;
     while (!this.#output.includes('\n')) {
       if (this.#child.exitCode !== null || performance.now() > end) {
         throw new VringError(
-          'ERR_VRING_DEMO',
+          'ERR_VRING_COMMAND',
           `${this.#name} did not start; it said: ${this.#messages.text.trim() || 'nothing'}`,
         );
       }
       await new Promise((resolve) => setTimeout(resolve, 20));
     }
+    return JSON.parse(this.#output.slice(0, this.#output.indexOf('\n')));
   }
 
   /** SIGTERM, and what it printed last: the last line of JSON. */
@@ -69,7 +71,7 @@ export class Service {
 }
 
 /** Runs a command to its end and returns the JSON that it printed last. */
-export async function command<T>(args: readonly string[]): Promise<T> {
+export async function vringCommand<T>(args: readonly string[]): Promise<T> {
   const child = startChild(process.execPath, [MAIN, ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
   });
@@ -81,7 +83,10 @@ export async function command<T>(args: readonly string[]): Promise<T> {
   const { code } = await childExit(child);
   await closed;
   if (code !== 0) {
-    throw new VringError('ERR_VRING_DEMO', `vring ${args.join(' ')}: ${messages.trim() || output}`);
+    throw new VringError(
+      'ERR_VRING_COMMAND',
+      `vring ${args.join(' ')}: ${messages.trim() || output}`,
+    );
   }
   return JSON.parse(output) as T;
 }

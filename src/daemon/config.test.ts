@@ -131,9 +131,12 @@ const WRONG: readonly (readonly [yaml: string, ...lines: string[]])[] = [
   ],
   [
     'ports:\n- name: vm0\n  kind: vhost\n',
-    's.yaml:3:9: ports[0].kind: "vhost" is not one of vhost-user, tap',
+    's.yaml:3:9: ports[0].kind: "vhost" is not one of vhost-user, tap, vduse',
   ],
-  ['ports:\n- name: vm0\n', 's.yaml:2:3: ports[0].kind: missing; expected one of vhost-user, tap'],
+  [
+    'ports:\n- name: vm0\n',
+    's.yaml:2:3: ports[0].kind: missing; expected one of vhost-user, tap, vduse',
+  ],
   [
     'ports:\n- name: vm0\n  kind: vhost-user\n',
     's.yaml:2:3: ports[0].path: missing; expected an absolute path of at most 107 bytes, such as ' +
@@ -234,7 +237,7 @@ test('the body of POST /v1/ports passes the same checks', () => {
   assert.equal(parsePort({ name: 'up', kind: 'tap', interface: 'tap0' }).name, 'up');
   assert.deepEqual(
     linesOf(() => parsePort(null)),
-    ['(top level): null is not one of vhost-user, tap'],
+    ['(top level): null is not one of vhost-user, tap, vduse'],
   );
   assert.deepEqual(
     linesOf(() => parsePort({ name: 'up', kind: 'tap', interface: 'a/b' })),

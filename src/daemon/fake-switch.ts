@@ -173,6 +173,7 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
 
 function endpointOf(config: PortConfig): string {
   if (config.kind === 'tap') return config.interface;
+  if (config.kind === 'vduse') return config.device;
   return config.mode === 'client' ? `${config.path},client` : config.path;
 }
 

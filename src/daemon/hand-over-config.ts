@@ -11,7 +11,7 @@ import type { PortConfig, SwitchConfig } from './switch-types.ts';
 export const ERR_HAND_OVER_CONFIG = 'ERR_VRING_HAND_OVER_CONFIG';
 
 /** What can change under a driver, or matters only when a socket is made. */
-const FREE = new Set(['vlan', 'macLimit', 'reflect', 'socketOwner', 'socketMode']);
+const FREE = new Set(['vlan', 'macLimit', 'reflect', 'socketOwner', 'socketMode', 'keep']);
 
 export type MergedConfig = {
   /** Everything but the ports. */

@@ -43,6 +43,16 @@ const PortConfigSchema = z.discriminatedUnion('kind', [
     postcopy: z.boolean(),
   }),
   z.object({ ...common, kind: z.literal('tap'), interface: text }),
+  z.object({
+    ...common,
+    kind: z.literal('vduse'),
+    device: text,
+    mac: text.nullable(),
+    packed: z.boolean(),
+    mrgRxbuf: z.boolean(),
+    bind: z.enum(['virtio', 'vhost', 'none']),
+    keep: z.boolean(),
+  }),
 ]);
 
 const reason = z.object({ code: text, message: text, at: text }).nullable();

@@ -30,6 +30,10 @@ export function resolvePort(
   let port: PortConfig;
   if (input.kind === 'tap') {
     port = { ...common, kind: 'tap', interface: input.interface };
+  } else if (input.kind === 'vduse') {
+    const { kind, device, packed, mrgRxbuf, bind, keep } = input;
+    const mac = input.mac?.toLowerCase() ?? null;
+    port = { ...common, kind, device, mac, packed, mrgRxbuf, bind, keep };
   } else {
     checkSocketPath(input.path, ['path'], report);
     port = {
@@ -111,6 +115,12 @@ function resolveOffload(
   return { csum, tso: csum && (input.tso ?? true), uso: csum && (input.uso ?? true) };
 }
 
+/** What a port leads to, and its key in the configuration. */
+function endpointOf(port: PortConfig): readonly ['interface' | 'path' | 'device', string] {
+  if (port.kind === 'tap') return ['interface', port.interface];
+  return port.kind === 'vduse' ? ['device', port.device] : ['path', port.path];
+}
+
 /** A port and where it was written. */
 export type PlacedPort = { readonly port: PortConfig; readonly keys: readonly PropertyKey[] };
 
@@ -122,12 +132,7 @@ export function findDuplicates(
   const seen = new Map<string, PlacedPort>();
   for (const placed of ports) {
     const { port } = placed;
-    const endpointKey = port.kind === 'tap' ? 'interface' : 'path';
-    const endpoint = port.kind === 'tap' ? port.interface : port.path;
-    for (const [key, value] of [
-      ['name', port.name],
-      [endpointKey, endpoint],
-    ] as const) {
+    for (const [key, value] of [['name', port.name] as const, endpointOf(port)]) {
       const first = seen.get(`${key} ${value}`);
       if (first) {
         const also = key === 'name' ? '' : ` ${first.port.name}`;

@@ -184,8 +184,37 @@ const tapPort = mapping(
   'a mapping with name, kind and interface',
 );
 
-export const PortInput = z.discriminatedUnion('kind', [vhostUserPort, tapPort], {
-  error: 'one of vhost-user, tap',
+const DEVICE = 'a device name of at most 255 of A-Z a-z 0-9 _ . : -, such as net0';
+
+const vdusePort = mapping(
+  {
+    ...common,
+    kind: z.literal('vduse').meta({ description: 'A vDPA device of this host: VDUSE.' }),
+    device: text(/^(?!\.\.?$|control$)[\w.:-]{1,255}$/, DEVICE).meta({
+      description: 'Its name in /dev/vduse and on the vDPA bus; one that is there is gone on with.',
+    }),
+    mac: text(UNICAST, MAC)
+      .optional()
+      .meta({ description: 'MAC address offered to the driver; none when absent.' }),
+    packed: bool().default(true).meta({ description: 'Offer packed rings.' }),
+    mrgRxbuf: bool().default(true).meta({ description: 'Offer mergeable receive buffers.' }),
+    bind: z
+      .enum(['virtio', 'vhost', 'none'], { error: 'one of virtio, vhost, none' })
+      .default('virtio')
+      .meta({
+        description:
+          '`virtio`: the kernel drives it, a network interface of this host; `vhost`: a process ' +
+          'does, by /dev/vhost-vdpa-N; `none`: it is not put onto the vDPA bus.',
+      }),
+    keep: bool()
+      .default(false)
+      .meta({ description: 'Leave the device when the port goes, for a successor.' }),
+  },
+  'a mapping with name, kind and device',
+);
+
+export const PortInput = z.discriminatedUnion('kind', [vhostUserPort, tapPort, vdusePort], {
+  error: 'one of vhost-user, tap, vduse',
 });
 export type PortInput = z.output<typeof PortInput>;
 

@@ -67,7 +67,7 @@ test('a client port, a tap port, a relative path', () => {
 const WRONG: readonly (readonly [spec: string, problem: string])[] = [
   [
     'vm0',
-    '--port vm0: "vm0" is not a port; write NAME=vhost-user:PATH[,OPTION...] or NAME=tap:INTERFACE[,OPTION...]',
+    '--port vm0: "vm0" is not a port; write NAME=vhost-user:PATH[,OPTION...], NAME=tap:INTERFACE[,OPTION...] or NAME=vduse:DEVICE[,OPTION...]',
   ],
   [
     '=tap:x',
@@ -75,7 +75,7 @@ const WRONG: readonly (readonly [spec: string, problem: string])[] = [
   ],
   [
     'a=vhostuser:/x',
-    '--port a: KIND: "vhostuser" is not one of vhost-user, tap; did you mean "vhost-user"?',
+    '--port a: KIND: "vhostuser" is not one of vhost-user, tap, vduse; did you mean "vhost-user"?',
   ],
   ['a=tap:', '--port a: INTERFACE: "" is not an interface name of 1 to 15 bytes, such as tap0'],
   [
@@ -100,6 +100,19 @@ const WRONG: readonly (readonly [spec: string, problem: string])[] = [
   ],
   ['a=tap:x,trunk=1+', '--port a: trunk: "" is not a whole number from 1 to 4094 (a VLAN ID)'],
   ['a=tap:x,queues=2', '--port a: queues: a tap port has no such option; remove it'],
+  [
+    'a=vduse:n0,queues=2',
+    '--port a: queues: a vduse port has no such option (VDUSE has no control queue, and without it a driver uses one pair of queues); remove it',
+  ],
+  ['a=vduse:n0,bind=vfio', '--port a: bind: "vfio" is not one of virtio, vhost, none'],
+  [
+    'a=vduse:a/b',
+    '--port a: DEVICE: "a/b" is not a device name of at most 255 of A-Z a-z 0-9 _ . : -, such as net0',
+  ],
+  [
+    'a=vhost-user:/x,bind=virtio',
+    '--port a: bind: a vhost-user port has no such option; remove it',
+  ],
   [
     'a=vhost-user:/x,queues=65',
     '--port a: queues: 65 is not a whole number from 1 to 64 (pairs of queues)',

@@ -8,7 +8,9 @@ import { closest, describeIssues, type ConfigProblem, type RawProblem } from './
 import { PortInput } from './port-input.ts';
 
 /** For help texts and errors. */
-export const PORT_SPEC_FORM = 'NAME=vhost-user:PATH[,OPTION...] or NAME=tap:INTERFACE[,OPTION...]';
+export const PORT_SPEC_FORM =
+  'NAME=vhost-user:PATH[,OPTION...], NAME=tap:INTERFACE[,OPTION...] or ' +
+  'NAME=vduse:DEVICE[,OPTION...]';
 
 type Setter = (raw: Raw, value: string) => void;
 type Raw = Record<string, unknown> & { offload?: Record<string, unknown> };
@@ -64,22 +66,38 @@ const OPTIONS: Readonly<Record<string, Option>> = {
   tso: offload('tso'),
   uso: offload('uso'),
   mac: plain('mac', String),
+  bind: plain('bind', String),
+  keep: plain('keep', onOff),
   'mac-limit': plain('macLimit', number),
 };
 
-/** Which options a kind of port has none of. */
-const VHOST_USER_ONLY = new Set([
-  'client',
-  'server',
-  'queues',
-  'mode',
-  'owner',
-  'packed',
-  'mrg',
-  'iommu',
-  'postcopy',
-  'mac',
-]);
+const KINDS = ['vhost-user', 'tap', 'vduse'] as const;
+type Kind = (typeof KINDS)[number];
+
+const isKind = (text: string): text is Kind => (KINDS as readonly string[]).includes(text);
+
+/** Options that not every kind of port has. */
+const ONLY_OF: Readonly<Record<string, readonly Kind[]>> = {
+  client: ['vhost-user'],
+  server: ['vhost-user'],
+  queues: ['vhost-user'],
+  mode: ['vhost-user'],
+  owner: ['vhost-user'],
+  iommu: ['vhost-user'],
+  postcopy: ['vhost-user'],
+  packed: ['vhost-user', 'vduse'],
+  mrg: ['vhost-user', 'vduse'],
+  mac: ['vhost-user', 'vduse'],
+  bind: ['vduse'],
+  keep: ['vduse'],
+};
+
+const hasOption = (kind: Kind, name: string): boolean => ONLY_OF[name]?.includes(kind) ?? true;
+
+/** Why a port of that kind has no such option, where people ask for it all the same. */
+const WHY_NOT: Readonly<Record<string, string>> = {
+  'vduse queues': 'VDUSE has no control queue, and without it a driver uses one pair of queues',
+};
 
 export type ParsedSpec =
   | { readonly input: PortInput; readonly problems: null }
@@ -96,7 +114,13 @@ export function placeInSpec(spec: string, raw: RawProblem): ConfigProblem {
   const dotted = raw.keys.filter((key) => typeof key === 'string').join('.');
   const value = typeof raw.keys.at(-1) === 'number' ? 'trunk' : dotted;
   const option = optionOf(dotted) ?? value;
-  const target = { path: 'PATH', interface: 'INTERFACE', name: 'NAME', kind: 'KIND' };
+  const target = {
+    path: 'PATH',
+    interface: 'INTERFACE',
+    device: 'DEVICE',
+    name: 'NAME',
+    kind: 'KIND',
+  };
   const word = (target as Record<string, string>)[option] ?? option;
   const problem = word === '' ? raw.problem : `${word}: ${raw.problem}`;
   return { path: specPath(spec), problem: onOffWords(problem), position: null };
@@ -124,13 +148,14 @@ export function parsePortSpec(spec: string): ParsedSpec {
   const match = /^([^=]*)=([^:]*):(.*)$/s.exec(head);
   if (!match) return fail(`${JSON.stringify(head)} is not a port; write ${PORT_SPEC_FORM}`);
   const [, name, kind, target] = match as unknown as [string, string, string, string];
-  if (kind !== 'vhost-user' && kind !== 'tap') {
-    const best = closest(kind, ['vhost-user', 'tap']);
+  if (!isKind(kind)) {
+    const best = closest(kind, KINDS);
     const hint = best === null ? '' : `; did you mean "${best}"?`;
-    return fail(`KIND: ${JSON.stringify(kind)} is not one of vhost-user, tap${hint}`);
+    return fail(`KIND: ${JSON.stringify(kind)} is not one of ${KINDS.join(', ')}${hint}`);
   }
   const raw: Raw = { name, kind };
   if (kind === 'tap') raw.interface = target;
+  else if (kind === 'vduse') raw.device = target;
   else raw.path = target === '' ? '' : resolve(target);
   const problem = readOptions(raw, kind, optionWords);
   if (problem !== null) return fail(problem);
@@ -142,15 +167,17 @@ export function parsePortSpec(spec: string): ParsedSpec {
 }
 
 /** Applies the options to `raw`. Returns the first problem, or null. */
-function readOptions(raw: Raw, kind: string, words: readonly string[]): string | null {
+function readOptions(raw: Raw, kind: Kind, words: readonly string[]): string | null {
   const seen = new Map<string, string>();
   for (const word of words) {
     const at = word.indexOf('=');
     const name = at < 0 ? word : word.slice(0, at);
     const option = Object.hasOwn(OPTIONS, name) ? OPTIONS[name] : undefined;
     if (!option) return unknownOption(name, kind);
-    if (kind === 'tap' && VHOST_USER_ONLY.has(name)) {
-      return `${name}: a tap port has no such option; remove it`;
+    if (!hasOption(kind, name)) {
+      const why = WHY_NOT[`${kind} ${name}`];
+      const reason = why === undefined ? '' : ` (${why})`;
+      return `${name}: a ${kind} port has no such option${reason}; remove it`;
     }
     if (option.flag && at >= 0) return `${name}: takes no value; write just "${name}"`;
     if (!option.flag && at < 0) return `${name}: needs a value; write "${name}=..."`;
@@ -172,8 +199,8 @@ function readOptions(raw: Raw, kind: string, words: readonly string[]): string |
   return null;
 }
 
-function unknownOption(name: string, kind: string): string {
-  const known = Object.keys(OPTIONS).filter((n) => kind !== 'tap' || !VHOST_USER_ONLY.has(n));
+function unknownOption(name: string, kind: Kind): string {
+  const known = Object.keys(OPTIONS).filter((n) => hasOption(kind, n));
   if (name === '') return 'there is an empty option; remove the extra comma';
   const best = closest(name, known);
   const hint = best === null ? `options are ${known.join(', ')}` : `did you mean "${best}"?`;

@@ -60,7 +60,7 @@ function routeTable(): string {
 /** Tables of every key, with what it takes, its default and its meaning. */
 function configTables(): string {
   const schema = switchJsonSchema() as JsonNode;
-  const [vhostUser, tap] = schema.properties?.ports?.items?.oneOf ?? [];
+  const [vhostUser, tap, vduse] = schema.properties?.ports?.items?.oneOf ?? [];
   const shared = new Set(Object.keys(tap?.properties ?? {}));
   for (const own of ['kind', 'interface']) shared.delete(own);
   const only = (node: JsonNode | undefined, keep: (key: string) => boolean): JsonNode => ({
@@ -82,6 +82,10 @@ function configTables(): string {
     section(
       'Ports of kind `tap`',
       only(tap, (key) => !shared.has(key)),
+    ),
+    section(
+      'Ports of kind `vduse`',
+      only(vduse, (key) => !shared.has(key)),
     ),
   ].join('\n');
 }

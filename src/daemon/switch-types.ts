@@ -47,7 +47,20 @@ export type VhostUserPortConfig = PortCommon & {
 
 export type TapPortConfig = PortCommon & { readonly kind: 'tap'; readonly interface: string };
 
-export type PortConfig = VhostUserPortConfig | TapPortConfig;
+export type VdusePortConfig = PortCommon & {
+  readonly kind: 'vduse';
+  /** In /dev/vduse and on the vDPA bus. */
+  readonly device: string;
+  readonly mac: string | null;
+  readonly packed: boolean;
+  readonly mrgRxbuf: boolean;
+  /** Who drives it: the host's kernel, a process by /dev/vhost-vdpa-N, or nobody yet. */
+  readonly bind: 'virtio' | 'vhost' | 'none';
+  /** The device stays when the port goes, for a successor. */
+  readonly keep: boolean;
+};
+
+export type PortConfig = VhostUserPortConfig | TapPortConfig | VdusePortConfig;
 
 export type SwitchConfig = {
   readonly ports: readonly PortConfig[];

@@ -11,7 +11,7 @@ import {
   parseNetState,
 } from '../devices/net/index.ts';
 import { PrivateMemory } from '../memory/index.ts';
-import { DeviceHost, type HostedVring, type PlaneEvent } from '../runtime/index.ts';
+import { DeviceHost, type PlaneEvent } from '../runtime/index.ts';
 import {
   BackendConnector,
   BackendListener,
@@ -24,6 +24,7 @@ import {
 import { parseMac } from '../wire/ethernet.ts';
 import { VIRTIO_NET_MIN_MTU } from '../wire/virtio-net.ts';
 import { type AckedFeatures, featureChanges } from './feature-changes.ts';
+import { pairQueueName, queueStatuses, runs } from './port-queues.ts';
 import { offenceOf, protocolFeaturesOf, sessionStatus } from './port-session.ts';
 import { keepState, loadNetState, saveNetState, type StatefulPort } from './port-state.ts';
 import {
@@ -33,7 +34,7 @@ import {
   reasonOf,
   settingsOf,
 } from './switch-port.ts';
-import type { PortState, PortStatus, QueueStatus, VhostUserPortConfig } from './switch-types.ts';
+import type { PortState, PortStatus, VhostUserPortConfig } from './switch-types.ts';
 
 type MemoryState = MemorySnapshot['memory'];
 
@@ -310,22 +311,7 @@ export class VhostUserPort implements SwitchPort {
       sessions: this.sessions,
       mtu: this.#mtu,
       ...sessionStatus(session?.state ?? null),
-      queues: host.vrings
-        .filter((vring) => vring.attached)
-        .map((vring) => this.#queueStatus(vring, plane)),
-    };
-  }
-
-  #queueStatus(vring: HostedVring, plane: NetPortStatus): QueueStatus {
-    const running = plane.vrings.find((candidate) => candidate.index === vring.index);
-    return {
-      index: vring.index,
-      name: this.#queueName(vring.index),
-      size: vring.size,
-      enabled: vring.enabled,
-      started: running?.started ?? false,
-      fault: vring.fault,
-      counters: running?.counters ?? {},
+      queues: queueStatuses(host.vrings, plane, (index) => this.#queueName(index)),
     };
   }
 
@@ -334,7 +320,7 @@ export class VhostUserPort implements SwitchPort {
     if (index === NetDevice.controlQueueIndex(this.#host.acked, this.config.queuePairs)) {
       return 'controlq';
     }
-    return `${index % 2 === 0 ? 'receiveq' : 'transmitq'}${(index >> 1) + 1}`;
+    return pairQueueName(index);
   }
 
   #state(): PortState {
@@ -416,8 +402,4 @@ export class VhostUserPort implements SwitchPort {
 /** A guest that ends, reboots or is killed: its socket just closes. */
 function frontendGone(): VringError {
   return new VringError('ERR_VRING_DISCONNECTED', 'the front-end disconnected');
-}
-
-function runs(vring: HostedVring): boolean {
-  return vring.attached && vring.enabled;
 }

@@ -22,6 +22,7 @@ import {
   readCounters,
   SWITCH_SCRATCH_BYTES,
 } from '../switch/index.ts';
+import type { VdpaPresence } from '../vhost-kernel/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
 import { type Fd, hurryThread } from '../sys/index.ts';
 import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
@@ -52,6 +53,7 @@ import type {
 } from './switch-types.ts';
 import { rehearse } from './rehearsal.ts';
 import { TapPort } from './tap-port.ts';
+import { VdusePort } from './vduse-port.ts';
 import { VERSION } from './version.ts';
 import { VhostUserPort } from './vhost-user-port.ts';
 
@@ -296,6 +298,12 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     return await Promise.all(entries.map((entry) => this.#status(entry)));
   }
 
+  /** What Linux made of the device of a VDUSE port; null for others. */
+  presence(name: string): (VdpaPresence & { readonly resumed: boolean }) | null {
+    const { port } = this.#entry(name);
+    return port instanceof VdusePort ? port.presence : null;
+  }
+
   async port(name: string): Promise<PortStatus> {
     return await this.#status(this.#entry(name));
   }
@@ -378,9 +386,9 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       switchCounters: () => readCounters(this.#counters, number),
       report,
     };
-    return config.kind === 'tap'
-      ? new TapPort(config, context)
-      : new VhostUserPort(config, context);
+    if (config.kind === 'tap') return new TapPort(config, context);
+    if (config.kind === 'vduse') return new VdusePort(config, context);
+    return new VhostUserPort(config, context);
   }
 
   async #remove(entry: Entry): Promise<void> {
@@ -447,5 +455,6 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
 }
 
 function endpointOf(config: PortConfig): string {
-  return config.kind === 'tap' ? `interface ${config.interface}` : `socket ${config.path}`;
+  if (config.kind === 'tap') return `interface ${config.interface}`;
+  return config.kind === 'vduse' ? `VDUSE device ${config.device}` : `socket ${config.path}`;
 }

@@ -13,11 +13,11 @@ const RANKS: Readonly<Record<string, number>> = {
   sys: 0,
   memory: 1,
   switch: 1,
-  storage: 1,
   virtqueue: 2,
   'vhost-user': 2,
   'vhost-kernel': 2,
   uplinks: 2,
+  storage: 2,
   capture: 2,
   runtime: 3,
   devices: 4,
@@ -26,8 +26,9 @@ const RANKS: Readonly<Record<string, number>> = {
   recorder: 5,
   conformance: 5,
   daemon: 5,
-  cli: 6,
-  dashboard: 6,
+  compare: 6,
+  cli: 7,
+  dashboard: 7,
 };
 
 /** Rank 0 is not quite flat: errors are for everybody, and syscalls need the kernel's layouts. */

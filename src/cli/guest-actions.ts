@@ -21,12 +21,13 @@ import {
   type TrafficOptions,
   type TrafficReport,
 } from '../guest/index.ts';
-import { checkMigrateTo, moveOnSignal, onRestored, tellLink } from './guest-events.ts';
+import { backendOf, checkMigrateTo, moveOnSignal, onRestored, tellLink } from './guest-events.ts';
 import { featureNames } from '../wire/virtio.ts';
 
 /** Options of `guest net` and of all its commands; commander filled in the defaults. */
 export type GuestOptions = {
-  socket: string;
+  backend?: string;
+  socket?: string;
   server: boolean;
   ip?: string;
   ip6?: string;
@@ -203,7 +204,8 @@ export function info(options: GuestOptions): Promise<number> {
     const { mac, mtu, queuePairs, config } = guest;
     const ring = guest.packed ? 'packed' : 'split';
     const backend = guest.backend.description;
-    print(options, { backend, offered, negotiated, ring, queuePairs, mac, mtu, config }, [
+    const { kind } = backendOf(options);
+    print(options, { backend, kind, offered, negotiated, ring, queuePairs, mac, mtu, config }, [
       `back-end     ${backend}`,
       `offered      ${offered.bits}  ${offered.names.join(' ')}`,
       `negotiated   ${negotiated.bits}  ${negotiated.names.join(' ')}`,
@@ -293,6 +295,7 @@ async function traffic(options: GuestOptions, wanted: TrafficOptions): Promise<T
 type StackUser = (stack: NetStack, guest: NetGuest, signal: AbortSignal) => Promise<number>;
 
 async function withStack(options: GuestOptions, use: StackUser): Promise<number> {
+  backendOf(options); // what is missing there comes first
   if (options.ip === undefined && options.ip6 === undefined) {
     throw new ConfigError('--ip', 'this command needs --ip or --ip6, for example --ip 10.0.0.1/24');
   }
@@ -330,15 +333,17 @@ async function withGuest(
   if (options.ring === 'split' && !Number.isInteger(Math.log2(options.ringSize))) {
     throw new ConfigError('--ring-size', `${options.ringSize} is no power of two`);
   }
+  const backend = backendOf(options);
   checkMigrateTo(options);
   const stop = new AbortController();
   const onSignal = (): void => stop.abort();
   process.once('SIGTERM', onSignal).once('SIGINT', onSignal);
   try {
-    if (options.server) process.stderr.write(`vring guest: waiting at ${options.socket}\n`);
+    if (backend.kind === 'vhost-user' && backend.server) {
+      process.stderr.write(`vring guest: waiting at ${backend.socket}\n`);
+    }
     const guest = await connectNetGuest({
-      socket: options.socket,
-      server: options.server,
+      backend,
       signal: stop.signal,
       queuePairs: options.queues,
       ringSize: options.ringSize,

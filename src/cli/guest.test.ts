@@ -64,6 +64,10 @@ test('wrong usage is status 2 and says what is wrong', async () => {
   const socket = ['--socket', sockets[0]];
   const cases: [string[], RegExp][] = [
     [['ping', '10.0.0.2'], /--socket/],
+    [[...socket, '--backend', 'in-process', 'info'], /two back-ends/],
+    [['--backend', 'vhost-nut:tap0', 'info'], /expected is vhost-user:PATH\[,server\], vhost-net/],
+    [['--backend', 'in-process', '--server', 'info'], /--server: is for vhost-user/],
+    [['--backend', 'in-process', '--migrate-to', 'in-process', 'info'], /is --backend, too/],
     [[...socket, 'ping', '10.0.0.2'], /--ip/],
     [[...socket, '--ip', '10.0.0.1/24', 'ping', 'nobody'], /nobody/],
     [[...socket, '--ip', '10.0.0.1/99', 'ping', '10.0.0.2'], /10\.0\.0\.1\/99/],
@@ -103,6 +107,29 @@ test('info prints offered and negotiated features', async () => {
   assert.ok(info.negotiated.names.includes('RING_PACKED'));
   assert.equal(info.mac, '02:00:00:00:00:01');
   assert.equal(info.config.mtu, 1500);
+});
+
+test('a guest that is its own device: what it sends comes back', async () => {
+  const args = ['--backend', 'in-process', '--json', '--ring', 'packed'];
+  const loop = ['pps', '--loop', '--window', '64', '--seconds', '0.5', '--verify-every', '1'];
+  const { status, out, err } = await guest(...args, ...loop);
+  assert.equal(status, 0, err);
+  const { records, calls } = lastJson(out);
+  assert.ok(records.sent > 0);
+  assert.deepEqual(
+    [records.good, records.verified, records.corrupt],
+    Array(2).fill(records.sent).concat(0),
+  );
+  assert.equal(calls, 0, 'nobody waited for one');
+  const info = lastJson((await guest(...args, 'info')).out);
+  assert.deepEqual([info.kind, info.backend], ['in-process', 'in-process']);
+});
+
+test('a kernel back-end that is not there is status 1, with the remedy', async () => {
+  const missing = '/dev/vhost-vdpa-none';
+  const { status, err } = await guest('--backend', `vhost-vdpa:${missing}`, 'info');
+  assert.equal(status, 1);
+  assert.match(err, /vhost-vdpa-none does not exist; .*modprobe/);
 });
 
 test('echo answers ping over both families until SIGTERM', async () => {

@@ -3,6 +3,7 @@
  * guest-actions.ts; here are the names, the options and their checks.
  */
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { BACKEND_FORMS } from '../guest/index.ts';
 import { isMacText } from '../wire/ethernet.ts';
 import {
   bulkReceive,
@@ -15,6 +16,8 @@ import {
   sink,
   type GuestOptions,
 } from './guest-actions.ts';
+import { addBlkCommands } from './guest-blk.ts';
+import { addVsockCommands } from './guest-vsock.ts';
 
 const EXAMPLES = `
 Examples:
@@ -33,6 +36,9 @@ Examples:
   A guest that moves to another port while it works, whenever it is told to:
     vring guest net --socket vm1.sock --migrate-to vm2.sock --ip 10.0.0.2/24 echo &
     kill -USR1 $!
+  The same guest on the kernel's vhost-net, or as its own device, with the host behind a TAP:
+    vring guest net --backend vhost-net:tap0 --ip 10.0.0.1/24 ping 10.0.0.2
+    vring guest net --backend in-process:tap0 --ip 10.0.0.1/24 echo
   What did the back-end offer, and what was negotiated:
     vring guest net --socket vm0.sock --features +ctrl_vq,-tso info
   100 MiB with retransmission and a checksum compare:
@@ -50,9 +56,13 @@ export function guestCommand(): Command {
     .addHelpText('after', EXAMPLES);
   const net = guest
     .command('net')
-    .summary('a virtio-net guest over vhost-user, with a small network stack')
-    .description('A virtio-net guest over vhost-user, with a small network stack.')
-    .requiredOption('--socket <path>', 'Unix socket of the back-end (required)')
+    .summary('a virtio-net guest on any back-end, with a small network stack')
+    .description(
+      'A virtio-net guest with a small network stack, on a vhost-user socket, on the ' +
+        "kernel's vhost-net or vhost-vDPA, or with its device in its own process.",
+    )
+    .option('--backend <which>', BACKEND_FORMS)
+    .option('--socket <path>', 'short for --backend vhost-user:PATH; one of both is required')
     .option('--server', 'listen on the socket and wait for the back-end', false)
     .option('--ip <address>', 'IPv4 address and prefix, e.g. 10.0.0.1/24')
     .option('--ip6 <address>', 'IPv6 address and prefix, e.g. fd00::1/64')
@@ -73,7 +83,7 @@ export function guestCommand(): Command {
     .option('--huge-pages', 'guest memory from 2 MiB pages (vm.nr_hugepages)', false)
     .option('--poll', 'poll for received frames and ask for no call', false)
     .option('--reconnect', 'survive a back-end that goes away, and wait for the next one', false)
-    .option('--migrate-to <path>', 'on SIGUSR1 move to the back-end at this socket, then back')
+    .option('--migrate-to <which>', 'on SIGUSR1 move to this back-end or socket, then back')
     .addOption(
       new Option(
         '--iommu [mode]',
@@ -86,6 +96,8 @@ export function guestCommand(): Command {
     .addHelpText('after', EXAMPLES);
   addStackCommands(net);
   addTrafficCommands(net);
+  addBlkCommands(guest);
+  addVsockCommands(guest);
   return guest;
 }
 

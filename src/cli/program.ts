@@ -7,6 +7,10 @@ import { VERSION } from '../daemon/version.ts';
 
 /** Commands with options of their own file: loaded when they are the ones called. */
 const LATE: Readonly<Record<string, { summary: string; load: () => Promise<Command> }>> = {
+  compare: {
+    summary: 'one workload over every data path: vhost-user, vhost-net, vDPA, in-process',
+    load: async () => (await import('./compare.ts')).compareCommand(),
+  },
   conform: {
     summary: 'test a vhost-user back-end or front-end, rule by rule',
     load: async () => (await import('./conform.ts')).conformCommand(),
@@ -22,6 +26,14 @@ const LATE: Readonly<Record<string, { summary: string; load: () => Promise<Comma
   replay: {
     summary: 'drive a back-end with a recording and compare its answers',
     load: async () => (await import('./replay.ts')).replayCommand(),
+  },
+  serve: {
+    summary: 'serve one device, to the kernel (VDUSE) or to a VM (vhost-user)',
+    load: async () => (await import('./serve.ts')).serveCommand(),
+  },
+  vdpa: {
+    summary: 'vDPA devices of this kernel: list, add, delete, bind to a driver',
+    load: async () => (await import('./vdpa-command.ts')).vdpaCommand(),
   },
   vm: {
     summary: 'QEMU command line and libvirt XML for a port, or start QEMU on it',
@@ -121,11 +133,14 @@ function addSwitch(program: Command): void {
 Ports:
   NAME=vhost-user:PATH[,OPTION...]   a VM: QEMU connects to PATH
   NAME=tap:INTERFACE[,OPTION...]     a TAP interface of this host
+  NAME=vduse:DEVICE[,OPTION...]      an interface of this host by VDUSE
   client              connect to PATH instead of listening on it   (vhost-user)
   queues=N            pairs of queues, 1 to 64                     (vhost-user)
   mode=0660 owner=USER:GROUP   of the socket                       (vhost-user)
-  mac=52:54:00:...    address offered to the guest                 (vhost-user)
-  packed=off mrg=off  features not to offer                        (vhost-user)
+  mac=52:54:00:...    address offered to the guest          (vhost-user, vduse)
+  packed=off mrg=off  features not to offer                 (vhost-user, vduse)
+  bind=vhost|none     for /dev/vhost-vdpa-N, or not yet            (vduse)
+  keep=on             leave the device to a successor              (vduse)
   iommu=on            for a guest behind a virtual IOMMU           (vhost-user)
   postcopy=on         for postcopy migration; trusted VMMs only    (vhost-user)
   vlan=VID            access port of this VLAN (default 1)

@@ -17,6 +17,17 @@ packages=(
   libvirt0                # its schema
   libxml2-utils           # xmllint
   procps                  # ps, for people who look
+  qemu-system-common      # virtiofsd, and qemu-storage-daemon: the test host
+  linux-headers-cloud-amd64 # with the next: the modules of the test host
+  linux-source-6.1
+  make
+  gcc
+  binutils
+  xz-utils
+  kmod                    # modprobe, depmod
+  e2fsprogs               # ext4 on our disks
+  tcpdump                 # what a TAP saw
+  socat                   # the other end of a vsock
 )
 
 retry() {
@@ -35,6 +46,8 @@ for package in "${packages[@]}"; do
   # Not "installed" alone: a package that was removed leaves its name behind.
   dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")
 done
+# Headers fit the kernel of the same day only: who gets them anew gets the newest kernel too.
+case " ${missing[*]} " in *' linux-headers-cloud-amd64 '*) missing+=(linux-image-cloud-amd64) ;; esac
 if [ "${#missing[@]}" -gt 0 ]; then
   retry apt-get update -q
   retry apt-get install -q -y --no-install-recommends "${missing[@]}"

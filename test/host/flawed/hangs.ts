@@ -1,0 +1,4 @@
+/** A test that never ends, and that its timer keeps alive. */
+import { test } from 'node:test';
+
+test('something that never comes', () => new Promise(() => setInterval(() => {}, 1000)));

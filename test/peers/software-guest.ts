@@ -1,6 +1,7 @@
 /** Our software guest on a port of a switch: in this process, or as a user starts it. */
 import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { VringError } from '../../src/base/errors.ts';
 import {
@@ -85,10 +86,13 @@ export class VringProcess {
   readonly #err = new OutputTail(65_536);
   readonly #end: Promise<ExitStatus>;
 
-  constructor(...args: string[]) {
-    this.#child = startChild(process.execPath, [MAIN, ...args], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-    });
+  /** With `netns` in front it runs in that network namespace. */
+  constructor(...words: readonly (string | { readonly netns: string })[]) {
+    const args = words.filter((word) => typeof word === 'string');
+    const within = words.find((word) => typeof word !== 'string');
+    const command = [process.execPath, MAIN, ...args];
+    if (within !== undefined) command.unshift('ip', 'netns', 'exec', within.netns);
+    this.#child = startChild(command[0], command.slice(1), { stdio: ['ignore', 'pipe', 'pipe'] });
     this.#child.stdout?.setEncoding('utf8').on('data', (text: string) => this.#out.append(text));
     this.#child.stderr?.setEncoding('utf8').on('data', (text: string) => this.#err.append(text));
     // 'close' comes after 'exit': everything that it said has been read by then.
@@ -119,6 +123,13 @@ export class VringProcess {
       if (this.#child.exitCode === null && this.#child.signalCode === null) return false;
       throw new Error(`it ended before it said ${pattern}: ${this.out}${this.err}`);
     });
+  }
+
+  /** CPU time that it used so far. */
+  cpuSeconds(): number {
+    const stat = readFileSync(`/proc/${this.#child.pid}/stat`, 'utf8');
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    return (Number(fields[11]) + Number(fields[12])) / 100; // USER_HZ is 100 on every Linux
   }
 
   signal(name: NodeJS.Signals): void {

@@ -57,6 +57,10 @@ if command -v systemctl >/dev/null 2>&1; then
   systemctl disable --now openvswitch-switch >/dev/null 2>&1 || true
 fi
 
+# System calls are counted by the kernel's tracepoint: vring compare.
+mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing ||
+  echo "ci-peers: no tracefs; tests will say so" >&2
+
 # DPDK wants 2 MiB pages: 256 MiB for each of two processes, and room.
 wanted=384
 have=$(cat /proc/sys/vm/nr_hugepages)

@@ -1,14 +1,15 @@
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
+import { giveUp, requireRoot } from '../../test/peers/require-peer.ts';
 import { createEventfd, drainEventfd, signalEventfd } from './eventfd.ts';
 import { PerfCounter, tracepointId } from './perf.ts';
 
 test('the system calls of a thread are counted', (t) => {
   const id = tracepointId('raw_syscalls/sys_enter');
-  if (id === null || process.getuid?.() !== 0) {
-    t.skip('needs root and tracefs: mount -t tracefs none /sys/kernel/tracing');
-    console.error('SKIPPED counting system calls: mount -t tracefs none /sys/kernel/tracing');
+  if (!requireRoot(t)) return;
+  if (id === null) {
+    giveUp(t, 'tracefs is not mounted: mount -t tracefs none /sys/kernel/tracing');
     return;
   }
   using fd = createEventfd('test');

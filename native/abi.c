@@ -12,6 +12,7 @@
 #include <linux/fs.h>
 #include <linux/genetlink.h>
 #include <linux/if_tun.h>
+#include <linux/io_uring.h>
 #include <linux/memfd.h>
 #include <linux/perf_event.h>
 #include <linux/netlink.h>
@@ -25,6 +26,7 @@
 #include <linux/virtio_ids.h>
 #include <linux/virtio_net.h>
 #include <linux/virtio_ring.h>
+#include <linux/virtio_scsi.h>
 #include <linux/virtio_vsock.h>
 #include <fcntl.h>
 #include <net/if.h>

@@ -90,6 +90,7 @@ NAPI_MODULE_INIT() {
   vring_register_fd(env, exports);
   vring_register_event(env, exports);
   vring_register_storage(env, exports);
+  vring_register_uring(env, exports);
   vring_register_socket(env, exports);
   vring_register_poll(env, exports);
   vring_register_thread(env, exports);

@@ -1,10 +1,11 @@
-/* eventfd and epoll. */
+/* eventfd, timerfd and epoll. */
 #include "vring.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #define MAX_EVENTS 256
@@ -41,6 +42,22 @@ static napi_value eventfd_drain(napi_env env, napi_callback_info info) {
   uint64_t value = 0;
   if (read(fd, &value, sizeof value) != (ssize_t)sizeof value) value = 0;
   return vring_double(env, (double)value);
+}
+
+static napi_value timerfd_create_(napi_env env, napi_callback_info info) {
+  (void)info;
+  return vring_result(env, timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+}
+
+/* timerfdSet(fd, nanoseconds): readable once, so long from now; 0: never. 0 or -errno */
+static napi_value timerfd_set(napi_env env, napi_callback_info info) {
+  VRING_ARGS(2);
+  int32_t fd;
+  uint64_t ns;
+  if (!vring_int(env, argv[0], &fd) || !vring_offset(env, argv[1], &ns)) return NULL;
+  const struct itimerspec when = {
+      .it_value = {.tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000)}};
+  return vring_result(env, timerfd_settime(fd, 0, &when, NULL));
 }
 
 static napi_value epoll_create_(napi_env env, napi_callback_info info) {
@@ -87,6 +104,8 @@ void vring_register_event(napi_env env, napi_value exports) {
   vring_export(env, exports, "eventfdCreate", eventfd_create);
   vring_export(env, exports, "eventfdSignal", eventfd_signal);
   vring_export(env, exports, "eventfdDrain", eventfd_drain);
+  vring_export(env, exports, "timerfdCreate", timerfd_create_);
+  vring_export(env, exports, "timerfdSet", timerfd_set);
   vring_export(env, exports, "epollCreate", epoll_create_);
   vring_export(env, exports, "epollAdd", epoll_add);
   vring_export(env, exports, "epollRemove", epoll_remove);

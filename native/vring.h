@@ -56,6 +56,7 @@ void vring_register_bulk(napi_env env, napi_value exports);
 void vring_register_fd(napi_env env, napi_value exports);
 void vring_register_event(napi_env env, napi_value exports);
 void vring_register_storage(napi_env env, napi_value exports);
+void vring_register_uring(napi_env env, napi_value exports);
 void vring_register_socket(napi_env env, napi_value exports);
 void vring_register_poll(napi_env env, napi_value exports);
 void vring_register_thread(napi_env env, napi_value exports);

@@ -39,6 +39,19 @@ export {
 export { createEventfd, drainEventfd, signalEventfd, signalForeignEventfd } from './eventfd.ts';
 export { closeFd, dupFd, Fd, fdStat, fdTarget, openFd, openFdCount, setNonblocking } from './fd.ts';
 export type { FdStat } from './fd.ts';
+export {
+  directAlignment,
+  enterUring,
+  isByteLocked,
+  logicalBlockBytes,
+  mapUring,
+  registerUring,
+  setupUring,
+  shareByte,
+  unlockByte,
+  unmapUring,
+} from './io-uring.ts';
+export type { DirectAlignment } from './io-uring.ts';
 export { createMemfd, truncate } from './memfd.ts';
 export type { MemfdOptions } from './memfd.ts';
 export { NetlinkSocket } from './netlink-socket.ts';
@@ -70,6 +83,7 @@ export {
   setThreadName,
   threadCpuSeconds,
 } from './thread.ts';
+export { Timerfd } from './timerfd.ts';
 export {
   copyUserfault,
   createUserfaultfd,

@@ -49,6 +49,19 @@ export type Native = {
   fdatasync(fd: number): number;
   zeroArenaPages(offset: number, size: number): number;
 
+  uringSetup(entries: number, params: Uint8Array): number;
+  uringMap(fd: number, bytes: number, at: number): ArrayBuffer | number;
+  uringUnmap(memory: ArrayBuffer): number;
+  uringEnter(fd: number, toSubmit: number, minComplete: number, flags: number): number;
+  uringRegister(
+    fd: number,
+    opcode: number,
+    argument: Uint8Array | Int32Array,
+    count: number,
+  ): number;
+  directAlignment(fd: number, out: Uint32Array): number;
+  lockByte(fd: number, at: number, type: number, test: number): number;
+
   open(path: string, flags: number): number;
   close(fd: number): number;
   closeAside(fd: number): number;
@@ -70,6 +83,8 @@ export type Native = {
   eventfdCreate(): number;
   eventfdSignal(fd: number): number;
   eventfdDrain(fd: number): number;
+  timerfdCreate(): number;
+  timerfdSet(fd: number, nanoseconds: number): number;
   epollCreate(): number;
   epollAdd(epoll: number, fd: number, token: number, events: number): number;
   epollRemove(epoll: number, fd: number): number;

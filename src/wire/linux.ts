@@ -10,6 +10,8 @@ import { bytes, struct, u32, u64, u8 } from './struct.ts';
 
 export const O_RDWR = 0o2;
 export const O_CREAT = 0o100;
+/** asm/fcntl.h: arm64 has a number of its own. */
+export const O_DIRECT = process.arch === 'arm64' ? 0o200000 : 0o40000;
 export const O_NONBLOCK = 0o4000;
 export const O_CLOEXEC = 0o2000000;
 export const O_RDONLY = 0o0;
@@ -29,7 +31,12 @@ export const FALLOC_FL_KEEP_SIZE = 0x01; // linux/falloc.h
 export const FALLOC_FL_PUNCH_HOLE = 0x02;
 export const FALLOC_FL_ZERO_RANGE = 0x10;
 export const RWF_DSYNC = 0x2; //             linux/fs.h: durable before the write returns
+export const RWF_NOWAIT = 0x8; //            linux/fs.h: -EAGAIN where it would have to wait
 export const BLKGETSIZE64 = 0x80081272; //   linux/fs.h: bytes of a block device, a u64
+export const BLKSSZGET = 0x1268; //          linux/fs.h: its logical block, an int
+export const F_RDLCK = 0; //                 asm-generic/fcntl.h
+export const F_WRLCK = 1;
+export const F_UNLCK = 2;
 
 // ---- epoll, sockets, namespaces ----------------------------------------------------------------
 

@@ -7,6 +7,7 @@
 import { struct, u16, u32, u64, type Value } from './struct.ts';
 import { BLK_FEATURE_NAMES } from './virtio-blk.ts';
 import { NET_FEATURE_NAMES } from './virtio-net.ts';
+import { SCSI_FEATURE_NAMES } from './virtio-scsi.ts';
 
 // Section 5, "Device Types": the ids that vring or its tests meet.
 export const VIRTIO_ID_NET = 1;
@@ -95,6 +96,7 @@ const COMMON_FEATURE_NAMES: Readonly<Record<number, string>> = {
 const DEVICE_FEATURE_NAMES: Readonly<Record<number, Readonly<Record<number, string>>>> = {
   [VIRTIO_ID_NET]: NET_FEATURE_NAMES,
   [VIRTIO_ID_BLOCK]: BLK_FEATURE_NAMES,
+  [VIRTIO_ID_SCSI]: SCSI_FEATURE_NAMES,
 };
 
 /** The set that holds just these bits. */

@@ -5,13 +5,21 @@
 import { assert } from '../base/assert.ts';
 import { ConfigError, VringError } from '../base/errors.ts';
 import { PrivateMemory } from '../memory/index.ts';
-import { diskFileBytes, type Fd, openFd, truncate } from '../sys/index.ts';
-import { O_RDONLY, O_RDWR } from '../wire/linux.ts';
-import { FILE_ENGINE_ZERO_BYTES, type FileEngineSpec } from './file-engine.ts';
+import { diskFileBytes, type Fd, truncate } from '../sys/index.ts';
+import type { BridgeEngineSpec } from './bridge/bridge-engine.ts';
+import { FileParts, type FileOptions } from './file/file-parts.ts';
+import type { FileEngineSpec } from './file-engine.ts';
+import type { LimitEngineSpec } from './limit/limit-engine.ts';
 import type { MemoryEngineSpec } from './memory-engine.ts';
+import type { NullEngineSpec } from './null-engine.ts';
 
 /** What a worker opens an engine from; structured clone. */
-export type EngineSpec = FileEngineSpec | MemoryEngineSpec;
+export type EngineSpec =
+  | FileEngineSpec
+  | MemoryEngineSpec
+  | NullEngineSpec
+  | BridgeEngineSpec
+  | LimitEngineSpec;
 
 /** Positions on a disk are counted in these. */
 export const SECTOR_BYTES = 512;
@@ -25,40 +33,54 @@ export const MAX_MEMORY_DISK_BYTES = 2 ** 40;
 export type DiskImage = {
   /** For messages: `file:/srv/a.img`. */
   readonly description: string;
+  /** How requests get to a file, for people: `io_uring, O_DIRECT`. */
+  readonly means?: string;
   readonly readOnly: boolean;
   readonly sizeBytes: number;
   readonly spec: EngineSpec;
   /** How large what is below is now; somebody may have changed it. `resize` takes it over. */
-  measure(): number;
+  measure(): Promise<number>;
   /**
    * Another size. The caller tells engine and driver: a larger disk afterwards, a smaller one
    * before.
    * @throws VringError ERR_VRING_DISK_RESIZE.
    */
-  resize(sizeBytes: number): void;
+  resize(sizeBytes: number): Promise<void>;
+  /**
+   * What a layer of the stack can be asked to do: `Layer.control`.
+   * @throws VringError ERR_VRING_DISK_CONTROL: none of them knows the name.
+   */
+  control(name: string, payload: unknown): Promise<unknown>;
+  /** Of the layers; `{}` without any. */
+  counters(): Promise<Record<string, number>>;
   /** Idempotent; once no engine uses it. */
-  close(): void;
+  close(): Promise<void>;
 };
 
-export type FileImageOptions = { readonly path: string; readonly readOnly?: boolean };
+export type FileImageOptions = FileOptions & {
+  /** True: what stands on the file knows what its size means. */
+  readonly anySize?: boolean;
+};
 
 /**
- * Opens a regular file or block device of whole sectors.
- * @throws SysError ENOENT, EACCES, ...; VringError ERR_VRING_DISK_FILE.
+ * Opens a regular file or block device of whole sectors, and locks it: see `FileSpec`.
+ * @throws SysError ENOENT, EACCES, ...; VringError ERR_VRING_DISK_FILE, ERR_VRING_DISK_LOCKED,
+ *   ERR_VRING_DISK_URING, ERR_VRING_DISK_DIRECT.
  */
 export function openFileImage(options: FileImageOptions): DiskImage {
   const { path, readOnly = false } = options;
-  const file = openFd(path, readOnly ? O_RDONLY : O_RDWR);
+  const parts = new FileParts(options);
   try {
-    const sizeBytes = diskFileBytes(file);
-    if (sizeBytes === 0 || sizeBytes % SECTOR_BYTES !== 0 || sizeBytes > MAX_DISK_BYTES) {
+    const sizeBytes = diskFileBytes(parts.file);
+    const isWhole = sizeBytes > 0 && sizeBytes % SECTOR_BYTES === 0;
+    if (sizeBytes > MAX_DISK_BYTES || (options.anySize !== true && !isWhole)) {
       const wanted = `a disk has a whole number of ${SECTOR_BYTES}-byte sectors, one at least`;
       const text = `${path} has ${sizeBytes} bytes; ${wanted}: truncate -s SIZE ${path}`;
       throw new VringError('ERR_VRING_DISK_FILE', text);
     }
-    return new FileImage(file, path, sizeBytes, readOnly);
+    return new FileImage(parts, sizeBytes, readOnly);
   } catch (error) {
-    file.close();
+    parts.close();
     throw error;
   }
 }
@@ -72,40 +94,51 @@ export function createMemoryImage(sizeBytes: number, readOnly = false): DiskImag
   return new MemoryImage(PrivateMemory.allocate(sizeBytes), sizeBytes, readOnly);
 }
 
-function checkSize(path: string, sizeBytes: number, max: number): void {
+export function checkSize(path: string, sizeBytes: number, max: number): void {
   const whole = Number.isInteger(sizeBytes) && sizeBytes % SECTOR_BYTES === 0;
   if (whole && sizeBytes > 0 && sizeBytes <= max) return;
   const expected = `a multiple of ${SECTOR_BYTES} from ${SECTOR_BYTES} to ${max}`;
   throw new ConfigError(path, `${sizeBytes} bytes is no size of a disk, expected ${expected}`);
 }
 
+/** A direct image has no layers to ask. */
+export function noControl({ description }: DiskImage, name: string): VringError {
+  const text = `${description} has nothing that does ${name}; look at its layers`;
+  return new VringError('ERR_VRING_DISK_CONTROL', text);
+}
+
 class FileImage implements DiskImage {
   readonly description: string;
   readonly readOnly: boolean;
   sizeBytes: number;
+  readonly #parts: FileParts;
   readonly #file: Fd;
-  readonly #zeros: PrivateMemory;
 
-  constructor(file: Fd, path: string, sizeBytes: number, readOnly: boolean) {
-    this.description = `file:${path}`;
+  constructor(parts: FileParts, sizeBytes: number, readOnly: boolean) {
+    this.description = `file:${parts.file.what}`;
     this.readOnly = readOnly;
     this.sizeBytes = sizeBytes;
-    this.#file = file;
-    this.#zeros = PrivateMemory.allocate(FILE_ENGINE_ZERO_BYTES);
+    this.#parts = parts;
+    this.#file = parts.file;
+  }
+
+  get means(): string {
+    return this.#parts.means;
   }
 
   get spec(): FileEngineSpec {
     const { sizeBytes, readOnly } = this;
-    const fd = this.#file.number;
-    return { kind: 'file', fd, sizeBytes, readOnly, zerosAt: this.#zeros.offset };
+    const { zeros, uring } = this.#parts;
+    const bySystemCalls = { fd: this.#file.number, sizeBytes, readOnly, zerosAt: zeros.offset };
+    return { kind: 'file', ...bySystemCalls, ...(uring !== null && { uring }) };
   }
 
-  measure(): number {
+  async measure(): Promise<number> {
     return diskFileBytes(this.#file);
   }
 
   /** A block device is as large as it is: `sizeBytes` must be what it has become. */
-  resize(sizeBytes: number): void {
+  async resize(sizeBytes: number): Promise<void> {
     checkSize('size', sizeBytes, MAX_DISK_BYTES);
     const now = diskFileBytes(this.#file);
     if (now !== sizeBytes) {
@@ -119,9 +152,16 @@ class FileImage implements DiskImage {
     this.sizeBytes = sizeBytes;
   }
 
-  close(): void {
-    this.#file.close();
-    this.#zeros.close();
+  async control(name: string): Promise<unknown> {
+    throw noControl(this, name);
+  }
+
+  async counters(): Promise<Record<string, number>> {
+    return {};
+  }
+
+  async close(): Promise<void> {
+    this.#parts.close();
   }
 }
 
@@ -145,17 +185,25 @@ class MemoryImage implements DiskImage {
     return { kind: 'memory', offset, handle, sizeBytes, readOnly };
   }
 
-  measure(): number {
+  async measure(): Promise<number> {
     return this.sizeBytes;
   }
 
-  resize(sizeBytes: number): void {
+  async resize(sizeBytes: number): Promise<void> {
     if (sizeBytes === this.sizeBytes) return;
     const text = `a disk in memory keeps its ${this.sizeBytes} bytes; take a file to grow one`;
     throw new VringError('ERR_VRING_DISK_RESIZE', text);
   }
 
-  close(): void {
+  async control(name: string): Promise<unknown> {
+    throw noControl(this, name);
+  }
+
+  async counters(): Promise<Record<string, number>> {
+    return {};
+  }
+
+  async close(): Promise<void> {
     this.#memory.close();
   }
 }

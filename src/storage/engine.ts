@@ -28,6 +28,19 @@ export interface Engine {
   /** Replaces the content of `done` by requests that have completed. Returns how many. */
   reap(done: IoDone): number;
 
+  /**
+   * About to wait for `completionFd`: true when there is something to reap already. An engine that
+   * has this may leave `completionFd` silent from a `reap` until the next call, once it was called;
+   * one that has not always signals.
+   */
+  arm?(): boolean;
+
+  /**
+   * What it would hold back is to go now, at the next `submit`: somebody waits for it. An engine
+   * that holds nothing back has none.
+   */
+  hurry?(): void;
+
   /** Waits until nothing uses memory of a request that was submitted; `reap` has them all then. */
   settle(): void;
 

@@ -20,6 +20,7 @@ import {
 } from '../wire/linux.ts';
 import {
   IO_DISCARD,
+  IO_ERASE,
   IO_FLUSH,
   IO_FUA,
   IO_READ,
@@ -53,6 +54,25 @@ export type FileEngineSpec = {
   readonly readOnly: boolean;
   /** Arena offset of ZERO_BYTES of private memory that nobody writes. */
   readonly zerosAt: number;
+  /** Left out: by system calls only. */
+  readonly uring?: UringFileSpec;
+};
+
+/** What `UringEngine` needs beside; see file/uring-engine.ts. */
+export type UringFileSpec = {
+  /** Arena offset of URING_PLACE_BYTES that are reserved. */
+  readonly at: number;
+  /** Go through the ring what goes to the page cache, too: reads, and writes. */
+  readonly bufferedReads: boolean;
+  readonly bufferedWrites: boolean;
+  /** The same file with O_DIRECT, and what that wants; null: all goes through the page cache. */
+  readonly direct: {
+    readonly fd: number;
+    readonly memoryBytes: number;
+    readonly positionBytes: number;
+  } | null;
+  /** True: without a ring there is no engine. False: `openEngine` makes one of system calls. */
+  readonly required: boolean;
 };
 
 export const FILE_ENGINE_ZERO_BYTES = ZERO_BYTES;
@@ -69,9 +89,10 @@ export class FileEngine extends SyncEngine {
    * what it could not write; so no later flush may say that all is well, until the file is opened
    * anew and somebody has decided what is true.
    */
-  #lost = 0;
-  #punches = true;
-  #zeroes = true;
+  protected lost = 0;
+  /** What the file system can do with a range: known once it was asked. */
+  protected punches = true;
+  protected zeroes = true;
 
   constructor(spec: FileEngineSpec) {
     super(spec.sizeBytes, spec.readOnly);
@@ -91,6 +112,8 @@ export class FileEngine extends SyncEngine {
         return this.#durable(batch.flags[row]!, this.#discard(batch.at[row]!, batch.size[row]!));
       case IO_ZEROES:
         return this.#durable(batch.flags[row]!, this.#zero(batch, row));
+      case IO_ERASE:
+        return this.#durable(IO_FUA, this.#writeZeros(batch.at[row]!, batch.size[row]!));
       default:
         return -EOPNOTSUPP;
     }
@@ -107,13 +130,13 @@ export class FileEngine extends SyncEngine {
     const call = batch.op[row] === IO_READ ? preadvArena : pwritevArena;
     const moved = call(this.#fd, batch.segOffset, batch.segLen, first, count, at, flags);
     if (moved !== size) return this.#rest(batch, row, moved, flags);
-    return flags === 0 ? 0 : this.#lost;
+    return flags === 0 ? 0 : this.lost;
   }
 
   /** A read that ends early met the end of a file that is shorter than the disk. */
   #failed(result: number, flags: number): number {
     const status = result === 0 ? -EIO : result;
-    if (flags !== 0 && status === -EIO) this.#lost = status;
+    if (flags !== 0 && status === -EIO) this.lost = status;
     return status;
   }
 
@@ -137,7 +160,7 @@ export class FileEngine extends SyncEngine {
       else if (moved <= 0) return this.#failed(moved, flags);
       at += moved;
       left -= moved;
-      if (left === 0) return flags === 0 ? 0 : this.#lost;
+      if (left === 0) return flags === 0 ? 0 : this.lost;
       while (moved >= lengths[s]!) moved -= lengths[s++]!;
       offsets[s]! += moved;
       lengths[s]! -= moved;
@@ -146,8 +169,8 @@ export class FileEngine extends SyncEngine {
   }
 
   #flush(): number {
-    if (this.#lost === 0) this.#lost = syncFile(this.#fd);
-    return this.#lost;
+    if (this.lost === 0) this.lost = syncFile(this.#fd);
+    return this.lost;
   }
 
   #durable(flags: number, status: number): number {
@@ -156,10 +179,10 @@ export class FileEngine extends SyncEngine {
 
   /** Advice: where the file system cannot give space back, it is kept. */
   #discard(at: number, size: number): number {
-    if (!this.#punches || size === 0) return 0;
+    if (!this.punches || size === 0) return 0;
     const status = allocate(this.#fd, PUNCH, at, size);
     if (status !== -EOPNOTSUPP) return status;
-    this.#punches = false;
+    this.punches = false;
     return 0;
   }
 
@@ -167,15 +190,15 @@ export class FileEngine extends SyncEngine {
     const at = batch.at[row]!;
     const size = batch.size[row]!;
     if (size === 0) return 0;
-    if (this.#punches && (batch.flags[row]! & IO_UNMAP) !== 0) {
+    if (this.punches && (batch.flags[row]! & IO_UNMAP) !== 0) {
       const status = allocate(this.#fd, PUNCH, at, size);
       if (status !== -EOPNOTSUPP) return status;
-      this.#punches = false;
+      this.punches = false;
     }
-    if (this.#zeroes) {
+    if (this.zeroes) {
       const status = allocate(this.#fd, ZERO, at, size);
       if (status !== -EOPNOTSUPP) return status;
-      this.#zeroes = false; // tmpfs, NFS before 4.2
+      this.zeroes = false; // tmpfs, NFS before 4.2
     }
     return this.#writeZeros(at, size);
   }

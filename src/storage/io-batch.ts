@@ -10,6 +10,8 @@ export const IO_FLUSH = 2;
 export const IO_DISCARD = 3;
 /** The range reads as zeros. */
 export const IO_ZEROES = 4;
+/** What was in the range is overwritten where it lies, with zeros, durably. */
+export const IO_ERASE = 5;
 
 // `IoBatch.flags`.
 /** The request's own effect is durable when it completes. */
@@ -17,7 +19,7 @@ export const IO_FUA = 1;
 /** IO_ZEROES: the range may be given back, if it still reads as zeros. */
 export const IO_UNMAP = 2;
 
-const OP_NAMES = ['read', 'write', 'flush', 'discard', 'write zeroes'] as const;
+const OP_NAMES = ['read', 'write', 'flush', 'discard', 'write zeroes', 'erase'] as const;
 
 export function ioName(op: number): string {
   return OP_NAMES[op] ?? `op ${op}`;

@@ -2,7 +2,7 @@
 import { assert } from '../base/assert.ts';
 import { BATCH_SEGMENTS } from '../base/limits.ts';
 import { arena, CopyPlan, releaseRegion, retainRegion, zeroArenaPages } from '../sys/index.ts';
-import { IO_DISCARD, IO_READ, IO_WRITE, IO_ZEROES, type IoBatch } from './io-batch.ts';
+import { IO_DISCARD, IO_ERASE, IO_READ, IO_WRITE, IO_ZEROES, type IoBatch } from './io-batch.ts';
 import { planCopies } from './plan-copies.hot.ts';
 import { SyncEngine } from './sync-engine.ts';
 
@@ -60,6 +60,10 @@ export class MemoryEngine extends SyncEngine {
     } else if (op === IO_ZEROES || op === IO_DISCARD) {
       this.#plan.run(); // what came first is done first
       return this.#zero(diskAt, batch.size[row]!);
+    } else if (op === IO_ERASE) {
+      this.#plan.run();
+      // Not by giving pages back, which are zeroed when somebody gets them.
+      this.#bytes.fill(0, diskAt, diskAt + batch.size[row]!);
     }
     return 0;
   }

@@ -3,11 +3,11 @@ import { assert } from '../base/assert.ts';
 import type { Engine } from './engine.ts';
 import { IO_FLUSH, IO_READ, IoDone, type IoBatch } from './io-batch.ts';
 
-/** What the two engines share that carry requests out within `submit`. */
+/** What engines share that carry requests out within `submit`. */
 export abstract class SyncEngine implements Engine {
   readonly readOnly: boolean;
-  readonly inOrder = true;
-  readonly completionFd = -1;
+  readonly inOrder: boolean = true;
+  readonly completionFd: number = -1;
   sizeBytes: number;
   /** Completed, waiting for `reap`. */
   readonly #done = new IoDone();
@@ -29,7 +29,7 @@ export abstract class SyncEngine implements Engine {
     const count = Math.min(room, batch.count - first);
     for (let i = 0; i < count; i++) {
       const row = first + i;
-      const refusal = this.#refusal(batch, row);
+      const refusal = this.refusal(batch, row);
       done.id[done.count] = batch.id[row]!;
       done.op[done.count] = batch.op[row]!;
       done.at[done.count] = batch.at[row]!;
@@ -70,7 +70,8 @@ export abstract class SyncEngine implements Engine {
   /** The last request of a `submit` was executed. */
   protected abstract finish(): void;
 
-  #refusal(batch: IoBatch, row: number): number {
+  /** Why a request is not carried out: -errno, or 0. */
+  protected refusal(batch: IoBatch, row: number): number {
     const op = batch.op[row]!;
     if (op !== IO_READ && op !== IO_FLUSH && this.readOnly) return -EROFS;
     const at = batch.at[row]!;

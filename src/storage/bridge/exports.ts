@@ -1,0 +1,58 @@
+/**
+ * NBD exports of one disk, which are its storage thread's: `control` with the names `export`
+ * (NbdExportOptions; answers NbdExportStatus), `exports` (all of them) and `unexport` (`{ uri }`).
+ */
+import { VringError } from '../../base/errors.ts';
+import type { Layer } from '../layer/layer.ts';
+import { NbdExport, type NbdExportOptions, type NbdExportStatus } from '../nbd/index.ts';
+
+/** Exports of one disk at a time. */
+export const MAX_EXPORTS = 8;
+
+export class Exports {
+  readonly #layer: Layer;
+  readonly #open = new Map<string, NbdExport>();
+
+  constructor(layer: Layer) {
+    this.#layer = layer;
+  }
+
+  /** `undefined`: no such name is known here. */
+  control(name: string, payload: unknown): Promise<unknown> | undefined {
+    if (name === 'export') return this.#start(payload as NbdExportOptions);
+    if (name === 'exports') return Promise.resolve([...this.#open.values()].map(statusOf));
+    if (name === 'unexport') return this.#end((payload as { uri: string }).uri);
+    return undefined;
+  }
+
+  /** All of them; when it resolves none uses the layer. */
+  async close(): Promise<void> {
+    await Promise.all([...this.#open.values()].map((each) => each.close()));
+    this.#open.clear();
+  }
+
+  async #start(options: NbdExportOptions): Promise<NbdExportStatus> {
+    if (this.#open.size >= MAX_EXPORTS) {
+      const text = `a disk has ${MAX_EXPORTS} exports at most; end one first`;
+      throw new VringError('ERR_VRING_DISK_EXPORTS', text);
+    }
+    const started = await NbdExport.start(this.#layer, options);
+    const status = started.status();
+    this.#open.set(status.uri, started);
+    return status;
+  }
+
+  async #end(uri: string): Promise<void> {
+    const found = this.#open.get(uri);
+    if (found === undefined) {
+      const known = [...this.#open.keys()].join(', ') || 'none';
+      throw new VringError('ERR_VRING_DISK_EXPORTS', `no export ${uri}; there is ${known}`);
+    }
+    this.#open.delete(uri);
+    await found.close();
+  }
+}
+
+function statusOf(each: NbdExport): NbdExportStatus {
+  return each.status();
+}

@@ -27,3 +27,4 @@ export {
 export { LocalRunner, type LocalRunnerCounters, type LocalRunnerOptions } from './local-runner.ts';
 export { ShadowBackend } from './shadow-backend.ts';
 export { type VduseBind, VduseService, type VduseServiceOptions } from './vduse-service.ts';
+export { workerEnvironment } from './compile-cache.ts';

@@ -26,6 +26,10 @@ export type BlkDeviceOptions = {
   readonly packed: boolean;
   /** Offer ACCESS_PLATFORM: the driver may give I/O virtual addresses, translated by an IOTLB. */
   readonly iommu: boolean;
+  /** Offer SECURE_ERASE: the engine can (`canErase`). */
+  readonly secureErase?: boolean;
+  /** What is known of the wear of the medium; offered as LIFETIME unless it is null. */
+  readonly lifetime?: blk.BlkLifetime | null;
 };
 
 /** Largest ring: QEMU takes no more, and a request in each keeps a worker busy for long. */
@@ -61,6 +65,7 @@ export class BlkDevice implements VirtioDevice {
       throw new ConfigError('blockBytes', text);
     }
     checkBlocks(options.sizeBytes, blockBytes);
+    checkLifetime(options.lifetime ?? null);
     this.queueCount = queues;
     this.features = offeredFeatures(options);
     Atomics.store(this.cache, CACHE_WRITEBACK, 1);
@@ -80,6 +85,10 @@ export class BlkDevice implements VirtioDevice {
       maxWriteZeroesSectors: MAX_ZEROES_SECTORS,
       maxWriteZeroesSeg: MAX_RANGES,
       writeZeroesMayUnmap: 1,
+      maxSecureEraseSectors: MAX_ZEROES_SECTORS,
+      maxSecureEraseSeg: MAX_RANGES,
+      // Linux takes the smaller one of both for its discards.
+      secureEraseSectorAlignment: PHYSICAL_BYTES / SECTOR_BYTES,
     });
   }
 
@@ -121,8 +130,22 @@ function checkBlocks(sizeBytes: number, blockBytes: number): void {
   throw new ConfigError('sizeBytes', text);
 }
 
+/** 5.2.6.2: PRE_EOL_INFO up to URGENT, estimates in tenths, 11 is more than all of it. */
+function checkLifetime(lifetime: blk.BlkLifetime | null): void {
+  if (lifetime === null) return;
+  const { preEolInfo, deviceLifetimeEstTypA, deviceLifetimeEstTypB } = lifetime;
+  for (const [name, value, max] of [
+    ['preEolInfo', preEolInfo, 3],
+    ['deviceLifetimeEstTypA', deviceLifetimeEstTypA, 11],
+    ['deviceLifetimeEstTypB', deviceLifetimeEstTypB, 11],
+  ] as const) {
+    if (Number.isInteger(value) && value >= 0 && value <= max) continue;
+    throw new ConfigError(`lifetime.${name}`, `${value} is not in 0..${max}`);
+  }
+}
+
 function offeredFeatures(options: BlkDeviceOptions): bigint {
-  const { readOnly, queues, packed, iommu } = options;
+  const { readOnly, queues, packed, iommu, secureErase = false, lifetime = null } = options;
   return virtio.featureSet(
     virtio.VIRTIO_F_VERSION_1,
     virtio.VIRTIO_RING_F_INDIRECT_DESC,
@@ -139,5 +162,7 @@ function offeredFeatures(options: BlkDeviceOptions): bigint {
     ...(readOnly
       ? [blk.VIRTIO_BLK_F_RO]
       : [blk.VIRTIO_BLK_F_DISCARD, blk.VIRTIO_BLK_F_WRITE_ZEROES]),
+    ...(secureErase && !readOnly ? [blk.VIRTIO_BLK_F_SECURE_ERASE] : []),
+    ...(lifetime === null ? [] : [blk.VIRTIO_BLK_F_LIFETIME]),
   );
 }

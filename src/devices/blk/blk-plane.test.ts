@@ -7,7 +7,8 @@ import { arena, createMemfd, mapRegionAt, releaseRegion, truncate } from '../../
 import { faultName } from '../../virtqueue/faults.ts';
 import * as blk from '../../wire/virtio-blk.ts';
 import { featureSet, VIRTIO_F_VERSION_1 } from '../../wire/virtio.ts';
-import { DiskFixture, type Piece, UNTOUCHED } from './disk-fixture.ts';
+import type { Piece } from '../disk/fixture-queue.ts';
+import { DiskFixture, UNTOUCHED } from './disk-fixture.ts';
 
 const SECTORS = 2048;
 const NOTHING = new Uint8Array(0);
@@ -424,6 +425,9 @@ test('whatever a driver makes available, a request gets a status or its queue br
 /** The same image for one fixture after another, each of which closes its own. */
 function unowned(image: DiskImage): DiskImage {
   const { description, readOnly, sizeBytes, spec } = image;
-  const measure = (): number => sizeBytes;
-  return { description, readOnly, sizeBytes, spec, measure, resize() {}, close() {} };
+  const measure = async (): Promise<number> => sizeBytes;
+  const nothing = async (): Promise<void> => undefined;
+  const counters = async (): Promise<Record<string, number>> => ({});
+  const calls = { measure, counters, resize: nothing, control: nothing, close: nothing };
+  return { description, readOnly, sizeBytes, spec, ...calls };
 }

@@ -1,5 +1,5 @@
-import { PlaneVring } from '../../runtime/plane-vring.ts';
-import { Flight } from './flight.ts';
+import { Flight } from '../disk/flight.ts';
+import { FlightVring } from '../disk/flight-vring.ts';
 import { MAX_FLIGHTS } from './limits.ts';
 
 // Cells of `BlkVring.counts`; the first six are kinds of requests, `Flight.kind`.
@@ -17,36 +17,15 @@ export const COUNT_WRITTEN_BYTES = 10;
 const COUNTS = 11;
 
 /** One virtqueue of a block device as its worker sees it: the ring, and what is on its way. */
-export class BlkVring extends PlaneVring {
-  readonly flights: Flight[] = [];
+export class BlkVring extends FlightVring {
   readonly counts = new Float64Array(COUNTS);
-  /** Being detached: nothing more is taken. */
-  draining = false;
-  /** What the ring breaks with once nothing is on its way; 0 while it is sound. */
-  dueFault = 0;
-  readonly #free: Flight[] = [];
 
-  get busy(): number {
-    return this.flights.length - this.#free.length;
+  protected get maxFlights(): number {
+    return MAX_FLIGHTS;
   }
 
-  /** As many batches are on their way as may be. */
-  get isFull(): boolean {
-    return this.#free.length === 0 && this.flights.length === MAX_FLIGHTS;
-  }
-
-  /** Room for one more batch; null: as many are on their way as may be. */
-  board(): Flight | null {
-    const flight = this.#free.pop();
-    if (flight !== undefined) return flight;
-    if (this.flights.length === MAX_FLIGHTS) return null;
-    const made = new Flight(this.flights.length);
-    this.flights.push(made);
-    return made;
-  }
-
-  land(flight: Flight): void {
-    this.#free.push(flight);
+  protected makeFlight(number: number): Flight {
+    return new Flight(number);
   }
 
   override counters(): Record<string, number> {

@@ -8,17 +8,10 @@ import { DRAINING, type PlaneEvent, type VringAttach } from '../../runtime/data-
 import { type DiskImage, type Engine, type EngineSpec, openEngine } from '../../storage/index.ts';
 import { arena } from '../../sys/arena.ts';
 import { PAIR_BASE_GPA, QueuePair, queuePairBytes } from '../../virtqueue/driver/queue-pair.ts';
-import {
-  addChains,
-  DriverBatch,
-  hasUsed,
-  publish,
-  reapUsed,
-  UsedBatch,
-} from '../../virtqueue/driver/index.ts';
 import { BlkRequestHeader } from '../../wire/virtio-blk.ts';
 import { PACKED_BASE_FRESH } from '../../wire/virtio.ts';
-import { BlkDevice } from './blk-device.ts';
+import { FixtureQueue, type Piece } from '../disk/fixture-queue.ts';
+import { BlkDevice, type BlkDeviceOptions } from './blk-device.ts';
 import { BlkPlane, type DiskStatus } from './blk-plane.ts';
 
 export type DiskFixtureOptions = {
@@ -39,10 +32,12 @@ export type DiskFixtureOptions = {
   readonly regions?: readonly number[];
   /** Bit n of the dirty log is guest page n. */
   readonly log?: PrivateMemory;
+  /** What the device is beside. */
+  readonly device?: Partial<BlkDeviceOptions>;
+  /** `AddDisk.failedFlush`. */
+  readonly failedFlush?: number;
   readonly open?: (spec: EngineSpec) => Engine;
 };
-
-export type Piece = { readonly gpa: number; readonly len: number };
 
 /** Answer of a request: its status byte, what used.len said, and the data that was read. */
 export type Answer = { readonly status: number; readonly len: number; readonly data: Uint8Array };
@@ -50,37 +45,7 @@ export type Answer = { readonly status: number; readonly len: number; readonly d
 const DATA_BYTES = 4 << 20;
 export const UNTOUCHED = 0xa5;
 
-/** One ring, and where its buffers are. */
-export class FixtureQueue {
-  readonly pair: QueuePair;
-  readonly batch = new DriverBatch();
-  readonly used = new UsedBatch();
-  #next = 0;
-
-  constructor(pair: QueuePair) {
-    this.pair = pair;
-  }
-
-  /** Memory for a buffer, used round and round. */
-  alloc(sizeBytes: number): number {
-    if (this.#next + sizeBytes > this.pair.dataBytes) this.#next = 0;
-    const gpa = this.pair.dataGpa + this.#next;
-    this.#next += sizeBytes;
-    return gpa;
-  }
-
-  at(gpa: number): number {
-    return gpa + this.pair.map.delta[0]!;
-  }
-
-  write(gpa: number, bytes: Uint8Array): void {
-    arena().bytes.set(bytes, this.at(gpa));
-  }
-
-  read(gpa: number, sizeBytes: number): Uint8Array {
-    return arena().bytes.slice(this.at(gpa), this.at(gpa) + sizeBytes);
-  }
-
+export class BlkFixtureQueue extends FixtureQueue {
   /** A header in memory of its own. */
   header(type: number, sector: bigint): Piece {
     const gpa = this.alloc(16);
@@ -88,37 +53,8 @@ export class FixtureQueue {
     return { gpa, len: 16 };
   }
 
-  put(bytes: Uint8Array): Piece {
-    const gpa = this.alloc(bytes.length);
-    this.write(gpa, bytes);
-    return { gpa, len: bytes.length };
-  }
-
   status(): Piece {
     return this.put(Uint8Array.of(UNTOUCHED));
-  }
-
-  /** Adds one chain and shows it to the device; its id. */
-  add(readable: readonly Piece[], writable: readonly Piece[], indirect = false): number {
-    this.batch.clear();
-    this.batch.addChain(readable, writable, indirect);
-    assert(addChains(this.pair.driver, this.batch, 0, 1) === 1, 'the ring has room');
-    publish(this.pair.driver);
-    return this.batch.id[0]!;
-  }
-
-  /** What came back: used.len by id. */
-  reap(): Map<number, number> {
-    const result = new Map<number, number>();
-    while (hasUsed(this.pair.driver)) {
-      const count = reapUsed(this.pair.driver, this.used, this.used.capacity);
-      assert(count > 0, () => `the device broke the ring: ${count}`);
-      for (let i = 0; i < count; i++) {
-        assert(!result.has(this.used.id[i]!), 'a chain came back twice');
-        result.set(this.used.id[i]!, this.used.len[i]!);
-      }
-    }
-    return result;
   }
 }
 
@@ -127,7 +63,7 @@ export class DiskFixture {
   plane: BlkPlane;
   /** Tokens of descriptors that the plane waits for. */
   readonly watched = new Map<number, number>();
-  readonly queues: FixtureQueue[] = [];
+  readonly queues: BlkFixtureQueue[] = [];
   readonly events: PlaneEvent[] = [];
   readonly #memory: PrivateMemory[] = [];
   readonly #options: DiskFixtureOptions;
@@ -143,6 +79,7 @@ export class DiskFixture {
       blockBytes: 512,
       packed: true,
       iommu: true,
+      ...options.device,
     });
     this.plane = this.#addPlane();
     for (let index = 0; index < queues; index++) {
@@ -157,7 +94,7 @@ export class DiskFixture {
       const memory = PrivateMemory.allocate(queuePairBytes(shape));
       this.#memory.push(memory);
       const at = { buffer: arena().buffer, offset: memory.offset };
-      this.queues.push(new FixtureQueue(new QueuePair({ ...shape, memory: at })));
+      this.queues.push(new BlkFixtureQueue(new QueuePair({ ...shape, memory: at })));
       this.attach(index, packed ? PACKED_BASE_FRESH : 0);
     }
   }
@@ -173,7 +110,10 @@ export class DiskFixture {
     };
     const plane = new BlkPlane(context, open);
     const { cache } = this.device;
-    const add = { device: 0, queues, serial: 'serial-0123', cache, image: image.spec };
+    const { lifetime = null } = this.#options.device ?? {};
+    const { failedFlush = 0 } = this.#options;
+    const common = { device: 0, queues, serial: 'serial-0123', lifetime, cache };
+    const add = { ...common, failedFlush, image: image.spec };
     plane.command('addDisk', add);
     return plane;
   }

@@ -6,74 +6,61 @@
  * `submit` a flight lands in the round in which it started, and nothing is out between two rounds.
  */
 import { assert } from '../../base/assert.ts';
-import type { PlaneContext, VringAttach } from '../../runtime/data-plane.ts';
-import { PlaneIotlb } from '../../runtime/plane-iotlb.ts';
-import { type Engine, ioName, IoBatch, IoDone } from '../../storage/index.ts';
-import { arena, regionFaults, signalCall } from '../../sys/index.ts';
+import type { VringAttach } from '../../runtime/data-plane.ts';
+import { type Engine, IO_FLUSH, IO_READ, IoBatch, IoDone } from '../../storage/index.ts';
 import { takeChains } from '../../virtqueue/device.hot.ts';
+import { FAULT_CHAIN_SHORT } from '../../virtqueue/faults.ts';
 import {
-  FAULT_CHAIN_SHORT,
-  FAULT_MEMORY_GONE,
-  FAULT_NOTIFY_BLOCKED,
-} from '../../virtqueue/faults.ts';
-import {
+  BlkLifetime,
   VIRTIO_BLK_F_DISCARD,
   VIRTIO_BLK_F_FLUSH,
+  VIRTIO_BLK_F_LIFETIME,
+  VIRTIO_BLK_F_SECURE_ERASE,
   VIRTIO_BLK_F_WRITE_ZEROES,
 } from '../../wire/virtio-blk.ts';
 import { hasFeature } from '../../wire/virtio.ts';
+import { firstId, flightOfId, type Flight, ringOfId } from '../disk/flight.ts';
+import { RequestDevice, type RequestDeviceOptions } from '../disk/request-device.ts';
 import { CACHE_WRITEBACK } from './blk-device.ts';
 import { BlkVring } from './blk-vring.ts';
 import { noteDone, useRows } from './finish-requests.hot.ts';
-import { firstId, flightOfId, type Flight, ringOfId } from './flight.ts';
-import { IO_ERROR_EVENT_MS } from './limits.ts';
+import { REQUESTS_PER_BATCH } from './limits.ts';
 import { readRequests } from './read-requests.hot.ts';
 import { RequestRules } from './request-rules.ts';
 
-export type DiskPlaneOptions = {
-  readonly device: number;
+export type DiskPlaneOptions = RequestDeviceOptions & {
   readonly engine: Engine;
-  readonly queues: number;
   /** At most 20 bytes. */
   readonly serial: string;
+  /** As `BlkDeviceOptions.lifetime`. */
+  readonly lifetime?: BlkLifetime | null;
   /** `BlkDevice.cache`. */
   readonly cache: Int32Array;
-  readonly emit: PlaneContext['emit'];
+  /** `AddDisk.failedFlush`. */
+  readonly failedFlush?: number;
 };
 
-export type LastError = { readonly op: string; readonly at: number; readonly errno: number };
-
-export class DiskPlane {
+export class DiskPlane extends RequestDevice<Flight, BlkVring> {
   readonly engine: Engine;
-  readonly vrings: (BlkVring | null)[];
-  readonly iotlb: PlaneIotlb<BlkVring>;
-  /** Requests that the medium failed, and the last of them. */
-  errors = 0;
-  lastError: LastError | null = null;
-  faults = 0;
-  /** Of rings that are detached, in the names of `BlkVring.counters`. */
-  readonly #past: Record<string, number> = {};
-
   readonly #options: DiskPlaneOptions;
-  readonly #arena = arena();
-  readonly #regionFaults = regionFaults();
   readonly #rules = new RequestRules();
   readonly #io = new IoBatch();
   readonly #done = new IoDone();
   /** Rows of `#io` that the engine has taken; the rest waits for room, and so do the rings. */
   #submitted = 0;
   #flushes = false;
-  #toldErrorMs = -Infinity;
 
   constructor(options: DiskPlaneOptions) {
-    const { engine, queues, device, emit, serial } = options;
+    super(options);
+    const { engine, serial } = options;
     this.#options = options;
     this.engine = engine;
-    this.vrings = Array.from({ length: queues }, () => null);
-    this.iotlb = new PlaneIotlb(device, this.vrings, emit);
+    this.failedFlush = options.failedFlush ?? 0;
     this.#rules.readOnly = engine.readOnly ? 1 : 0;
     this.#rules.setSize(engine.sizeBytes);
     new TextEncoder().encodeInto(serial, this.#rules.serial);
+    const { lifetime = null } = options;
+    if (lifetime !== null) this.#rules.lifetime.set(BlkLifetime.encode(lifetime));
   }
 
   /** Requests wait for room in the engine. */
@@ -81,42 +68,23 @@ export class DiskPlane {
     return this.#submitted < this.#io.count;
   }
 
+  waits(vring: BlkVring): boolean {
+    return this.isCongested || vring.isFull;
+  }
+
   attach(attach: VringAttach): BlkVring {
     const { index, features } = attach;
     assert(this.vrings[index] === null, () => `vring ${index} of a disk is attached`);
-    const vring = new BlkVring(attach, this.#arena.buffer, this.engine.inOrder);
+    const vring = new BlkVring(attach, this.arena.buffer, this.engine.inOrder);
     this.vrings[index] = vring;
     this.#rules.discards = hasFeature(features, VIRTIO_BLK_F_DISCARD) ? 1 : 0;
     this.#rules.zeroes = hasFeature(features, VIRTIO_BLK_F_WRITE_ZEROES) ? 1 : 0;
+    this.#rules.erases = hasFeature(features, VIRTIO_BLK_F_SECURE_ERASE) ? 1 : 0;
+    this.#rules.lifetimes = hasFeature(features, VIRTIO_BLK_F_LIFETIME) ? 1 : 0;
     this.#flushes = hasFeature(features, VIRTIO_BLK_F_FLUSH);
     this.iotlb.attach(attach);
     vring.start(false);
     return vring;
-  }
-
-  /** The ring's base, or null while its requests are under way. */
-  detach(index: number): number | null {
-    const vring = this.vrings[index];
-    if (vring === null || vring === undefined) return 0;
-    vring.draining = true;
-    if (vring.busy > 0) return null;
-    this.vrings[index] = null;
-    addCounters(this.#past, vring);
-    return vring.detach();
-  }
-
-  /** What all rings have counted since the disk was added. */
-  totals(): Record<string, number> {
-    const totals = { ...this.#past };
-    for (const vring of this.vrings) if (vring !== null) addCounters(totals, vring);
-    return totals;
-  }
-
-  setCallFd(vring: BlkVring, callFd: number): void {
-    vring.callFd = callFd;
-    if (callFd >= 0 && signalCall(callFd, vring.injectedQueue) < 0) {
-      this.#break(vring, FAULT_NOTIFY_BLOCKED);
-    }
   }
 
   /** The session is over: the next driver finds the cache as a new device has it. */
@@ -125,25 +93,28 @@ export class DiskPlane {
     this.iotlb.reset();
   }
 
+  /** Of a smaller disk nothing is under way any more: a write would make its file larger again. */
   resize(sizeBytes: number): void {
+    if (sizeBytes < this.engine.sizeBytes) this.settle();
     this.engine.resize(sizeBytes);
     this.#rules.setSize(sizeBytes);
   }
 
   /** One batch of the ring. Returns how many requests were taken. */
-  work(vring: BlkVring): number {
+  work(vring: BlkVring, nowMs: number): number {
     if (!vring.usable || vring.dueFault !== 0 || vring.draining || this.isCongested) return 0;
     const flight = vring.board();
     if (flight === null) return 0;
-    const taken = takeChains(vring.queue, flight.chains, flight.chains.capacity);
+    const taken = takeChains(vring.queue, flight.chains, REQUESTS_PER_BATCH);
     if (taken <= 0) {
       vring.land(flight);
       if (taken < 0) vring.dueFault = taken;
-      if (vring.busy === 0) this.#breakDue(vring);
+      if (vring.busy === 0) this.breakDue(vring);
       if (vring.queue.missed !== 0) this.iotlb.report(vring);
       return 0;
     }
     vring.chains += taken;
+    flight.takenMs = nowMs;
     this.#start(vring, flight, taken);
     if (vring.queue.missed !== 0) this.iotlb.report(vring);
     return taken;
@@ -168,6 +139,12 @@ export class DiskPlane {
     }
   }
 
+  protected override hurry(): void {
+    if (!this.isCongested) return;
+    this.engine.hurry?.();
+    this.complete();
+  }
+
   #start(vring: BlkVring, flight: Flight, taken: number): void {
     const io = this.#io;
     io.clear();
@@ -175,18 +152,18 @@ export class DiskPlane {
     const durable = !this.#flushes || Atomics.load(this.#options.cache, CACHE_WRITEBACK) === 0;
     this.#rules.fua = durable ? 1 : 0;
     const base = firstId(vring.index, flight.number);
-    const count = readRequests(flight, io, this.#rules, this.#arena.view, base);
+    const count = readRequests(flight, io, this.#rules, this.arena.view, base);
     flight.count = flight.left = count;
     flight.touched = true;
     if (count < taken) vring.dueFault = FAULT_CHAIN_SHORT;
     // What was read from memory that is gone by now must not reach the medium.
-    if (this.#memoryGone(vring)) {
+    if (this.memoryGone(vring)) {
       for (let row = 0; row < count; row++) flight.pending[row] = 0;
       io.clear();
     }
     this.#submit();
     this.complete();
-    if (flight.touched) this.#land(vring, flight); // rows that needed no engine
+    if (flight.touched) this.land(vring, flight); // rows that needed no engine
   }
 
   /** False: the engine had no room. */
@@ -199,83 +176,39 @@ export class DiskPlane {
   #reap(): number {
     const done = this.#done;
     const count = this.engine.reap(done);
+    if (this.failedFlush !== 0) this.#afterFailedFlush(done);
     for (let i = 0; i < count; i++) {
       const id = done.id[i]!;
       const vring = this.vrings[ringOfId(id)] as BlkVring;
-      if (noteDone(done, i, vring.flights[flightOfId(id)]!) !== 0) this.#failed(vring, i);
+      if (noteDone(done, i, vring.flights[flightOfId(id)]!) !== 0) this.failed(vring, done, i);
     }
     for (let i = 0; i < count; i++) {
       const id = done.id[i]!;
       const vring = this.vrings[ringOfId(id)] as BlkVring;
       const flight = vring.flights[flightOfId(id)]!;
-      if (flight.touched) this.#land(vring, flight);
+      if (flight.touched) this.land(vring, flight);
     }
     return count;
   }
 
-  /** Uses what has completed of a flight; with its last row it is over. */
-  #land(vring: BlkVring, flight: Flight): void {
-    flight.touched = false;
-    if (vring.fault === 0 && !this.#memoryGone(vring)) {
-      if (useRows(vring, flight, this.#arena.view) > 0) vring.touched = true;
-      if (!vring.notify()) this.#break(vring, FAULT_NOTIFY_BLOCKED);
-    } else {
-      dropRows(flight);
+  /**
+   * An engine that is new does not know that what an older one wrote was lost. Of its own failure
+   * an engine knows best whether it lasts.
+   */
+  #afterFailedFlush(done: IoDone): void {
+    const { failedFlush: inherited = 0 } = this.#options;
+    const isWriteThrough = this.#rules.fua !== 0;
+    for (let i = 0; i < done.count; i++) {
+      if (done.status[i] !== 0) continue;
+      const isFlush = done.op[i] === IO_FLUSH;
+      if (inherited === 0 && isFlush) this.failedFlush = 0;
+      const isDurable = isFlush || (isWriteThrough && done.op[i] !== IO_READ);
+      if (inherited !== 0 && isDurable) done.status[i] = inherited;
     }
-    if (flight.left > 0) return;
-    vring.land(flight);
-    if (vring.busy === 0) this.#breakDue(vring);
   }
 
-  #failed(vring: BlkVring, row: number): void {
-    const done = this.#done;
-    const [op, at, errno] = [ioName(done.op[row]!), done.at[row]!, -done.status[row]!];
-    this.errors++;
-    this.lastError = { op, at, errno };
-    const nowMs = performance.now();
-    if (nowMs - this.#toldErrorMs < IO_ERROR_EVENT_MS) return;
-    this.#toldErrorMs = nowMs;
-    const { device, emit } = this.#options;
-    emit({ kind: 'io-error', device, index: vring.index, op, at, errno, count: this.errors });
-  }
-
-  /** The owner of the memory truncated it: everything that was read from it is void. */
-  #memoryGone(vring: BlkVring): boolean {
-    if (vring.fault === FAULT_MEMORY_GONE) return true;
-    for (const region of vring.regions) {
-      if (this.#regionFaults[region] === 0) continue;
-      for (const other of this.vrings) other?.break(FAULT_MEMORY_GONE);
-      this.faults++;
-      const { device, emit } = this.#options;
-      emit({ kind: 'fault', device, index: -1, code: FAULT_MEMORY_GONE });
-      return true;
-    }
-    return false;
-  }
-
-  /** A ring breaks when all in front of what broke it has been answered. */
-  #breakDue(vring: BlkVring): void {
-    if (vring.dueFault !== 0) this.#break(vring, vring.dueFault);
-  }
-
-  #break(vring: BlkVring, code: number): void {
-    if (vring.fault !== 0 || this.#memoryGone(vring)) return;
-    vring.break(code);
-    this.faults++;
-    const { device, emit } = this.#options;
-    emit({ kind: 'fault', device, index: vring.index, code });
-  }
-}
-
-function addCounters(to: Record<string, number>, vring: BlkVring): void {
-  for (const [name, count] of Object.entries(vring.counters())) to[name] = (to[name] ?? 0) + count;
-}
-
-/** The ring is broken: its chains stay as they are, for who resets it. */
-function dropRows(flight: Flight): void {
-  for (let row = 0; row < flight.count; row++) {
-    if (flight.pending[row] !== 0) continue;
-    flight.pending[row] = -1;
-    flight.left--;
+  protected use(vring: BlkVring, flight: Flight): number {
+    const tookMs = performance.now() - flight.takenMs;
+    return useRows(vring, flight, this.arena.view, this.latency, tookMs);
   }
 }

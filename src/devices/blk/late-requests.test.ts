@@ -13,10 +13,10 @@ import { featureSet, PACKED_BASE_FRESH, VIRTIO_F_VERSION_1 } from '../../wire/vi
 import {
   DiskFixture,
   type DiskFixtureOptions,
-  type FixtureQueue,
+  type BlkFixtureQueue,
   UNTOUCHED,
 } from './disk-fixture.ts';
-import { LateEngine } from './late-engine.ts';
+import { LateEngine } from '../disk/late-engine.ts';
 
 const SECTORS = 2048;
 const COMPLETION_FD = 1000;
@@ -26,7 +26,7 @@ type Late = {
   /** Of each plane; there is a second one after a crash. */
   readonly engines: LateEngine[];
   readonly engine: LateEngine;
-  readonly queue: FixtureQueue;
+  readonly queue: BlkFixtureQueue;
 };
 
 function late(room: number, options: Partial<DiskFixtureOptions> = {}): Late {
@@ -48,7 +48,7 @@ function complete(f: DiskFixture): void {
 
 /** A write of one sector filled with a number. */
 function write(
-  queue: FixtureQueue,
+  queue: BlkFixtureQueue,
   sector: number,
   value: number,
   indirect = true,
@@ -350,3 +350,79 @@ for (const packed of [false, true]) {
     call.close();
   });
 }
+
+test('how long requests took is told by op, from taken to used', async () => {
+  const { f, engine, queue } = late(1000);
+  write(queue, 0, 1);
+  f.poll();
+  await new Promise((resolve) => setTimeout(resolve, 40));
+  write(queue, 1, 1); // of a flight of its own
+  f.poll();
+  engine.finish(0);
+  engine.finish(0);
+  complete(f);
+  queue.add([queue.header(blk.VIRTIO_BLK_T_FLUSH, 0n)], [queue.status()], true);
+  queue.add([queue.header(blk.VIRTIO_BLK_T_IN, 1n << 40n)], [queue.status()], true); // refused
+  f.poll();
+  engine.finish(0, -5); // failed
+  complete(f);
+  assert.equal(queue.reap().size, 4);
+  const { read, write: writes, flush, discard } = f.status().latency;
+  assert.equal(writes.count, 2);
+  assert.ok(writes.sumUs >= 39_000 && writes.sumUs < 1_000_000, `${writes.sumUs} us together`);
+  const slow = writes.buckets.slice(16).reduce((sum, some) => sum + some, 0);
+  assert.equal(slow, 1, 'one took more than 2^15 us');
+  assert.deepEqual([read.count, flush.count, discard.count], [0, 0, 0], 'refused and failed');
+  f.close();
+});
+
+test('nothing is under way any more when a disk has become smaller', () => {
+  const { f, engine, queue } = late(1);
+  const writes = [0, 1].map((sector) => write(queue, sector, 7));
+  f.poll();
+  assert.equal(engine.held.length, 1, 'the other one waits for room');
+  const resize = (sectors: number): unknown =>
+    f.plane.command('resizeDisk', { device: 0, sizeBytes: sectors * 512 });
+  resize(2 * SECTORS);
+  assert.equal(engine.held.length, 1, 'a larger one may go on');
+  resize(1);
+  assert.deepEqual([engine.pending, engine.carriedOut], [0, 2]);
+  assert.equal(f.status().sizeBytes, 512);
+  f.poll();
+  const came = queue.reap();
+  for (const { id, status } of writes) {
+    assert.ok(came.has(id));
+    assert.equal(queue.read(status, 1)[0], 0);
+  }
+  f.close();
+});
+
+test('a flush that failed with the engine before goes on failing, and is told', () => {
+  const { f, engine, queue } = late(64);
+  const flush = (status: number): void => {
+    queue.add([queue.header(blk.VIRTIO_BLK_T_FLUSH, 0n)], [queue.status()]);
+    f.poll();
+    engine.finish(0, status);
+    complete(f);
+  };
+  flush(-5);
+  assert.equal(f.status().failedFlush, -5);
+  flush(0);
+  assert.equal(f.status().failedFlush, 0, 'this engine says that all is well again');
+  f.close();
+
+  const image = createMemoryImage(SECTORS * 512);
+  const next = new DiskFixture({ image, failedFlush: -28 });
+  const request = (type: number, out: Uint8Array, inBytes = 0): number =>
+    next.request(type, 0n, out, inBytes).status;
+  const none = new Uint8Array(0);
+  const sector = new Uint8Array(512);
+  assert.equal(request(blk.VIRTIO_BLK_T_OUT, sector), blk.VIRTIO_BLK_S_OK, 'in the cache');
+  assert.equal(request(blk.VIRTIO_BLK_T_FLUSH, none), blk.VIRTIO_BLK_S_IOERR);
+  assert.equal(request(blk.VIRTIO_BLK_T_IN, none, 512), blk.VIRTIO_BLK_S_OK);
+  Atomics.store(next.device.cache, 0, 0);
+  assert.equal(request(blk.VIRTIO_BLK_T_OUT, sector), blk.VIRTIO_BLK_S_IOERR, 'write-through');
+  assert.equal(request(blk.VIRTIO_BLK_T_FLUSH, none), blk.VIRTIO_BLK_S_IOERR);
+  assert.equal(next.status().failedFlush, -28);
+  next.close();
+});

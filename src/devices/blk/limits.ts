@@ -22,8 +22,13 @@ export const MAX_DISCARD_SECTORS = (1024 * 1024 * 1024) / SECTOR_BYTES;
 /** One range: zeros may have to be written, while other requests wait. */
 export const MAX_ZEROES_SECTORS = (32 * 1024 * 1024) / SECTOR_BYTES;
 
+/**
+ * Requests that are taken from a ring at once. Fewer than a driver has under way, so that it works
+ * on the first of them while we work on the rest: with all 32 of a driver in one batch the two
+ * sides take turns (null engine, depth 32: 1.7 against 2.6 million requests a second; depth 128:
+ * 5.6 against 5.3).
+ */
+export const REQUESTS_PER_BATCH = 16;
+
 /** Batches of one ring that an engine works on at once; more wait in the ring. */
 export const MAX_FLIGHTS = 64;
-
-/** Errors of the medium are told so often; the others are counted. */
-export const IO_ERROR_EVENT_MS = 1000;

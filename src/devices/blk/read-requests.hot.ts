@@ -8,7 +8,7 @@
  */
 import type { IoBatch } from '../../storage/io-batch.ts';
 import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
-import type { Flight } from './flight.ts';
+import type { Flight } from '../disk/flight.ts';
 import type { RequestRules } from './request-rules.ts';
 
 const FAULT_CHAIN_SHORT = -15;
@@ -26,8 +26,10 @@ const T_IN = 0; // VIRTIO_BLK_T_*
 const T_OUT = 1;
 const T_FLUSH = 4;
 const T_GET_ID = 8;
+const T_GET_LIFETIME = 10;
 const T_DISCARD = 11;
 const T_WRITE_ZEROES = 13;
+const T_SECURE_ERASE = 14;
 const FLAG_UNMAP = 1;
 
 const S_OK = 0; // VIRTIO_BLK_S_*
@@ -39,6 +41,7 @@ const IO_WRITE = 1;
 const IO_FLUSH = 2;
 const IO_DISCARD = 3;
 const IO_ZEROES = 4;
+const IO_ERASE = 5;
 const IO_FUA = 1;
 const IO_UNMAP = 2;
 
@@ -78,9 +81,11 @@ export function readRequests(
       flight.kind[row] = COUNT_FLUSH;
       addRow(flight, row, io, IO_FLUSH, 0, 0, 0, idBase);
     } else if (type === T_GET_ID) {
-      answerId(flight, row, rules, arena);
-    } else if (type === T_DISCARD || type === T_WRITE_ZEROES) {
-      readRanges(flight, row, io, rules, arena, type === T_WRITE_ZEROES, idBase);
+      answer(flight, row, rules.serial, arena);
+    } else if (type === T_DISCARD || type === T_WRITE_ZEROES || type === T_SECURE_ERASE) {
+      readRanges(flight, row, io, rules, arena, type, idBase);
+    } else if (type === T_GET_LIFETIME && rules.lifetimes !== 0) {
+      answer(flight, row, rules.lifetime, arena);
     } else {
       refuse(flight, row, S_UNSUPP);
     }
@@ -222,13 +227,15 @@ function readRanges(
   io: IoBatch,
   rules: RequestRules,
   arena: DataView,
-  isZeroes: boolean,
+  type: number,
   idBase: number,
 ): void {
   const chains = flight.chains;
   const size = chains.readBytes[row]! - HEADER_BYTES;
-  flight.kind[row] = isZeroes ? COUNT_ZEROES : COUNT_DISCARD;
-  if ((isZeroes ? rules.zeroes : rules.discards) === 0) {
+  const isDiscard = type === T_DISCARD;
+  const isErase = type === T_SECURE_ERASE;
+  flight.kind[row] = isDiscard ? COUNT_DISCARD : COUNT_ZEROES;
+  if ((isDiscard ? rules.discards : isErase ? rules.erases : rules.zeroes) === 0) {
     refuse(flight, row, S_UNSUPP);
     return;
   }
@@ -243,7 +250,7 @@ function readRanges(
     return;
   }
   gather(chains, chains.segFirst[row]!, HEADER_BYTES, size, rules.scratch, arena);
-  const status = judgeRanges(rules, size, isZeroes);
+  const status = judgeRanges(rules, size, type);
   if (status !== S_OK) {
     refuse(flight, row, status);
     return;
@@ -255,17 +262,17 @@ function readRanges(
     if (sectors === 0) continue;
     const flags = (scratch.getUint32(at + 12, true) & FLAG_UNMAP) !== 0 ? IO_UNMAP | fua : fua;
     const sector = scratch.getUint32(at, true) + scratch.getUint32(at + 4, true) * TWO_POW_32;
-    const op = isZeroes ? IO_ZEROES : IO_DISCARD;
+    const op = isDiscard ? IO_DISCARD : isErase ? IO_ERASE : IO_ZEROES;
     addRow(flight, row, io, op, flags, sector * SECTOR_BYTES, sectors * SECTOR_BYTES, idBase);
   }
 }
 
-/** 5.2.6.2: flags that are not known, and UNMAP for a discard, are not supported. */
-function judgeRanges(rules: RequestRules, size: number, isZeroes: boolean): number {
+/** 5.2.6.2: flags that are not known, and UNMAP but for zeroes, are not supported. */
+function judgeRanges(rules: RequestRules, size: number, type: number): number {
   const scratch = rules.scratch;
   const capacity = rules.capacity[0]!;
-  const known = isZeroes ? FLAG_UNMAP : 0;
-  const max = isZeroes ? MAX_ZEROES_SECTORS : MAX_DISCARD_SECTORS;
+  const known = type === T_WRITE_ZEROES ? FLAG_UNMAP : 0;
+  const max = type === T_DISCARD ? MAX_DISCARD_SECTORS : MAX_ZEROES_SECTORS;
   for (let at = 0; at < size; at += RANGE_BYTES) {
     if ((scratch.getUint32(at + 12, true) & ~known) !== 0) return S_UNSUPP;
     const sector = scratch.getUint32(at, true) + scratch.getUint32(at + 4, true) * TWO_POW_32;
@@ -275,13 +282,12 @@ function judgeRanges(rules: RequestRules, size: number, isZeroes: boolean): numb
   return S_OK;
 }
 
-/** As much of the serial as there is room for, before the status byte. */
-function answerId(flight: Flight, row: number, rules: RequestRules, arena: DataView): void {
+/** As much of it as there is room for, before the status byte. */
+function answer(flight: Flight, row: number, bytes: Uint8Array, arena: DataView): void {
   const chains = flight.chains;
-  const serial = rules.serial;
   flight.kind[row] = COUNT_OTHER;
   const room = chains.writeBytes[row]! - 1;
-  const size = room < serial.length ? room : serial.length;
+  const size = room < bytes.length ? room : bytes.length;
   let seg = chains.segFirst[row]! + chains.readSegs[row]!;
   let from = 0;
   for (let i = 0; i < size; i++) {
@@ -289,7 +295,7 @@ function answerId(flight: Flight, row: number, rules: RequestRules, arena: DataV
       from = 0;
       seg++;
     }
-    arena.setUint8(chains.segOffset[seg]! + from++, serial[i]!);
+    arena.setUint8(chains.segOffset[seg]! + from++, bytes[i]!);
   }
 }
 

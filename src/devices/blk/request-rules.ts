@@ -1,5 +1,5 @@
 import { SECTOR_BYTES } from '../../storage/index.ts';
-import { VIRTIO_BLK_ID_BYTES } from '../../wire/virtio-blk.ts';
+import { BlkLifetime, VIRTIO_BLK_ID_BYTES } from '../../wire/virtio-blk.ts';
 import { MAX_RANGES } from './limits.ts';
 
 /** Header of a request, and its ranges: copied from guest memory before they are judged. */
@@ -13,8 +13,12 @@ export class RequestRules {
   /** 0 or 1: the driver negotiated the feature. */
   discards = 0;
   zeroes = 0;
+  erases = 0;
+  lifetimes = 0;
   /** What GET_ID answers. */
   readonly serial = new Uint8Array(VIRTIO_BLK_ID_BYTES);
+  /** What GET_LIFETIME answers: `struct virtio_blk_lifetime`. */
+  readonly lifetime = new Uint8Array(BlkLifetime.size);
   readonly scratch = new DataView(new ArrayBuffer(SCRATCH_BYTES));
   /** Sectors; a cell, because a field would be boxed above 2^31. */
   readonly capacity = new Float64Array(1);

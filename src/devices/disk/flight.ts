@@ -13,6 +13,8 @@ export class Flight {
   count = 0;
   /** Rows that were not used yet. */
   left = 0;
+  /** When its chains were taken: the beginning of that round. */
+  takenMs = 0.5; // a double from the start, so that the field never changes its kind
   /** An engine's request completed since rows were last used. */
   touched = false;
 

@@ -68,6 +68,14 @@ export {
 export { GuestIommu, remapFreeSlots, type AddressSpace, type IommuMode } from './iommu.ts';
 export { NetGuest, type LinkEvent, type NetGuestLink, type NetGuestOptions } from './net-driver.ts';
 export { recoverBase } from './ring-recovery.ts';
+export { ScsiDisk, scsiCdb, type ScsiCapacity } from './scsi-disk.ts';
+export {
+  describeReply,
+  ScsiGuest,
+  type ScsiCommand,
+  type ScsiGuestOptions,
+  type ScsiReply,
+} from './scsi-driver.ts';
 export { NetStack, type StackCounters, type StackOptions } from './stack.ts';
 export {
   MAX_FLOWS,

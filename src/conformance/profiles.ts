@@ -4,7 +4,17 @@
  * one.
  */
 import { VIRTIO_NET_F_MRG_RXBUF } from '../wire/virtio-net.ts';
-import { VIRTIO_ID_BLOCK, VIRTIO_ID_FS, VIRTIO_ID_NET } from '../wire/virtio.ts';
+import {
+  encodeScsiLun,
+  ScsiCommandRequest,
+  ScsiCommandResponse,
+  ScsiConfig,
+  VIRTIO_SCSI_CDB_DEFAULT_SIZE,
+  VIRTIO_SCSI_REQUESTQ,
+  VIRTIO_SCSI_S_BAD_TARGET,
+  VIRTIO_SCSI_SENSE_DEFAULT_SIZE,
+} from '../wire/virtio-scsi.ts';
+import { VIRTIO_ID_BLOCK, VIRTIO_ID_FS, VIRTIO_ID_NET, VIRTIO_ID_SCSI } from '../wire/virtio.ts';
 import type { Rig, Segment } from './rig.ts';
 
 export type Request = {
@@ -101,6 +111,40 @@ export function blkRequest(
   };
 }
 
+const INQUIRY = 0x12;
+const INQUIRY_BYTES = 36;
+
+/**
+ * INQUIRY of target 0, LUN 0, which is answered whether they are there or not: virtio 1.2, 5.6.6.1.
+ */
+function scsiInquiry(rig: Rig): Request {
+  const headerBytes = ScsiCommandRequest.size + VIRTIO_SCSI_CDB_DEFAULT_SIZE;
+  const answerBytes = ScsiCommandResponse.size + VIRTIO_SCSI_SENSE_DEFAULT_SIZE;
+  const header = new Uint8Array(headerBytes);
+  const fields = { lun: encodeScsiLun(0, 0), tag: 1n, taskAttr: 0, prio: 0, crn: 0 };
+  ScsiCommandRequest.write(new DataView(header.buffer), 0, fields);
+  header.set([INQUIRY, 0, 0, 0, INQUIRY_BYTES, 0], ScsiCommandRequest.size);
+  const [headerGpa, answer, data] = [headerBytes, answerBytes, INQUIRY_BYTES].map((bytes) => {
+    return rig.alloc(bytes);
+  }) as [number, number, number];
+  rig.write(headerGpa, header);
+  rig.write(answer, new Uint8Array(answerBytes).fill(BLK_UNTOUCHED));
+  return {
+    readable: [{ gpa: headerGpa, len: headerBytes }],
+    writable: [
+      { gpa: answer, len: answerBytes },
+      { gpa: data, len: INQUIRY_BYTES },
+    ],
+    verify(len) {
+      const { response, status } = ScsiCommandResponse.decode(rig.read(answer, answerBytes));
+      if (response === VIRTIO_SCSI_S_BAD_TARGET) return null;
+      if (response !== 0 || status !== 0) return `response ${response}, status ${status}`;
+      if (len >= answerBytes + INQUIRY_BYTES) return null;
+      return `used.len is ${len}, ${answerBytes + INQUIRY_BYTES} bytes were to be written`;
+    },
+  };
+}
+
 const FUSE_INIT = 26;
 const FUSE_IN_BYTES = 40;
 
@@ -179,6 +223,17 @@ export const PROFILES: Readonly<Record<string, DeviceProfile>> = {
     configBytes: 8,
     readOnly: { offset: 0, bytes: 8 },
     request: (rig) => blkRequest(rig, BLK_IN, 0n, 512),
+  },
+  scsi: {
+    name: 'scsi',
+    deviceId: VIRTIO_ID_SCSI,
+    rings: VIRTIO_SCSI_REQUESTQ + 1,
+    workRing: VIRTIO_SCSI_REQUESTQ,
+    virtio: [],
+    disabled: 'waits',
+    configBytes: ScsiConfig.size,
+    readOnly: { offset: 0, bytes: 4 },
+    request: scsiInquiry,
   },
   fs: {
     name: 'fs',

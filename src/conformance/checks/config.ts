@@ -80,7 +80,7 @@ export const configChecks: readonly Check[] = [
     'SET_CONFIG with flag 0 (the driver wrote) does not change a field that is read-only, and a ' +
       'back-end must not accept it.',
     SET,
-    { level: 'full', needs: { protocol: [CONFIG], devices: ['net', 'blk', 'fs'] } },
+    { level: 'full', needs: { protocol: [CONFIG], devices: ['net', 'blk', 'scsi', 'fs'] } },
     async (t) => {
       const peer = await negotiated(t);
       const { offset, bytes } = t.offer.profile.readOnly as { offset: number; bytes: number };
@@ -191,7 +191,7 @@ export const configChecks: readonly Check[] = [
     'RESET_DEVICE while rings run stops their effects',
     'RESET_DEVICE disables all rings.',
     'Front-end message types, RESET_DEVICE',
-    { needs: { protocol: [RESET], devices: ['blk', 'fs'], traffic: true } },
+    { needs: { protocol: [RESET], devices: ['blk', 'scsi', 'fs'], traffic: true } },
     async (t) => {
       const session = await t.start({ protocol: [RESET] });
       await t.work(session);

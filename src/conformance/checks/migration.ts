@@ -139,7 +139,7 @@ export const migrationChecks: readonly Check[] = [
     'With LOG_ALL acked every page that the device writes is marked, for address / 4096, before ' +
       'the request is seen to be completed.',
     'Migration',
-    { needs: { ...LOGGING, devices: ['blk', 'fs'] } },
+    { needs: { ...LOGGING, devices: ['blk', 'scsi', 'fs'] } },
     async (t) => {
       const session = await startLogged(t, true);
       for (const gpa of await dataPages(t, session)) {

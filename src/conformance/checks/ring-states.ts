@@ -50,7 +50,7 @@ export const ringStateChecks: readonly Check[] = [
     'A kick before the ring is enabled is not lost',
     'Enabling a started ring is enough for what has become available in it meanwhile.',
     STATES,
-    { needs: { traffic: true, virtio: [F30], devices: ['blk', 'fs'] } },
+    { needs: { traffic: true, virtio: [F30], devices: ['blk', 'scsi', 'fs'] } },
     async (t) => {
       const session = await t.start({ enable: false });
       t.post(session);
@@ -172,7 +172,7 @@ export const ringStateChecks: readonly Check[] = [
     'SET_VRING_KICK leaves the enabled state alone',
     'A ring that was not enabled stays disabled when its kick fd is set again.',
     STATES,
-    { needs: { traffic: true, virtio: [F30], devices: ['blk', 'fs'] } },
+    { needs: { traffic: true, virtio: [F30], devices: ['blk', 'scsi', 'fs'] } },
     async (t) => {
       const session = await t.start({ enable: false });
       await t.notifiers(session.peer, session.ring);

@@ -252,7 +252,13 @@ export const ringChecks: readonly Check[] = [
     'Indirect descriptors are followed',
     'With INDIRECT_DESC a request may lie in a table of its own.',
     'virtio 1.2, 2.7.5.3',
-    { needs: { traffic: true, virtio: [VIRTIO_RING_F_INDIRECT_DESC], devices: ['blk', 'fs'] } },
+    {
+      needs: {
+        traffic: true,
+        virtio: [VIRTIO_RING_F_INDIRECT_DESC],
+        devices: ['blk', 'scsi', 'fs'],
+      },
+    },
     async (t) => {
       const session = await t.start({ indirect: true });
       await t.work(session, 1, true);

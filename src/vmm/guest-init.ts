@@ -9,6 +9,8 @@
  *   vring.mtu=1500                       MTU of eth0
  *   vring.name=vm0                       host name
  *   vring.nonet=1                        no network card is waited for
+ *   vring.root=/dev/vda1                 this ext4 becomes the root, and its /init, which may be
+ *                                        this script, goes on there
  *   vring.shell=script|interactive
  *
  * Script mode, one command per line, answered between two markers (the id is the caller's):
@@ -35,7 +37,7 @@ mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
 mkdir -p /dev/pts /dev/shm; mount -t devpts none /dev/pts; mount -t tmpfs none /dev/shm
 mount -t tmpfs none /tmp; mount -t tmpfs none /run
 while read -r module; do insmod "/lib/modules/$module"; done < /etc/modules
-ip=; gateway=; mtu=; shell=interactive; tries=0
+ip=; gateway=; mtu=; shell=interactive; tries=0; root=
 for word in $(cat /proc/cmdline); do
   case $word in
     vring.ip=*) ip=\${word#*=} ;;
@@ -44,8 +46,15 @@ for word in $(cat /proc/cmdline); do
     vring.name=*) hostname "\${word#*=}" ;;
     vring.shell=*) shell=\${word#*=} ;;
     vring.nonet=1) tries=50 ;;
+    vring.root=*) root=\${word#*=} ;;
   esac
 done
+if [ -n "$root" ] && [ -z "$VRING_ROOT" ]; then
+  while [ ! -e "$root" ]; do usleep 100000; done
+  mkdir /newroot; mount -t ext4 "$root" /newroot
+  umount /dev/pts /dev/shm /dev /sys /proc
+  VRING_ROOT=$root exec busybox switch_root /newroot /init
+fi
 ip link set lo up
 while [ ! -e /sys/class/net/eth0 ] && [ $tries -lt 50 ]; do
   usleep 100000; tries=$((tries + 1))

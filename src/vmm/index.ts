@@ -9,10 +9,13 @@ export type {
   MemoryHotplug,
   QemuOptions,
 } from './qemu.ts';
+export { vhostUserDisks } from './qemu-disks.ts';
+export type { VhostUserDisk } from './qemu-disks.ts';
 export { libvirtDomain, libvirtInterface } from './libvirt.ts';
 export { cloudHypervisorCommand } from './cloud-hypervisor.ts';
 export { buildInitramfs, cachePath, kernelCommandLine, linuxGuestKernel } from './linux-guest.ts';
-export type { LinuxGuestOptions } from './linux-guest.ts';
+export type { GuestFile, LinuxGuestOptions } from './linux-guest.ts';
+export { guestProgram } from './guest-programs.ts';
 export { findKernel } from './kernel-modules.ts';
 export type { InstalledKernel } from './kernel-modules.ts';
 export { LinuxGuest } from './qemu-process.ts';

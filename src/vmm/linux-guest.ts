@@ -4,9 +4,9 @@
  * kept under the hash of its content, so a changed kernel or script makes a new one.
  */
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { ConfigError } from '../base/errors.ts';
 import { writeCpio, type CpioEntry } from './cpio.ts';
 import { GUEST_INIT } from './guest-init.ts';
@@ -29,7 +29,12 @@ export type LinuxGuestOptions = {
   readonly modules?: readonly string[];
   /** Further words for the kernel's command line, for instance `intel_iommu=on`. */
   readonly kernelWords?: readonly string[];
+  /** Further files; of two with one path the first stays. */
+  readonly files?: readonly GuestFile[];
 };
+
+/** A file of this machine in the guest, with its mode. `path` is relative: `bin/fsx`. */
+export type GuestFile = { readonly path: string; readonly source: string };
 
 /**
  * Kernel, initramfs and command line of the guest; builds the initramfs when it is not cached.
@@ -37,7 +42,8 @@ export type LinuxGuestOptions = {
  */
 export function linuxGuestKernel(options: LinuxGuestOptions): GuestKernel {
   const kernel = findKernel();
-  const initrd = buildInitramfs(kernel, [...GUEST_MODULES, ...(options.modules ?? [])]);
+  const modules = [...GUEST_MODULES, ...(options.modules ?? [])];
+  const initrd = buildInitramfs(kernel, modules, options.files);
   return { image: kernel.image, initrd, commandLine: kernelCommandLine(options) };
 }
 
@@ -73,8 +79,12 @@ export function cachePath(): string {
 }
 
 /** Path of the initramfs with these modules; its name holds the hash of its content. */
-export function buildInitramfs(kernel: InstalledKernel, modules: readonly string[]): string {
-  const archive = writeCpio(initramfsEntries(kernel, modules));
+export function buildInitramfs(
+  kernel: InstalledKernel,
+  modules: readonly string[],
+  files: readonly GuestFile[] = [],
+): string {
+  const archive = writeCpio([...initramfsEntries(kernel, modules), ...fileEntries(files)]);
   const hash = createHash('sha256').update(archive).digest('hex').slice(0, 16);
   const path = join(cachePath(), `guest-${kernel.release}-${hash}.cpio`);
   if (existsSync(path)) return path;
@@ -85,7 +95,24 @@ export function buildInitramfs(kernel: InstalledKernel, modules: readonly string
   return path;
 }
 
-/** The guest's whole file system. */
+/** Files with the folders that they lie in; a folder that is there already changes nothing. */
+function fileEntries(files: readonly GuestFile[]): CpioEntry[] {
+  const entries = new Map<string, CpioEntry>();
+  const addFolder = (path: string): void => {
+    if (path === '.' || entries.has(path)) return;
+    addFolder(dirname(path));
+    entries.set(path, { kind: 'directory', path, mode: 0o755 });
+  };
+  for (const { path, source } of files) {
+    if (entries.has(path)) continue;
+    addFolder(dirname(path));
+    const mode = statSync(source).mode & 0o777;
+    entries.set(path, { kind: 'file', path, mode, bytes: readFileSync(source) });
+  }
+  return [...entries.values()];
+}
+
+/** The guest's file system without further files. */
 export function initramfsEntries(kernel: InstalledKernel, modules: readonly string[]): CpioEntry[] {
   const busybox = readStaticBusybox();
   const entries: CpioEntry[] = [];

@@ -15,7 +15,7 @@ import { assert } from '../base/assert.ts';
 import { VringError } from '../base/errors.ts';
 import { childExit, endChild, OutputTail, startChild, type ExitStatus } from './child-processes.ts';
 import { BEGIN_MARKER, END_MARKER, MAX_COMMAND_BYTES, READY_MARKER } from './guest-init.ts';
-import { linuxGuestKernel } from './linux-guest.ts';
+import { linuxGuestKernel, type GuestFile } from './linux-guest.ts';
 import { detectAccelerator, requireProgram, type Accelerator } from './programs.ts';
 import { qemuCommand, shellCommand, type GuestNic, type MemoryHotplug } from './qemu.ts';
 import { QmpClient, type QmpEvent } from './qmp.ts';
@@ -33,11 +33,15 @@ export type LinuxGuestConfig = {
   readonly accelerator?: Accelerator;
   readonly modules?: readonly string[];
   readonly kernelWords?: readonly string[];
+  /** In the guest beside busybox, for instance `guestProgram('mkfs.xfs')`. */
+  readonly files?: readonly GuestFile[];
   /** An Intel IOMMU; cards with `iommuPlatform` are behind it. */
   readonly iommu?: boolean;
   readonly hotplug?: MemoryHotplug | null;
   /** Boots nothing: a migration brings the guest (`migrateGuest`). */
   readonly incoming?: boolean;
+  /** No kernel is handed over: the firmware boots from a disk of `extra`, whose init is ours. */
+  readonly bootFromDisk?: boolean;
   /** Seconds between attempts of cards whose port went away. */
   readonly reconnectSeconds?: number;
   /** From the start of QEMU to the guest's shell. */
@@ -78,8 +82,9 @@ export class LinuxGuest {
     const pairs = Math.max(1, ...config.nics.map((nic) => nic.queuePairs));
     const shell = 'script';
     const { ip, gateway = null, mtu = null, modules = [], kernelWords = [] } = config;
-    const hostName = config.name;
-    const kernel = linuxGuestKernel({ ip, gateway, mtu, hostName, modules, shell, kernelWords });
+    const { name: hostName, files = [] } = config;
+    const options = { ip, gateway, mtu, hostName, modules, shell, kernelWords, files } as const;
+    const kernel = config.bootFromDisk === true ? null : linuxGuestKernel(options);
     const binary = requireProgram('qemu-system-x86_64');
     const machine = {
       name: config.name,

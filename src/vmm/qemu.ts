@@ -192,7 +192,7 @@ function checkMachine(machine: GuestMachine): void {
 }
 
 /** QEMU splits option values at commas; a comma in a value is written twice. */
-function quoteOption(value: string): string {
+export function quoteOption(value: string): string {
   return value.replaceAll(',', ',,');
 }
 

@@ -1,6 +1,13 @@
 /** Errors of the control API: which status, which body. */
 import { ConfigError, messageOf, VringError } from '../base/errors.ts';
 import { ConfigProblems } from './config-problem.ts';
+import { ERR_DISK_BUSY, ERR_DISK_FAILED } from './disks/disk.ts';
+import {
+  ERR_DISK_EXISTS,
+  ERR_DISK_LIMIT,
+  ERR_DISK_NOT_FOUND,
+  ERR_DISK_OPEN,
+} from './disks/disk-control.ts';
 import {
   ERR_CAPTURE_BUSY,
   ERR_PORT_EXISTS,
@@ -26,6 +33,16 @@ const STATUS: Readonly<Record<string, number>> = {
   [ERR_PORT_EXISTS]: 409,
   [ERR_PORT_LIMIT]: 409,
   [ERR_CAPTURE_BUSY]: 409,
+  [ERR_DISK_NOT_FOUND]: 404,
+  [ERR_DISK_EXISTS]: 409,
+  [ERR_DISK_LIMIT]: 409,
+  [ERR_DISK_OPEN]: 409,
+  [ERR_DISK_BUSY]: 409,
+  [ERR_DISK_FAILED]: 409,
+  ERR_VRING_DISK_AWAY: 503,
+  ERR_VRING_DISK_CONTROL: 409,
+  ERR_VRING_DISK_EXPORTS: 409,
+  ERR_VRING_DISK_RESIZE: 409,
   ERR_VRING_SOCKET_IN_USE: 409,
   ERR_VRING_CLOSED: 503,
 };

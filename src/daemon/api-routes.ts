@@ -3,7 +3,7 @@
  * `control-api.ts` serves it, `openapi.ts` describes it, so neither can be wrong about the other.
  */
 import * as z from 'zod';
-import { ConfigProblems, describeIssues, type RawProblem } from './config-problem.ts';
+import { ConfigProblems, describeIssues, placed, type RawProblem } from './config-problem.ts';
 import { ApiError } from './api-error.ts';
 import {
   MacEntrySchema,
@@ -11,58 +11,15 @@ import {
   SwitchEventSchema,
   VersionSchema,
   WorkerStatusSchema,
-  type Version,
 } from './api-schemas.ts';
-import { captureStream, eventStream, type EventRelay, type OpenStreams } from './api-stream.ts';
-import { parsePort, placed } from './config.ts';
-import type { Metrics } from './metrics.ts';
-import { type HandOverRequest, HandOverRequestSchema } from './hand-over-format.ts';
+import { captureStream, eventStream } from './api-stream.ts';
+import { parsePort } from './config.ts';
+import type { Call, Route } from './api-route.ts';
+import { DISK_ROUTES } from './disks/disk-routes.ts';
+import { HandOverRequestSchema } from './hand-over-format.ts';
 import { resolveVlan } from './port-config.ts';
 import { PortInput, PortUpdateInput, portName } from './port-input.ts';
-import type { SwitchControl } from './switch-control.ts';
 import type { PortConfig } from './switch-types.ts';
-
-/** What a handler gets. */
-export type Call = {
-  readonly control: SwitchControl;
-  readonly metrics: Metrics;
-  readonly version: Version;
-  readonly relay: EventRelay;
-  /** Begins to hand the switch over; throws what it refuses. */
-  readonly handOver: (request: HandOverRequest) => void;
-  readonly captures: OpenStreams;
-  readonly followers: OpenStreams;
-  /** Checked parts of the request. */
-  readonly params: Readonly<Record<string, string>>;
-  readonly query: Readonly<Record<string, unknown>>;
-  /** Parsed JSON, or undefined without a body. */
-  readonly body: unknown;
-  readonly accept: string;
-};
-
-export type Answer = {
-  readonly description: string;
-  /** Absent: no body. */
-  readonly schema?: z.ZodType;
-  /** Media type when it is not JSON. */
-  readonly type?: string;
-};
-
-export type Route = {
-  readonly id: string;
-  readonly method: 'GET' | 'POST' | 'PATCH' | 'DELETE';
-  /** As OpenAPI writes it. */
-  readonly path: string;
-  readonly summary: string;
-  readonly query?: z.ZodObject;
-  readonly body?: z.ZodType;
-  readonly answers: Readonly<Record<number, Answer>>;
-  /** Error statuses that the route can give, besides 400 and 500. */
-  readonly errors?: readonly number[];
-  /** Not on TCP, where the mode of a socket file cannot say who may. */
-  readonly socketOnly?: boolean;
-  handle(call: Call): Promise<Response> | Response;
-};
 
 /** Longest frame that a capture can ask for; Wireshark's default, above MAX_FRAME_BYTES. */
 const MAX_SNAP_BYTES = 262144;
@@ -149,6 +106,7 @@ export const ROUTES: readonly Route[] = [
       return new Response(captureStream(capture, captures), { headers });
     },
   },
+  ...DISK_ROUTES,
   {
     id: 'listMacs',
     method: 'GET',

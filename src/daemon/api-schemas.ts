@@ -109,7 +109,13 @@ export const WorkerStatusSchema = z
   .meta({ id: 'WorkerStatus' });
 
 export const SwitchEventSchema = z
-  .object({ at: time, kind: z.string(), port: z.string().nullable(), message: z.string() })
+  .object({
+    at: time,
+    kind: z.string(),
+    port: z.string().nullable(),
+    disk: z.string().optional(),
+    message: z.string(),
+  })
   .meta({ id: 'SwitchEvent' });
 
 export const ErrorSchema = z

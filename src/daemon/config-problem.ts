@@ -50,6 +50,10 @@ export function pathText(keys: readonly PropertyKey[]): string {
   return text === '' ? '(top level)' : text;
 }
 
+export function placed(raw: RawProblem, position: string | null): ConfigProblem {
+  return { path: pathText(raw.keys), problem: raw.problem, position };
+}
+
 /** A value as the user wrote it, short enough for one line. */
 export function valueText(value: unknown): string {
   const text = JSON.stringify(value) ?? String(value);
@@ -75,6 +79,12 @@ const ALIASES: Readonly<Record<string, string>> = {
   tso: 'offload',
   csum: 'offload',
   uso: 'offload',
+  size: 'sizeBytes',
+  path: 'socket',
+  layer: 'layers',
+  stack: 'layers',
+  readonly: 'readOnly',
+  bandwidth: 'bytesPerSecond',
 };
 
 /** The closest of `known`, or null when nothing is close. */

@@ -49,8 +49,10 @@ test('a port has documented defaults', () => {
     },
   ]);
   assert.deepEqual(rest, {
+    disks: [],
     control: { path: '/run/vring/switch.sock', mode: 0o660, owner: null },
     http: null,
+    stateFile: null,
     mac: { ageingSeconds: 300, limit: 16384 },
     spinMicroseconds: 50,
   });
@@ -92,14 +94,15 @@ const WRONG: readonly (readonly [yaml: string, ...lines: string[]])[] = [
   ['a: 1\na: 2\n', 's.yaml:2:1: s.yaml: not YAML: Map keys must be unique'],
   [
     '- vm0',
-    's.yaml:1:1: (top level): ["vm0"] is not a mapping with ports, control, http, mac or ' +
+    's.yaml:1:1: (top level): ["vm0"] is not a mapping with ports, disks, control, http, mac or ' +
       'spinMicroseconds',
   ],
   ['ports:', 's.yaml:1:7: ports: null is not a list of ports'],
   ['prots: []', 's.yaml:1:1: prots: unknown key; did you mean "ports"?'],
   [
     'xyzzy: 1',
-    's.yaml:1:1: xyzzy: unknown key; known keys are ports, control, http, mac, spinMicroseconds',
+    's.yaml:1:1: xyzzy: unknown key; known keys are ports, disks, stateFile, control, http, mac, ' +
+      'spinMicroseconds',
   ],
   [
     `ports:\n${PORT}  mtu: 70000\n`,

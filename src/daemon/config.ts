@@ -7,10 +7,13 @@ import { ConfigError, messageOf } from '../base/errors.ts';
 import {
   ConfigProblems,
   describeIssues,
-  pathText,
+  placed,
   type ConfigProblem,
   type RawProblem,
 } from './config-problem.ts';
+import { resolveDisk } from './disks/disk-input.ts';
+import { findTwins } from './disks/disk-twins.ts';
+import type { DiskConfig } from './disks/disk-types.ts';
 import { resolveOwner, type AccountFiles } from './owner.ts';
 import {
   checkSocketPath,
@@ -40,14 +43,14 @@ export type ConfigSources = {
 /** Reads, checks and joins all sources. Throws ConfigProblems with everything that is wrong. */
 export function buildConfig(sources: ConfigSources): SwitchConfig {
   const problems: ConfigProblem[] = [];
-  const placed: (PlacedPort & { place: (raw: RawProblem) => ConfigProblem })[] = [];
+  const ports: (PlacedPort & { place: (raw: RawProblem) => ConfigProblem })[] = [];
 
   const file = readFileSource(sources, problems);
   for (const [i, input] of file.input.ports.entries()) {
     const raw: RawProblem[] = [];
     const port = resolvePort(input, ['ports', i], raw, sources.accounts);
     problems.push(...raw.map(file.place));
-    if (port) placed.push({ port, keys: ['ports', i], place: file.place });
+    if (port) ports.push({ port, keys: ['ports', i], place: file.place });
   }
   for (const spec of sources.ports ?? []) {
     const parsed = parsePortSpec(spec);
@@ -59,15 +62,16 @@ export function buildConfig(sources: ConfigSources): SwitchConfig {
     const place = (problem: RawProblem) => placeInSpec(spec, problem);
     const port = resolvePort(parsed.input, [], raw, sources.accounts);
     problems.push(...raw.map(place));
-    if (port) placed.push({ port, keys: [], place });
+    if (port) ports.push({ port, keys: [], place });
   }
-  findDuplicates(placed, (at, key, problem) => {
-    const { place } = at as (typeof placed)[number];
+  findDuplicates(ports, (at, key, problem) => {
+    const { place } = at as (typeof ports)[number];
     problems.push(place({ keys: [...at.keys, key], problem }));
   });
+  const disks = resolveDisks(file, ports, problems, sources.accounts);
   const rest = resolveSwitch(file.input, file.place, sources, problems);
   if (problems.length > 0) throw new ConfigProblems(problems);
-  return { ports: placed.map(({ port }) => port), ...rest };
+  return { ports: ports.map(({ port }) => port), disks, ...rest };
 }
 
 /** Checks the body of `POST /v1/ports`; paths are those of the body. */
@@ -80,9 +84,22 @@ export function parsePort(value: unknown): PortConfig {
   throw new ConfigProblems(raw.map((p) => placed(p, null)));
 }
 
-/** Same for any other body of the API. */
-export function placed(raw: RawProblem, position: string | null): ConfigProblem {
-  return { path: pathText(raw.keys), problem: raw.problem, position };
+/** Disks of the file, each with a name and a socket of its own. */
+function resolveDisks(
+  file: FileSource,
+  ports: readonly PlacedPort[],
+  problems: ConfigProblem[],
+  accounts?: AccountFiles,
+): DiskConfig[] {
+  const disks: { disk: DiskConfig; keys: readonly PropertyKey[] }[] = [];
+  const raw: RawProblem[] = [];
+  for (const [i, input] of file.input.disks.entries()) {
+    const disk = resolveDisk(input, ['disks', i], raw, accounts);
+    if (disk !== null) disks.push({ disk, keys: ['disks', i] });
+  }
+  raw.push(...findTwins(disks, ports));
+  problems.push(...raw.map(file.place));
+  return disks.map(({ disk }) => disk);
 }
 
 type FileSource = { input: SwitchInput; place: (raw: RawProblem) => ConfigProblem };
@@ -154,6 +171,8 @@ function toValue(doc: Document, name: string): unknown {
   const modes: PropertyKey[][] = [['control', 'mode']];
   const ports = Array.isArray(value.ports) ? value.ports : [];
   for (const i of ports.keys()) modes.push(['ports', i, 'socketMode']);
+  const disks = Array.isArray(value.disks) ? value.disks : [];
+  for (const i of disks.keys()) modes.push(['disks', i, 'socketMode']);
   for (const keys of modes) {
     const node = doc.getIn(keys as unknown[], true);
     if (!isScalar(node) || typeof node.value !== 'number' || node.source === undefined) continue;
@@ -193,7 +212,7 @@ function resolveSwitch(
   place: (raw: RawProblem) => ConfigProblem,
   sources: ConfigSources,
   problems: ConfigProblem[],
-): Omit<SwitchConfig, 'ports'> {
+): Omit<SwitchConfig, 'ports' | 'disks'> {
   const report = (keys: readonly PropertyKey[], problem: string) => {
     const fromFlag = keys.join('.') === 'http' ? sources.http : sources.control;
     if (fromFlag === undefined) problems.push(place({ keys, problem }));
@@ -213,6 +232,7 @@ function resolveSwitch(
   return {
     control: { path: input.control.path, mode: parseFileMode(input.control.mode), owner },
     http: input.http,
+    stateFile: input.stateFile ?? null,
     mac: input.mac,
     spinMicroseconds: input.spinMicroseconds,
   };

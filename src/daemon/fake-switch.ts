@@ -4,6 +4,7 @@
  */
 import { EventEmitter } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { FakeDisks } from './fake-disks.ts';
 import {
   portExists,
   portNotFound,
@@ -23,6 +24,7 @@ import type {
 type FakePort = { config: PortConfig; linkUp: boolean; since: number };
 
 export class FakeSwitch extends EventEmitter implements SwitchControl {
+  disks = new FakeDisks();
   readonly #ports = new Map<string, FakePort>();
   readonly #events: SwitchEvent[] = [];
   #macs: MacEntry[] = [
@@ -35,8 +37,9 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
   /** Counters grow with time, unless a test wants the same every time. */
   frozen = false;
 
-  static async start(config: Pick<SwitchConfig, 'ports'>): Promise<FakeSwitch> {
+  static async start(config: Pick<SwitchConfig, 'ports' | 'disks'>): Promise<FakeSwitch> {
     const fake = new FakeSwitch();
+    fake.disks = new FakeDisks(config.disks);
     for (const port of config.ports) await fake.addPort(port);
     return fake;
   }

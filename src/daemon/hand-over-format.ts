@@ -6,9 +6,10 @@
  * A change of anything here raises HAND_OVER_FORMAT.
  */
 import * as z from 'zod';
-import { MAX_PORTS } from '../base/limits.ts';
+import { MAX_DISKS, MAX_PORTS } from '../base/limits.ts';
 import { VlanSchema } from './api-schemas.ts';
 import { VringError } from '../base/errors.ts';
+import { DiskFinalSchema, DiskPlanSchema, SessionPartSchema } from './disks/disk-hand-over.ts';
 import { ERR_HAND_OVER } from './hand-over-channel.ts';
 import { MAX_MAC_ENTRIES } from './port-input.ts';
 import type { PortConfig } from './switch-types.ts';
@@ -57,8 +58,6 @@ const PortConfigSchema = z.discriminatedUnion('kind', [
 
 const reason = z.object({ code: text, message: text, at: text }).nullable();
 
-/** A session's state and the descriptors that it refers to, in its own order. */
-const SessionPartSchema = z.object({ state: z.unknown(), fds: z.array(fd) });
 export type SessionPart = z.infer<typeof SessionPartSchema>;
 
 /** Phase one, while the old process serves: what the new one can prepare. */
@@ -83,13 +82,23 @@ export const HandOverPlanSchema = z.object({
   config: z.object({
     control: z.object({ path: text, mode: z.int().nullable(), owner: owner.nullable() }),
     http: text.nullable(),
+    stateFile: text.nullable(),
     mac: z.object({ ageingSeconds: z.int(), limit: z.int() }),
     spinMicroseconds: z.number(),
   }),
   control: fd,
   ports: z.array(PortPlanSchema).max(MAX_PORTS),
+  disks: z.array(DiskPlanSchema).max(MAX_DISKS),
   events: z
-    .array(z.object({ at: text, kind: text, port: text.nullable(), message: text }))
+    .array(
+      z.object({
+        at: text,
+        kind: text,
+        port: text.nullable(),
+        disk: text.optional(),
+        message: text,
+      }),
+    )
     .max(1000),
 });
 export type HandOverPlan = z.infer<typeof HandOverPlanSchema>;
@@ -117,6 +126,7 @@ export const HandOverStateSchema = z.object({
   /** CLOCK_MONOTONIC when the data plane stopped. */
   stoppedAtMs: z.number(),
   ports: z.array(PortFinalSchema).max(MAX_PORTS),
+  disks: z.array(DiskFinalSchema).max(MAX_DISKS),
 });
 export type HandOverState = z.infer<typeof HandOverStateSchema>;
 

@@ -32,6 +32,8 @@ import {
 const PREPARE_TIMEOUT_MS = 30_000;
 /** Nobody serves meanwhile: a successor that takes longer than this does not get the guests. */
 const SWITCH_TIMEOUT_MS = 2_000;
+/** The same where disks are closed and opened: their images may be on servers elsewhere. */
+const SWITCH_DISKS_TIMEOUT_MS = 10_000;
 /** To hear how it went; nothing depends on it any more. */
 const REPORT_TIMEOUT_MS = 10_000;
 
@@ -92,14 +94,16 @@ export async function handOver(
 ): Promise<void> {
   await source.rehearse();
   const planFds = new SentFds();
-  await channel.send('prepare', source.plan(planFds, control), planFds);
+  const plan = source.plan(planFds, control);
+  const timeoutMs = plan.disks.length === 0 ? SWITCH_TIMEOUT_MS : SWITCH_DISKS_TIMEOUT_MS;
+  await channel.send('prepare', plan, planFds);
   await expect(channel, 'ready', PREPARE_TIMEOUT_MS);
   try {
     const fds = new SentFds();
-    const { state, macs } = await inTime(source.suspend(fds), 'this switch did not stand still');
-    await channel.send('switch', state, fds, macs, SWITCH_TIMEOUT_MS);
-    await expect(channel, 'restored', SWITCH_TIMEOUT_MS);
-    await channel.send('commit', null, new SentFds(), undefined, SWITCH_TIMEOUT_MS);
+    const { state, macs } = await inTime(source.suspend(fds), timeoutMs);
+    await channel.send('switch', state, fds, macs, timeoutMs);
+    await expect(channel, 'restored', timeoutMs);
+    await channel.send('commit', null, new SentFds(), undefined, timeoutMs);
   } catch (error) {
     await source.resume();
     throw error;
@@ -142,12 +146,12 @@ export async function sayFailed(channel: HandOverChannel, thrown: unknown): Prom
   await channel.send('failed', body, new SentFds(), undefined, 1000).catch(() => undefined);
 }
 
-function inTime<T>(work: Promise<T>, otherwise: string): Promise<T> {
+function inTime<T>(work: Promise<T>, timeoutMs: number): Promise<T> {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(() => {
-      const text = `${otherwise} within ${SWITCH_TIMEOUT_MS / 1000} s`;
+      const text = `this switch did not stand still within ${timeoutMs / 1000} s`;
       reject(new VringError(ERR_HAND_OVER, text));
-    }, SWITCH_TIMEOUT_MS);
+    }, timeoutMs);
     work.then(resolve, reject).finally(() => clearTimeout(timer));
   });
 }

@@ -1,5 +1,7 @@
 /** The table of metrics: name, meaning, labels, and where its samples come from. */
 import { readdirSync } from 'node:fs';
+import { DISK_COUNTERS, DISK_GAUGES, LATENCY_METRIC } from './disks/disk-metrics.ts';
+import type { DiskStatus } from './disks/disk-types.ts';
 import { dropOf } from './switch-control.ts';
 import type {
   MacEntry,
@@ -19,11 +21,12 @@ const STATES: readonly PortState[] = [
   'down',
 ];
 
-type Sample = { readonly labels: Record<string, string>; readonly value: number };
+export type Sample = { readonly labels: Record<string, string>; readonly value: number };
 export type Snapshot = {
   readonly ports: readonly PortStatus[];
   readonly macs: readonly MacEntry[];
   readonly workers: readonly WorkerStatus[];
+  readonly disks: readonly DiskStatus[];
 };
 export type Metric = {
   readonly name: string;
@@ -180,6 +183,7 @@ export const COUNTERS: readonly Metric[] = [
     labels: [...QUEUE_LABELS, 'counter'],
     read: otherQueueCounters,
   },
+  ...DISK_COUNTERS,
   {
     name: 'vring_worker_polls_total',
     help: 'Rounds of a worker over its queues',
@@ -268,6 +272,7 @@ export const GAUGES: readonly Metric[] = [
     labels: QUEUE_LABELS,
     read: perQueue((queue) => Number(queue.enabled && queue.started && queue.fault === null)),
   },
+  ...DISK_GAUGES,
   {
     name: 'vring_mac_table_entries',
     help: 'Learned MAC addresses',
@@ -308,5 +313,8 @@ export function metricList(): { name: string; type: string; labels: string; help
   });
   const info = { name: 'vring_build_info', type: 'gauge', labels: 'version, node' };
   const help = 'Always 1; what is running';
-  return [{ ...info, help }, ...GAUGES.map(row('gauge')), ...COUNTERS.map(row('counter'))];
+  const { name, labels, help: meaning } = LATENCY_METRIC;
+  const latency = { name, type: 'histogram', labels: labels.join(', '), help: meaning };
+  const gauges = GAUGES.map(row('gauge'));
+  return [{ ...info, help }, ...gauges, ...COUNTERS.map(row('counter')), latency];
 }

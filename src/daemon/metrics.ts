@@ -3,6 +3,7 @@
  * the status of the switch once and copies it. docs/metrics.md lists the names.
  */
 import { Counter, Gauge, Registry } from 'prom-client';
+import { LATENCY_METRIC, latencySamples } from './disks/disk-metrics.ts';
 import { COUNTERS, GAUGES, type Metric, type Snapshot } from './metric-table.ts';
 import type { SwitchControl } from './switch-control.ts';
 
@@ -36,6 +37,7 @@ export class Metrics {
         },
       });
     }
+    this.#registry.registerMetric(this.#latency() as unknown as Gauge);
     const info = { name: 'vring_build_info', help: 'Always 1; what is running' };
     const build = new Gauge({ ...info, labelNames: ['version', 'node'], registers });
     build.set({ version, node: process.version }, 1);
@@ -54,15 +56,26 @@ export class Metrics {
     }
   }
 
+  /** The counts are there already, so none of prom-client's own histograms, which count. */
+  #latency() {
+    const { name, help } = LATENCY_METRIC;
+    const get = async () => {
+      const values = [...latencySamples((await this.#scrape()).disks)];
+      return { name, help, type: 'histogram', aggregator: 'sum', values };
+    };
+    return { name, help, get };
+  }
+
   #scrape(): Promise<Snapshot> {
     this.#snapshot ??= (async () => {
       const control = this.#control();
-      const [ports, macs, workers] = await Promise.all([
+      const [ports, macs, workers, disks] = await Promise.all([
         control.ports(),
         control.macTable(),
         control.workers(),
+        control.disks.disks(),
       ]);
-      return { ports, macs, workers };
+      return { ports, macs, workers, disks };
     })();
     return this.#snapshot;
   }

@@ -1,14 +1,15 @@
 /** /openapi.json, from the table of routes. OpenAPI 3.1 speaks JSON Schema 2020-12 itself. */
 import * as z from 'zod';
-import { ROUTES, type Answer, type Route } from './api-routes.ts';
+import type { Answer, Route } from './api-route.ts';
+import { ROUTES } from './api-routes.ts';
 import { ErrorSchema } from './api-schemas.ts';
 
 type Json = Record<string, unknown>;
 
 const ERRORS: Readonly<Record<number, string>> = {
   400: 'The request is wrong; `error.path` says where.',
-  404: 'There is no such port.',
-  409: 'Taken: the name, socket or interface of a port, its capture, or the last free port.',
+  404: 'There is no such port or disk.',
+  409: 'Taken, busy or not there: a name, a socket, an interface, a capture, an image.',
   500: 'The switch or the kernel failed.',
   503: 'The switch starts or ends, or too many streams are open.',
 };

@@ -1,14 +1,15 @@
 /** From a port as people write it to the port that the switch runs: what crosses several keys. */
 import { MAX_PORTS } from '../base/limits.ts';
-import { MAX_SOCKET_PATH_BYTES, type PortInput } from './port-input.ts';
+import { MAX_SOCKET_PATH_BYTES } from './input-fields.ts';
+import type { PortInput } from './port-input.ts';
 import { valueText, type RawProblem } from './config-problem.ts';
 import { resolveOwner, type AccountFiles } from './owner.ts';
 import type { OffloadConfig, PortConfig, VlanConfig } from './switch-types.ts';
 
-const DEFAULT_SOCKET_MODE = '0660';
+export const DEFAULT_SOCKET_MODE = '0660';
 
 /** What `resolvePort` and its helpers found wrong, with keys below the port. */
-type Report = (keys: readonly PropertyKey[], problem: string) => void;
+export type Report = (keys: readonly PropertyKey[], problem: string) => void;
 
 /** Returns the port, or null after reporting why not. `keys` is where the port stands. */
 export function resolvePort(

@@ -4,36 +4,27 @@
  * end of the sentence "VALUE is not ..."; `config-problem.ts` writes the rest.
  */
 import * as z from 'zod';
-import { MAX_PORTS } from '../base/limits.ts';
+import { MAX_DISKS, MAX_PORTS } from '../base/limits.ts';
+import { DiskInput } from './disks/disk-input.ts';
+import {
+  bool,
+  fileMode,
+  int,
+  mapping,
+  NAME,
+  NAME_RULE,
+  owner,
+  socketPath,
+  text,
+} from './input-fields.ts';
 import { DEFAULT_CONTROL_PATH } from './switch-control.ts';
 
-/** Longest path of a Unix socket: `sun_path` has 108 bytes and ends with a zero. unix(7). */
-export const MAX_SOCKET_PATH_BYTES = 107;
 /** Longest name of a network interface: IFNAMSIZ is 16 and counts the zero. */
 export const MAX_INTERFACE_BYTES = 15;
 /** MAX_VRINGS is 129: 64 pairs and the control queue. */
 export const MAX_QUEUE_PAIRS = 64;
 /** Most learned addresses of one switch; the table is made for this many. */
 export const MAX_MAC_ENTRIES = 65536;
-
-/** A mapping that refuses unknown keys, and names its own for "did you mean". */
-function mapping<S extends z.core.$ZodLooseShape>(shape: S, expects: string) {
-  const known = JSON.stringify(Object.keys(shape));
-  return z.strictObject(shape, {
-    error: (issue) => (issue.code === 'unrecognized_keys' ? known : expects),
-  });
-}
-
-function int(min: number, max: number, what: string) {
-  const error = `a whole number from ${min} to ${max} (${what})`;
-  return z.int({ error }).min(min, { error }).max(max, { error });
-}
-
-function text(pattern: RegExp, expects: string) {
-  return z.string({ error: expects }).regex(pattern, { error: expects });
-}
-
-const bool = () => z.boolean({ error: 'true or false' });
 
 const vid = () => int(1, 4094, 'a VLAN ID');
 
@@ -95,9 +86,7 @@ const offload = mapping(
   'a mapping with csum, tso and uso',
 );
 
-const PORT_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
-export const portName = () =>
-  text(PORT_NAME, 'a port name (1 to 63 letters, digits, ".", "_", "-"; a letter or digit first)');
+export const portName = () => text(NAME, `a port name (${NAME_RULE})`);
 
 const common = {
   name: portName().meta({ description: 'Unique name of the port; 1 to 63 characters.' }),
@@ -115,18 +104,6 @@ const common = {
     .default(1024)
     .meta({ description: 'Most MAC addresses learned from this port; more are not learned.' }),
 };
-
-const OCTAL = 'a file mode as octal digits in quotes, such as "0660"';
-/** YAML reads `0660` as the number 660; the loader hands over what was written. */
-const fileMode = () => text(/^(0o?)?[0-7]{3}$/, OCTAL);
-const OWNER = 'an owner, as user:group, user or uid:gid, such as "libvirt-qemu:kvm"';
-const owner = () =>
-  text(/^([A-Za-z0-9_][A-Za-z0-9_.@-]*\$?)?(:[A-Za-z0-9_][A-Za-z0-9_.@-]*)?$/, OWNER).min(1, {
-    error: OWNER,
-  });
-const EXAMPLE = '/run/vring/vm0.sock';
-const SOCKET = `an absolute path of at most ${MAX_SOCKET_PATH_BYTES} bytes, such as ${EXAMPLE}`;
-const socketPath = () => text(/^\/[^\0]{0,105}[^/\0]$/, SOCKET);
 
 const MAC = 'a unicast MAC address, such as "52:54:00:12:34:56"';
 const UNICAST = /^(?!00:00:00:00:00:00$)[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$/;
@@ -239,6 +216,18 @@ export const SwitchInput = mapping(
       .max(MAX_PORTS, { error: `a list of at most ${MAX_PORTS} ports` })
       .default([])
       .meta({ description: `The ports, at most ${MAX_PORTS}; more can be added later.` }),
+    disks: z
+      .array(DiskInput, { error: 'a list of disks' })
+      .max(MAX_DISKS, { error: `a list of at most ${MAX_DISKS} disks` })
+      .default([])
+      .meta({ description: `The disks, at most ${MAX_DISKS}; more can be added later.` }),
+    stateFile: text(/^\/[^\0]{1,4094}$/, 'an absolute path')
+      .optional()
+      .meta({
+        description:
+          'Where disks that the API added are remembered. When absent: beside the control ' +
+          'socket, which a restart survives and a reboot does not.',
+      }),
     control: mapping(
       {
         path: socketPath()
@@ -274,6 +263,6 @@ export const SwitchInput = mapping(
       .default(50)
       .meta({ description: 'How long a worker polls an empty queue before it sleeps.' }),
   },
-  'a mapping with ports, control, http, mac or spinMicroseconds',
+  'a mapping with ports, disks, control, http, mac or spinMicroseconds',
 );
 export type SwitchInput = z.output<typeof SwitchInput>;

@@ -87,6 +87,7 @@ function configTables(): string {
       'Ports of kind `vduse`',
       only(vduse, (key) => !shared.has(key)),
     ),
+    section('Every disk', schema.properties?.disks?.items ?? {}),
   ].join('\n');
 }
 
@@ -102,7 +103,8 @@ function rowsOf(node: JsonNode, prefix: string, note: string): string[][] {
     const isRequired = node.required?.includes(key) && field.default === undefined;
     const fallback = isRequired ? '(required)' : defaultText(field.default);
     rows.push([`\`${name}\`${note}`, takes(field), fallback, field.description ?? '']);
-    if (field.type === 'object') rows.push(...rowsOf(field, `${name}.`, ''));
+    const mapping = [field, ...(field.anyOf ?? [])].find((n) => n.type === 'object');
+    if (mapping !== undefined) rows.push(...rowsOf(mapping, `${name}.`, ''));
     for (const inner of field.anyOf?.flatMap((n) => n.oneOf ?? []) ?? []) {
       const { mode, ...rest } = inner.properties ?? {};
       const part = { ...inner, properties: rest };

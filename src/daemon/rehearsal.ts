@@ -51,7 +51,11 @@ async function perform(stage: Stage, path: string, packed: boolean): Promise<voi
     await within(planned, (fds) => taker.adopt(plan, fds));
     const last = new SentFds();
     const ports = [await giver.suspend(last)];
-    const state = parseBody(HandOverStateSchema, 'switch', copyOf({ stoppedAtMs: 0, ports }));
+    const state = parseBody(
+      HandOverStateSchema,
+      'switch',
+      copyOf({ stoppedAtMs: 0, ports, disks: [] }),
+    );
     await within(last, (fds) => taker.restore(state.ports[0]!, fds));
     await taker.resume();
     await giver.surrender();

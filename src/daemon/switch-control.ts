@@ -3,6 +3,7 @@
  * metrics and their tests know only this.
  */
 import { VringError } from '../base/errors.ts';
+import type { DiskControl } from './disks/disk-control.ts';
 import type {
   MacEntry,
   PortConfig,
@@ -33,6 +34,7 @@ export type Capture = AsyncIterable<Uint8Array> & {
  * they are named.
  */
 export interface SwitchControl {
+  readonly disks: DiskControl;
   addPort(config: PortConfig): Promise<PortStatus>;
   removePort(name: string): Promise<void>;
   updatePort(name: string, update: PortUpdate): Promise<PortStatus>;

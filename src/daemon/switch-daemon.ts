@@ -14,6 +14,7 @@ import {
 import { ERR_HAND_OVER } from './hand-over-channel.ts';
 import type { HandOverRequest } from './hand-over-format.ts';
 import type { SwitchControl } from './switch-control.ts';
+import type { DiskStatus } from './disks/disk-types.ts';
 import type { PortStatus, SwitchConfig, SwitchEvent } from './switch-types.ts';
 
 export type StartSwitch = (config: SwitchConfig) => Promise<SwitchControl>;
@@ -108,6 +109,9 @@ export class SwitchDaemon {
       control: this.config.control.path,
       http: this.api.httpAddress,
       ports: (await this.control.ports()).map(({ name, endpoint }) => ({ name, endpoint })),
+      disks: (await this.control.disks.disks()).map(({ name, socket, state }) => {
+        return { name, socket, state };
+      }),
     };
   }
 
@@ -127,14 +131,17 @@ export type Readiness = {
   readonly control: string;
   readonly http: string | null;
   readonly ports: readonly Pick<PortStatus, 'name' | 'endpoint'>[];
+  readonly disks: readonly Pick<DiskStatus, 'name' | 'socket' | 'state'>[];
 };
 
-/** `vring: ready: 2 ports, control socket /run/vring/switch.sock` */
+/** `vring: ready: 2 ports, 1 disk, control socket /run/vring/switch.sock` */
 export function readinessLine(readiness: Readiness): string {
   const count = readiness.ports.length;
+  const disks = readiness.disks.length;
+  const served = disks === 0 ? '' : `, ${disks} disk${disks === 1 ? '' : 's'}`;
   const http = readiness.http === null ? '' : `, http://${readiness.http}`;
   const ports = `${count} port${count === 1 ? '' : 's'}`;
-  return `vring: ready: ${ports}, control socket ${readiness.control}${http}`;
+  return `vring: ready: ${ports}${served}, control socket ${readiness.control}${http}`;
 }
 
 /** Events as lines of a log, at most `perSecond`: a peer that reconnects in a loop fills none. */
@@ -161,7 +168,8 @@ export class EventLog {
       return;
     }
     this.#written++;
-    const port = event.port === null ? '' : ` ${event.port}:`;
-    this.#write(`${event.at}${port} ${event.kind}: ${event.message}`);
+    const { port, disk } = event;
+    const about = port ?? (disk === undefined ? null : `disk ${disk}`);
+    this.#write(`${event.at}${about === null ? '' : ` ${about}:`} ${event.kind}: ${event.message}`);
   }
 }

@@ -1,4 +1,5 @@
 /** The vocabulary of the switch's control plane: what configuration, API and CLI speak. */
+import type { DiskConfig } from './disks/disk-types.ts';
 
 export type VlanConfig =
   | { readonly mode: 'access'; readonly vid: number }
@@ -64,6 +65,9 @@ export type PortConfig = VhostUserPortConfig | TapPortConfig | VdusePortConfig;
 
 export type SwitchConfig = {
   readonly ports: readonly PortConfig[];
+  readonly disks?: readonly DiskConfig[];
+  /** Where disks that the API added are remembered; null: beside the control socket. */
+  readonly stateFile?: string | null;
   readonly control: {
     readonly path: string;
     readonly mode: number | null;
@@ -153,5 +157,7 @@ export type SwitchEvent = {
   readonly at: string;
   readonly kind: string;
   readonly port: string | null;
+  /** What it is about, where that is a disk. */
+  readonly disk?: string | undefined;
   readonly message: string;
 };

@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { messageOf, SysError, VringError } from '../base/errors.ts';
 import { acceptUnix, type Fd, listenUnix, peerCredentials, pollFd } from '../sys/index.ts';
+import type { DiskConfig } from './disks/disk-types.ts';
 import { expect, sayFailed } from './hand-over.ts';
 import { ERR_HAND_OVER, HAND_OVER_FORMAT, HandOverChannel } from './hand-over-channel.ts';
 import { mergeConfig } from './hand-over-config.ts';
@@ -29,8 +30,8 @@ import { VirtualSwitch } from './virtual-switch.ts';
 const CONNECT_TIMEOUT_MS = 5_000;
 /** It may have to wait for a change of its ports. */
 const PLAN_TIMEOUT_MS = 30_000;
-/** Standing still, with many rings, takes milliseconds. */
-const SWITCH_TIMEOUT_MS = 10_000;
+/** Standing still, with many rings, takes milliseconds; closing a disk's image may take longer. */
+const SWITCH_TIMEOUT_MS = 30_000;
 /** The predecessor's TCP listener closes within 200 ms. */
 const HTTP_RETRY_MS = 50;
 const HTTP_TRIES = 40;
@@ -80,7 +81,8 @@ export async function takeOver(options: TakeOverOptions): Promise<TakenOver> {
       const from = `process ${plan.pid}, vring ${plan.version}`;
       made.report('taken-over', `from ${from}; the guests waited ${pauseMs.toFixed(1)} ms`);
       const daemon = await serve(config, made, listener);
-      for (const port of added) await addPort(made, port);
+      for (const port of added.ports) await addPort(made, port);
+      for (const disk of added.disks) await addDisk(made, disk);
       return { daemon, pauseMs, predecessor: { pid: plan.pid, version: plan.version } };
     } finally {
       prepared.fds.close();
@@ -160,5 +162,13 @@ async function addPort(made: VirtualSwitch, port: SwitchConfig['ports'][number])
     await made.addPort(port);
   } catch (thrown) {
     made.report('port-failed', `port ${port.name} was not added: ${messageOf(thrown)}`);
+  }
+}
+
+async function addDisk(made: VirtualSwitch, disk: DiskConfig): Promise<void> {
+  try {
+    await made.disks.addConfigured(disk);
+  } catch (thrown) {
+    made.report('disk-failed', `disk ${disk.name} was not added: ${messageOf(thrown)}`);
   }
 }

@@ -1,4 +1,5 @@
 import { VringError } from '../base/errors.ts';
+import { planMemory, suspendEndpoint, takeMemory, takeSession } from './endpoint-hand-over.ts';
 import type { PortPlan, PortFinal } from './hand-over-format.ts';
 import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
 import type { Fd } from '../sys/index.ts';
@@ -17,9 +18,7 @@ import {
   BackendListener,
   type EndpointEvent,
   type EndpointOptions,
-  type MemorySnapshot,
-  PreparedMemory,
-  type SessionSnapshot,
+  type PreparedMemory,
 } from '../vhost-user/index.ts';
 import { parseMac } from '../wire/ethernet.ts';
 import { VIRTIO_NET_MIN_MTU } from '../wire/virtio-net.ts';
@@ -35,8 +34,6 @@ import {
   settingsOf,
 } from './switch-port.ts';
 import type { PortState, PortStatus, VhostUserPortConfig } from './switch-types.ts';
-
-type MemoryState = MemorySnapshot['memory'];
 
 /** A port that a VM, or our software guest, plugs into: a vhost-user back-end on a socket. */
 export class VhostUserPort implements SwitchPort {
@@ -159,18 +156,12 @@ export class VhostUserPort implements SwitchPort {
   plan(fds: SentFds): PortPlan {
     const settings = { vlan: this.#context.vlan(), mtu: this.#offeredMtu };
     const config = { ...this.config, ...settings } as PortPlan['config'];
-    let prepared: MemorySnapshot | null;
-    try {
-      prepared = this.#endpoint?.prepare() ?? null;
-    } catch (error) {
-      throw this.#named(error);
-    }
     return {
       number: this.number,
       config,
       linkUp: this.linkUp,
       tap: null,
-      memory: prepared && { state: prepared.memory, fds: prepared.fds.map((fd) => fds.add(fd)) },
+      memory: planMemory(this.#endpoint, fds, this.#label),
     };
   }
 
@@ -178,27 +169,22 @@ export class VhostUserPort implements SwitchPort {
     this.#isQuiet = true;
     const { sessions } = this;
     const device = await saveNetState(this.#stateful(), false);
-    const { listener, session } = await this.#endpoint!.suspend().catch((error: unknown) => {
-      throw this.#named(error);
-    });
+    const { listener, session } = await suspendEndpoint(this.#endpoint!, fds, this.#label);
     return {
       number: this.number,
-      listener: listener && fds.add(listener),
+      listener,
       sessions,
       reason: this.#reason,
       device: new TextDecoder().decode(encodeNetState(device)),
       switchCounters: this.#context.switchCounters(),
       tapCounters: null,
-      session: session && { state: session.state, fds: session.fds.map((fd) => fds.add(fd)) },
+      session,
     };
   }
 
-  /** Which of many ports kept a switch from being handed over. */
-  #named(error: unknown): unknown {
-    if (!(error instanceof VringError)) return error;
-    const { code, recovery, message } = error;
-    const text = `port ${this.config.name}: ${message}`;
-    return new VringError(code, text, { recovery, cause: error });
+  /** In messages. */
+  get #label(): string {
+    return `port ${this.config.name}`;
   }
 
   async resume(): Promise<void> {
@@ -225,26 +211,21 @@ export class VhostUserPort implements SwitchPort {
     this.#device.linkUp = linkUp;
     await this.#addToPlane();
     if (memory === null) return;
-    const own = memory.fds.map((at) => fds.take(at, `the memory of port ${this.config.name}`));
-    this.#prepared = PreparedMemory.map({ memory: memory.state as MemoryState, fds: own });
+    this.#prepared = takeMemory(memory, fds, `the memory of ${this.#label}`);
   }
 
   async restore(state: PortFinal, fds: ReceivedFds): Promise<void> {
-    const { name, mode } = this.config;
-    const take = (at: number): Fd => fds.take(at, `port ${name}`);
+    const { mode } = this.config;
+    const take = (at: number): Fd => fds.take(at, this.#label);
     this.#isRestored = true;
     this.#sessionsBefore = state.sessions;
     this.#reason = state.reason;
     await loadNetState(this.#stateful(), parseNetState(new TextEncoder().encode(state.device!)));
     if (mode === 'server') this.#adopted = take(state.listener ?? -1);
     if (state.session === null) return; // whoever connects next is served after `resume`
-    const session = {
-      state: state.session.state as SessionSnapshot['state'],
-      fds: state.session.fds.map(take),
-    };
     this.#sessionsBefore--;
-    const prepared = this.#prepared === null ? {} : { prepared: this.#prepared };
-    this.#endpoint = this.#listen(this.#adopted, { session, ...prepared });
+    const adopt = takeSession(state.session, take, this.#prepared);
+    this.#endpoint = this.#listen(this.#adopted, adopt);
     this.#adopted = null;
     this.#prepared = null;
     await this.#endpoint.adopted;

@@ -25,6 +25,8 @@ import {
 import type { VdpaPresence } from '../vhost-kernel/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
 import { type Fd, hurryThread } from '../sys/index.ts';
+import type { DiskPlan } from './disks/disk-hand-over.ts';
+import { StorageTarget } from './disks/storage-target.ts';
 import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
 import {
   type HandOverPlan,
@@ -69,6 +71,7 @@ const RESUME_PATIENCE_MS = 1000;
 const REHEARSED_SNAPSHOTS = 3;
 
 export class VirtualSwitch extends EventEmitter implements SwitchControl {
+  readonly disks: StorageTarget;
   readonly #config: SwitchConfig;
   readonly #worker: DataPlaneWorker;
   readonly #macTable: MacTable;
@@ -90,6 +93,12 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     this.#macTable = MacTable.create({ ageingSeconds, capacity: limit });
     this.#counters = new Float64Array(new SharedArrayBuffer(COUNTERS_BYTES));
     this.#scratch = PrivateMemory.allocate(SWITCH_SCRATCH_BYTES);
+    this.disks = new StorageTarget({
+      stateFile: config.stateFile ?? config.control.path.replace(/(\.sock)?$/, '.disks.json'),
+      spinMs: config.spinMicroseconds / 1000,
+      report: (kind, disk, message) => this.#report(kind, null, message, disk),
+      socketOwner: (path) => this.#portOf(path),
+    });
     this.#worker = new DataPlaneWorker({
       name: 'vring-plane-0',
       planeModule: NET_PLANE_MODULE,
@@ -107,11 +116,15 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     });
   }
 
-  /** Starts the worker and opens the ports; closes everything again when one cannot be opened. */
+  /**
+   * Starts the worker and opens ports and disks; closes everything again when a port cannot be
+   * opened. A disk that cannot be is `failed`, and tried again.
+   */
   static async start(config: SwitchConfig): Promise<VirtualSwitch> {
     const self = new VirtualSwitch(config);
     try {
       for (const port of config.ports) await self.addPort(port);
+      await self.disks.start(config.disks ?? []);
       return self;
     } catch (error) {
       await self.close();
@@ -125,7 +138,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
    */
   static async adopt(
     config: SwitchConfig,
-    plans: readonly PortPlan[],
+    plans: { readonly ports: readonly PortPlan[]; readonly disks: readonly DiskPlan[] },
     events: readonly SwitchEvent[],
     fds: ReceivedFds,
   ): Promise<VirtualSwitch> {
@@ -133,12 +146,13 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     try {
       self.#events.push(...events);
       await self.#worker.request('suspend', undefined);
-      for (const plan of plans) {
+      for (const plan of plans.ports) {
         while (self.#entries.length <= plan.number) self.#entries.push(null);
         const port = self.#create(plan.config, plan.number);
         self.#entries[plan.number] = { port, vlan: plan.config.vlan };
         await port.adopt(plan, fds);
       }
+      await self.disks.adopt(plans.disks, fds);
       return self;
     } catch (error) {
       await self.surrender();
@@ -152,19 +166,21 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     new Uint8Array(words.buffer).set(macs.subarray(0, words.byteLength));
     this.#calmDown ??= hurryThread();
     await this.#worker.request('learnMacs', words);
-    await Promise.all(
-      state.ports.map((each) => this.#entries[each.number]?.port.restore(each, fds)),
-    );
+    await Promise.all([
+      ...state.ports.map((each) => this.#entries[each.number]?.port.restore(each, fds)),
+      this.disks.restore(state.disks, fds),
+    ]);
   }
 
   plan(fds: SentFds, control: Fd): HandOverPlan {
-    const { mac, spinMicroseconds, control: own, http } = this.#config;
+    const { mac, spinMicroseconds, control: own, http, stateFile = null } = this.#config;
     return {
       version: VERSION,
       pid: process.pid,
-      config: { control: own, http, mac, spinMicroseconds },
+      config: { control: own, http, stateFile, mac, spinMicroseconds },
       control: fds.add(control),
       ports: this.#ports().map((port) => port.plan(fds)),
+      disks: this.disks.plan(fds),
       events: this.events(),
     };
   }
@@ -175,8 +191,9 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     this.#calmDown ??= hurryThread(); // until `resume`, here or at the successor
     await this.#worker.request('suspend', undefined);
     const ports = this.#ports().map((port) => port.suspend(fds));
-    this.#suspending = Promise.allSettled(ports);
-    const state = { stoppedAtMs, ports: await Promise.all(ports) };
+    const disks = this.disks.suspend(fds);
+    this.#suspending = Promise.allSettled([...ports, disks]);
+    const state = { stoppedAtMs, ports: await Promise.all(ports), disks: await disks };
     const words = this.#macTable.snapshot();
     return { state, macs: new Uint8Array(words.buffer) };
   }
@@ -211,8 +228,10 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   async resume(): Promise<void> {
     const patience = sleep(RESUME_PATIENCE_MS, undefined, { ref: false });
     await Promise.race([this.#suspending, patience]);
+    const disks = this.disks.resume(); // they have threads of their own, and wait for none of ours
     await Promise.allSettled(this.#ports().map((port) => port.resume()));
     await this.#worker.request('resume', undefined);
+    await disks;
     this.#calmDown?.();
     this.#calmDown = null;
   }
@@ -224,14 +243,15 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     this.#calmDown?.();
     this.#calmDown = null;
     for (const capture of this.#captures.values()) capture.close();
-    await Promise.allSettled(this.#ports().map((port) => port.surrender()));
+    const ports = this.#ports().map((port) => port.surrender());
+    await Promise.allSettled([...ports, this.disks.surrender()]);
     await this.#worker.close();
     this.#scratch.close();
   }
 
-  /** Runs while no port is added, removed or changed. */
+  /** Runs while no port or disk is added, removed or changed. */
   exclusively<T>(work: () => Promise<T>): Promise<T> {
-    return this.#exclusively(work);
+    return this.#exclusively(() => this.disks.exclusively(work));
   }
 
   report(kind: string, message: string): void {
@@ -363,6 +383,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     await this.#changes.catch(() => undefined);
     try {
       for (const entry of this.#entries) if (entry !== null) await this.#remove(entry);
+      await this.disks.close();
     } finally {
       await this.#worker.close();
       this.#scratch.close();
@@ -421,6 +442,15 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       if (endpointOf(other) === endpointOf(config))
         throw portExists(endpointOf(config), other.name);
     }
+    const disk = config.kind === 'vhost-user' ? this.disks.ownerOf(config.path) : null;
+    if (disk !== null) throw portExists(endpointOf(config), `(disk) ${disk}`);
+  }
+
+  /** Name of the port that has the socket, or null. */
+  #portOf(socket: string): string | null {
+    const isOwner = ({ config }: SwitchPort) =>
+      config.kind === 'vhost-user' && config.path === socket;
+    return this.#ports().find(isOwner)?.config.name ?? null;
   }
 
   #planeEvent(event: PlaneEvent): void {
@@ -433,8 +463,9 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     port.planeEvent(event);
   }
 
-  #report(kind: string, port: string | null, message: string): void {
-    const event: SwitchEvent = { at: new Date().toISOString(), kind, port, message };
+  #report(kind: string, port: string | null, message: string, disk = ''): void {
+    const about = disk === '' ? { port } : { port, disk };
+    const event: SwitchEvent = { at: new Date().toISOString(), kind, ...about, message };
     if (this.#events.length === EVENTS_MAX) this.#events.shift();
     this.#events.push(event);
     this.emit('event', event);

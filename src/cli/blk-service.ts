@@ -2,30 +2,11 @@
  * A served disk: an image, the device over it, the worker that does its I/O, and the way that a
  * driver comes to it, a vhost-user socket or the kernel's VDUSE.
  */
-import { messageOf, VringError } from '../base/errors.ts';
-import {
-  type AddDisk,
-  BLK_PLANE_MODULE,
-  BlkDevice,
-  type DiskStatus,
-} from '../devices/blk/index.ts';
-import {
-  DataPlaneWorker,
-  DeviceHost,
-  type PlaneEvent,
-  type VduseBind,
-  VduseService,
-} from '../runtime/index.ts';
-import { errnoName } from '../sys/index.ts';
-import { createMemoryImage, type DiskImage, openFileImage } from '../storage/index.ts';
-import { BACKEND_PROTOCOL_FEATURES, BackendListener } from '../vhost-user/index.ts';
-import { faultName } from '../virtqueue/faults.ts';
-import {
-  VHOST_USER_PROTOCOL_F_MTU,
-  VHOST_USER_PROTOCOL_F_PAGEFAULT,
-  VHOST_USER_PROTOCOL_F_RESET_DEVICE,
-} from '../wire/vhost-user.ts';
-import { featureSet } from '../wire/virtio.ts';
+import { messageOf, SysError, VringError } from '../base/errors.ts';
+import { type DiskShape, DiskUnit, type DiskUnitEvent } from '../daemon/disks/disk-unit.ts';
+import { type VduseBind, VduseService } from '../runtime/index.ts';
+import { Fd, sendWithFds, setNonblocking } from '../sys/index.ts';
+import { BackendListener, BackendSession } from '../vhost-user/index.ts';
 import { BlkConfig } from '../wire/virtio-blk.ts';
 import type { Readiness } from './serve-run.ts';
 
@@ -36,16 +17,11 @@ type VduseAt = {
   readonly ownBounce: boolean;
 };
 
-export type BlkServiceOptions = {
-  readonly at: { readonly socket: string } | VduseAt;
-  readonly image: { readonly file: string } | { readonly memoryBytes: number };
-  readonly readOnly: boolean;
-  readonly queues: number;
-  readonly serial: string;
-  readonly blockBytes: number;
-  readonly packed: boolean;
-  /** vhost-user: the driver may sit behind an IOMMU. */
-  readonly iommu: boolean;
+/** A descriptor that was handed down: a connection, or a socket that listens. */
+type FdAt = { readonly fd: number };
+
+export type BlkServiceOptions = DiskShape & {
+  readonly at: { readonly socket: string } | FdAt | VduseAt;
   readonly spinMs: number;
   readonly onEvent: (event: BlkServiceEvent) => void;
 };
@@ -55,14 +31,6 @@ export type BlkServiceEvent = {
   readonly event: string;
   readonly [name: string]: string | number | boolean | null;
 };
-
-/** The device's number in its worker, which has no other. */
-const DEVICE = 0;
-
-/** All that a disk has a use for; postcopy would let a front-end hold the worker up. */
-const PROTOCOL_FEATURES =
-  (BACKEND_PROTOCOL_FEATURES | featureSet(VHOST_USER_PROTOCOL_F_RESET_DEVICE)) &
-  ~featureSet(VHOST_USER_PROTOCOL_F_MTU, VHOST_USER_PROTOCOL_F_PAGEFAULT);
 
 /**
  * Where a disk over VDUSE records what it has begun. Requests complete in the order of the ring,
@@ -77,13 +45,14 @@ const VDUSE_QUEUE_SIZE = 256;
 export class BlkService {
   /** Resolves when nothing works any more; `close` it then. */
   readonly failed: Promise<Error>;
+  /** Resolves when the connection that was handed down is over; `close` it then. */
+  readonly ended: Promise<void>;
   readonly #options: BlkServiceOptions;
-  readonly #image: DiskImage;
-  readonly #device: BlkDevice;
-  readonly #worker: DataPlaneWorker;
-  readonly #host: DeviceHost;
+  readonly #unit: DiskUnit;
+  readonly #end: () => void;
   readonly #fail: (error: Error) => void;
   #listener: BackendListener | null = null;
+  #session: BackendSession | null = null;
   #vduse: VduseService | null = null;
 
   /**
@@ -91,20 +60,21 @@ export class BlkService {
    * @throws VringError, SysError, ConfigError: what was asked for cannot be; nothing is left open.
    */
   static async start(options: BlkServiceOptions): Promise<BlkService> {
-    const { image: from, readOnly } = options;
-    const image =
-      'file' in from
-        ? openFileImage({ path: from.file, readOnly })
-        : createMemoryImage(from.memoryBytes, readOnly);
-    let service: BlkService;
+    const { at, spinMs } = options;
+    // VduseHost translates by itself, and adds the feature.
+    const iommu = options.iommu && !('vduse' in at);
+    const crashed = Promise.withResolvers<Error>();
+    const unit = await DiskUnit.open({
+      shape: { ...options, iommu },
+      spinMs,
+      onEvent: (event) => options.onEvent(saidOf(event)),
+      onCrash: crashed.resolve,
+    });
+    const service = new BlkService(options, unit, crashed);
     try {
-      service = new BlkService(options, image);
-    } catch (error) {
-      image.close();
-      throw error;
-    }
-    try {
-      await service.#begin();
+      if ('socket' in at) service.#listen(at.socket);
+      else if ('fd' in at) service.#serveFd(at.fd);
+      else await service.#serveVduse(at);
       return service;
     } catch (error) {
       await service.close();
@@ -112,35 +82,18 @@ export class BlkService {
     }
   }
 
-  private constructor(options: BlkServiceOptions, image: DiskImage) {
+  private constructor(
+    options: BlkServiceOptions,
+    unit: DiskUnit,
+    crashed: PromiseWithResolvers<Error>,
+  ) {
     this.#options = options;
-    this.#image = image;
-    const { at, queues, readOnly, blockBytes, packed } = options;
-    const { sizeBytes } = image;
-    // VduseHost translates by itself, and adds the feature.
-    const iommu = options.iommu && 'socket' in at;
-    const shape = { sizeBytes, readOnly, queues, blockBytes, packed, iommu };
-    this.#device = new BlkDevice(shape);
-    const { promise, resolve } = Promise.withResolvers<Error>();
-    this.failed = promise;
-    this.#fail = resolve;
-    this.#worker = new DataPlaneWorker({
-      name: 'vring-blk',
-      planeModule: BLK_PLANE_MODULE,
-      planeOptions: null,
-      spinMs: options.spinMs,
-      onEvent: (event) => this.#planeEvent(event),
-      onCrash: resolve,
-    });
-    this.#host = new DeviceHost({
-      worker: this.#worker,
-      number: DEVICE,
-      device: this.#device,
-      protocolFeatures: PROTOCOL_FEATURES,
-      queueNum: queues,
-      onMtu: () => false,
-      onChange: () => undefined,
-    });
+    this.#unit = unit;
+    this.failed = crashed.promise;
+    this.#fail = crashed.resolve;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.ended = promise;
+    this.#end = resolve;
   }
 
   /** For the ready line. */
@@ -156,24 +109,17 @@ export class BlkService {
       node: presence?.node ?? null,
       interface: null,
       resumed,
-      image: this.#image.description,
-      sizeBytes: this.#device.sizeBytes,
+      fd: 'fd' in at ? at.fd : null,
+      image: this.#unit.description,
+      sizeBytes: this.#unit.device.sizeBytes,
     };
   }
 
-  async #begin(): Promise<void> {
-    const { at, serial, queues } = this.#options;
-    const { cache } = this.#device;
-    const add: AddDisk = { device: DEVICE, queues, serial, cache, image: this.#image.spec };
-    await this.#worker.request('addDisk', add);
-    if ('socket' in at) this.#listen(at.socket);
-    else await this.#serveVduse(at);
-  }
-
-  #listen(path: string): void {
+  #listen(path: string, listener?: Fd): void {
     this.#listener = new BackendListener({
       path,
-      target: this.#host,
+      target: this.#unit.host,
+      ...(listener === undefined ? {} : { listener }),
       onEvent: (event) => {
         const reason = 'reason' in event && event.reason !== null ? event.reason.message : null;
         this.#emit(event.kind, { reason });
@@ -181,10 +127,35 @@ export class BlkService {
     });
   }
 
+  /**
+   * A socket that was handed down is a connection, or one that listens: programs of both habits are
+   * started. Only the latter has nobody to send nothing to.
+   */
+  #serveFd(number: number): void {
+    const given = new Fd(number, '--fd');
+    setNonblocking(number, true);
+    try {
+      sendWithFds(number, new Uint8Array(0), []);
+    } catch (error) {
+      if (!(error instanceof SysError)) throw error;
+      if (error.errnoName === 'ENOTCONN') return this.#listen(`fd ${number}`, given);
+      if (error.errnoName !== 'EPIPE') {
+        given.close();
+        throw error;
+      }
+    }
+    this.#session = new BackendSession(given, this.#unit.host);
+    this.#emit('connected', { reason: null });
+    void this.#session.closed.then((reason) => {
+      this.#emit('disconnected', { reason: reason?.message ?? null });
+      this.#end();
+    });
+  }
+
   async #serveVduse({ vduse: name, bind, ownBounce }: VduseAt): Promise<void> {
     this.#vduse = await VduseService.start({
       name,
-      target: this.#host,
+      target: this.#unit.host,
       configBytes: BlkConfig.size,
       queueSize: VDUSE_QUEUE_SIZE,
       bind,
@@ -202,31 +173,11 @@ export class BlkService {
   /** The image may have another size by now: then engine, device and driver hear of it. */
   async lookAtSize(): Promise<void> {
     try {
-      const sizeBytes = this.#image.measure();
-      if (sizeBytes === this.#device.sizeBytes) return;
-      await this.#resize(sizeBytes);
-      this.#emit('resized', { sizeBytes });
+      if (await this.#unit.lookAtSize()) {
+        this.#emit('resized', { sizeBytes: this.#unit.device.sizeBytes });
+      }
     } catch (error) {
       this.#emit('problem', { reason: messageOf(error) });
-    }
-  }
-
-  /** A larger disk is announced when it is there, a smaller one before it is gone. */
-  async #resize(sizeBytes: number): Promise<void> {
-    this.#image.resize(sizeBytes);
-    await this.#worker.request('resizeDisk', { device: DEVICE, sizeBytes });
-    this.#device.sizeBytes = sizeBytes;
-    await this.#host.configChanged();
-  }
-
-  #planeEvent(event: PlaneEvent): void {
-    this.#host.planeEvent(event);
-    if (event.kind === 'fault') {
-      this.#emit('fault', { queue: event.index, fault: faultName(event.code) });
-    } else if (event.kind === 'io-error') {
-      const { index: queue, op, at, errno, count } = event;
-      const { description: image } = this.#image;
-      this.#emit('io-error', { image, queue, op, at, error: errnoName(errno), count });
     }
   }
 
@@ -237,18 +188,25 @@ export class BlkService {
   /** Requests under way are finished first. Returns the device's counters. */
   async close(): Promise<Record<string, number>> {
     const { at } = this.#options;
-    await this.#listener?.close();
+    // The path of a socket that was handed down is its maker's.
+    if ('fd' in at) await this.#listener?.surrender();
+    else await this.#listener?.close();
+    await this.#session?.close();
     await this.#vduse?.close({ keep: 'keep' in at && at.keep });
     let counters: Record<string, number> = {};
     try {
-      const status = await this.#worker.request<DiskStatus>('diskStatus', { device: DEVICE });
+      const status = await this.#unit.status();
       counters = { errors: status.errors, faults: status.faults, ...status.totals };
-      await this.#worker.request('removeDisk', { device: DEVICE });
     } catch (error) {
       if (!(error instanceof VringError)) throw error; // the worker is gone, and that was said
     }
-    await this.#worker.close();
-    this.#image.close();
+    await this.#unit.close();
     return counters;
   }
+}
+
+function saidOf({ kind: event, ...rest }: DiskUnitEvent): BlkServiceEvent {
+  if (!('code' in rest)) return { event, ...rest };
+  const { queue, fault } = rest;
+  return { event, queue, fault };
 }

@@ -67,7 +67,7 @@ export function conformCommand(): Command {
   return conform;
 }
 
-const DEVICES = ['net', 'blk', 'fs', 'generic'];
+const DEVICES = ['net', 'blk', 'scsi', 'fs', 'generic'];
 
 function common(command: Command): Command {
   return command

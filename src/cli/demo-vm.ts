@@ -1,33 +1,69 @@
-/** `npm start -- --vm`: the same with two Linux guests in QEMU, Debian's kernel and busybox. */
+/**
+ * `npm start -- --vm`: the same with two Linux guests in QEMU, Debian's kernel and busybox, and a
+ * disk for each of them.
+ */
+import { closeSync, openSync, truncateSync } from 'node:fs';
+import { join } from 'node:path';
 import { VringError } from '../base/errors.ts';
-import { type GuestNic, LinuxGuest } from '../vmm/index.ts';
+import {
+  findProgram,
+  type GuestNic,
+  guestProgram,
+  LinuxGuest,
+  vhostUserDisks,
+  VringService,
+} from '../vmm/index.ts';
 import type { DemoRow } from './demo.ts';
 import { complain } from './output.ts';
 
 const IPS = ['10.0.0.1', '10.0.0.2'] as const;
 const BULK_MIB = 16;
 const BULK_TIMEOUT_MS = 120_000;
+const DISK_MIB = 64;
+const FILE_MIB = 8;
 const SEND = `nc ${IPS[1]} 5001 < /tmp/bulk`;
 
-export async function runVirtualMachines(sockets: readonly [string, string]): Promise<DemoRow[]> {
-  complain('booting two Linux guests in QEMU; without usable KVM that takes some seconds ...');
-  const started = performance.now();
-  const boots = await Promise.allSettled(sockets.map((path, n) => boot(path, n)));
-  const guests = boots.filter((b) => b.status === 'fulfilled').map((b) => b.value);
+/** `folder` is the demo's own; it is removed afterwards. */
+export async function runVirtualMachines(
+  sockets: readonly [string, string],
+  folder: string,
+): Promise<DemoRow[]> {
+  const disks: Disk[] = [];
+  const guests: LinuxGuest[] = [];
   try {
+    disks.push(...(await Promise.all(sockets.map((_, n) => serveDisk(folder, n)))));
+    complain('booting two Linux guests in QEMU; without usable KVM that takes some seconds ...');
+    const started = performance.now();
+    const boots = await Promise.allSettled(sockets.map((path, n) => boot(path, disks[n]!, n)));
+    guests.push(...boots.filter((b) => b.status === 'fulfilled').map((b) => b.value));
     for (const result of boots) if (result.status === 'rejected') throw result.reason;
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
     const rows: DemoRow[] = [{ what: 'two Linux guests', value: 'up', how: `after ${seconds} s` }];
     const [vm0, vm1] = guests as [LinuxGuest, LinuxGuest];
     rows.push(await ping(vm0, IPS[1]), await ping(vm1, IPS[0]));
     rows.push(await bulk(vm0, vm1));
+    complain('each guest makes a file system on its disk, writes a file, and reboots ...');
+    rows.push(...(await Promise.all(guests.map(outliveReboot))));
     return rows;
   } finally {
     await Promise.all(guests.map((guest) => guest.close()));
+    await Promise.all(disks.map(({ service }) => service.end()));
   }
 }
 
-function boot(path: string, n: number): Promise<LinuxGuest> {
+type Disk = { readonly socket: string; readonly service: VringService };
+
+async function serveDisk(folder: string, n: number): Promise<Disk> {
+  const [socket, file] = [join(folder, `disk${n}.sock`), join(folder, `disk${n}.img`)];
+  closeSync(openSync(file, 'w'));
+  truncateSync(file, DISK_MIB * 2 ** 20);
+  const words = ['serve', 'blk', '--json', '--socket', socket, '--file', file];
+  const service = new VringService(`the disk of vm${n}`, words);
+  await service.ready();
+  return { socket, service };
+}
+
+function boot(path: string, { socket }: Disk, n: number): Promise<LinuxGuest> {
   const nic: GuestNic = {
     path,
     mode: 'client',
@@ -37,7 +73,38 @@ function boot(path: string, n: number): Promise<LinuxGuest> {
     mac: `52:54:00:00:00:0${n + 1}`,
     mtu: null,
   };
-  return LinuxGuest.start({ name: `vm${n}`, nics: [nic], ip: `${IPS[n]}/24` });
+  return LinuxGuest.start({
+    name: `vm${n}`,
+    nics: [nic],
+    ip: `${IPS[n]}/24`,
+    modules: ['virtio_blk', 'ext4'],
+    files: findProgram('mkfs.ext4') === null ? [] : guestProgram('mkfs.ext4'),
+    extra: vhostUserDisks([{ socket }]),
+  });
+}
+
+/** A file on a file system of the guest's own making is there, and the same, after a reboot. */
+async function outliveReboot(guest: LinuxGuest): Promise<DemoRow> {
+  const hasMkfs = (await guest.run('test -e /bin/mkfs.ext4')).status === 0;
+  await guest.check(`${hasMkfs ? 'mkfs.ext4 -q' : 'busybox mke2fs'} /dev/vda`);
+  const mount = 'mkdir -p /mnt; mount -t ext4 /dev/vda /mnt';
+  const sum = 'sha256sum < /mnt/file';
+  const write = `dd if=/dev/urandom of=/mnt/file bs=64k count=${FILE_MIB * 16} conv=fsync`;
+  const started = performance.now();
+  const before = await guest.check(`${mount} && ${write} 2>/dev/null && ${sum}`);
+  await guest.check('umount /mnt');
+  await guest.reboot();
+  const after = await guest.check(`${mount} && ${sum}; umount /mnt`);
+  if (after !== before) {
+    const text = `${guest.name}'s disk: ${before.slice(0, 64)} was written, ${after} is there`;
+    throw new VringError('ERR_VRING_DEMO', text);
+  }
+  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+  return {
+    what: `${FILE_MIB} MiB on the disk of ${guest.name}, and a reboot`,
+    value: `the same, after ${seconds} s`,
+    how: `${hasMkfs ? 'ext4' : 'ext2'} on /dev/vda, SHA-256 ${after.slice(0, 12)}...`,
+  };
 }
 
 async function ping(from: LinuxGuest, to: string): Promise<DemoRow> {

@@ -4,7 +4,7 @@
  *
  *   npm start                run and end
  *   npm start -- --keep      leave the switch running afterwards, until Ctrl-C
- *   npm start -- --vm        two real Linux guests in QEMU instead
+ *   npm start -- --vm        two real Linux guests in QEMU instead, with a disk each
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -21,7 +21,7 @@ const HELP = `Usage: npm start [-- options]
 Starts a switch with two ports, plugs two guests in, and prints what happened.
 
 Options:
-  --vm          two Linux guests in QEMU instead of software guests
+  --vm          two Linux guests in QEMU instead of software guests, with a disk each
   --keep        leave the switch running afterwards, until Ctrl-C
   --seconds N   length of each throughput run (default 2)
   --json        print the table as JSON
@@ -68,7 +68,7 @@ async function main(): Promise<number> {
     await service.ready();
     try {
       const rows = options.vm
-        ? await (await import('./demo-vm.ts')).runVirtualMachines(sockets)
+        ? await (await import('./demo-vm.ts')).runVirtualMachines(sockets, folder)
         : await runSoftwareGuests(service, sockets, options.seconds);
       await show(rows, options);
       showNext(sockets[0], control, options);

@@ -32,6 +32,7 @@ export async function showEvents(options: EventOptions): Promise<void> {
   complain('the switch ended');
 }
 
-function eventLine({ at, kind, port, message }: SwitchEvent): string {
-  return printable(`${at} ${port === null ? '' : `${port}: `}${kind}: ${message}`);
+function eventLine({ at, kind, port, disk, message }: SwitchEvent): string {
+  const about = port ?? (disk === undefined ? null : `disk ${disk}`);
+  return printable(`${at} ${about === null ? '' : `${about}: `}${kind}: ${message}`);
 }

@@ -67,6 +67,8 @@ const ACTIONS: Readonly<Record<string, Action>> = {
   flush,
   discard,
   zero,
+  erase,
+  lifetime,
   verify: (disk, options, signal) => work(disk, options, signal, true),
   bench: (disk, options, signal) => work(disk, options, signal, false),
 };
@@ -101,7 +103,7 @@ export async function runBlkCommand(name: string, options: BlkCommandOptions): P
 
 function checkUsage(name: string, options: BlkCommandOptions): void {
   const { readOnly, reads, fill, ring, ringSize } = options;
-  const changes = ['write', 'discard', 'zero'].includes(name);
+  const changes = ['write', 'discard', 'zero', 'erase'].includes(name);
   const works = ['verify', 'bench'].includes(name);
   if (readOnly && (changes || (works && (reads < 100 || fill === true)))) {
     const hint = works ? '; --reads 100 without --fill does not' : '';
@@ -232,6 +234,27 @@ async function zero(disk: BlkDisk, options: BlkCommandOptions): Promise<number> 
   const { offset, bytes, unmap } = options;
   await disk.writeZeroes(offset, bytes, unmap);
   show(options, { offset, bytes }, [`${bytes} bytes of zeroes at ${offset}`]);
+  return 0;
+}
+
+async function erase(disk: BlkDisk, options: BlkCommandOptions): Promise<number> {
+  const { offset, bytes } = options;
+  await disk.secureErase(offset, bytes);
+  show(options, { offset, bytes }, [`${bytes} bytes erased at ${offset}`]);
+  return 0;
+}
+
+const EOL_STATES = ['not said', 'normal', 'warning: 80 % of spare blocks are used', 'urgent: 90 %'];
+
+async function lifetime(disk: BlkDisk, options: BlkCommandOptions): Promise<number> {
+  const wear = await disk.getLifetime();
+  const { preEolInfo, deviceLifetimeEstTypA, deviceLifetimeEstTypB } = wear;
+  const used = (tenths: number): string =>
+    tenths === 0 ? 'not said' : tenths > 10 ? 'all of it and more' : `up to ${tenths * 10} %`;
+  show(options, wear, [
+    `spare blocks  ${EOL_STATES[preEolInfo] ?? preEolInfo}`,
+    `life used     type A ${used(deviceLifetimeEstTypA)}, type B ${used(deviceLifetimeEstTypB)}`,
+  ]);
   return 0;
 }
 

@@ -25,8 +25,8 @@ Examples:
 
 Sizes take K, M and G. Results go to standard output, messages to standard error.
 Exit status: 0 success, 1 failure (an I/O error, wrong bytes, the back-end is missing or broke the
-protocol), 2 wrong usage. verify, write, zero and discard change what is on the disk; so does bench
-with --reads below 100.`;
+protocol), 2 wrong usage. verify, write, zero, discard and erase change what is on the disk;
+so does bench with --reads below 100.`;
 
 /** Below `vring guest`. */
 export function addBlkCommands(guest: Command): void {
@@ -59,6 +59,7 @@ export function addBlkCommands(guest: Command): void {
 function addDiskCommands(blk: Command): void {
   command(blk, 'info', 'print what the disk is, what was offered and what was negotiated', 'info');
   command(blk, 'id', 'print the serial number', 'id');
+  command(blk, 'lifetime', 'print how worn the medium is', 'lifetime');
   command(blk, 'flush', 'make what was written stay', 'flush');
   command(
     blk,
@@ -81,6 +82,7 @@ function addDiskCommands(blk: Command): void {
   const ranges: readonly (readonly [string, string])[] = [
     ['discard', 'give bytes back to the device; what is read there afterwards is not said'],
     ['zero', 'make bytes zero'],
+    ['erase', 'overwrite bytes where they lie, so that nothing is left of them'],
   ];
   for (const [name, what] of ranges) {
     const range = command(blk, name, what, `${name} --offset 1M --bytes 64K`)

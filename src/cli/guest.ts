@@ -17,6 +17,7 @@ import {
   type GuestOptions,
 } from './guest-actions.ts';
 import { addBlkCommands } from './guest-blk.ts';
+import { addScsiCommands } from './guest-scsi.ts';
 import { addVsockCommands } from './guest-vsock.ts';
 
 const EXAMPLES = `
@@ -97,6 +98,7 @@ export function guestCommand(): Command {
   addStackCommands(net);
   addTrafficCommands(net);
   addBlkCommands(guest);
+  addScsiCommands(guest);
   addVsockCommands(guest);
   return guest;
 }

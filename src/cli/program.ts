@@ -6,7 +6,9 @@ import { Command, CommanderError } from 'commander';
 import { VERSION } from '../daemon/version.ts';
 
 /** Commands with options of their own file: loaded when they are the ones called. */
-const LATE: Readonly<Record<string, { summary: string; load: () => Promise<Command> }>> = {
+const LATE: Readonly<
+  Record<string, { summary: string; load: (args: readonly string[]) => Promise<Command> }>
+> = {
   compare: {
     summary: 'one workload over every data path: vhost-user, vhost-net, vDPA, in-process',
     load: async () => (await import('./compare.ts')).compareCommand(),
@@ -14,6 +16,14 @@ const LATE: Readonly<Record<string, { summary: string; load: () => Promise<Comma
   conform: {
     summary: 'test a vhost-user back-end or front-end, rule by rule',
     load: async () => (await import('./conform.ts')).conformCommand(),
+  },
+  disk: {
+    summary: 'one disk as a vhost-user-blk back-end program, as QEMU and libvirt start them',
+    load: async (args) => (await import('./disk.ts')).diskCommand(args),
+  },
+  disks: {
+    summary: 'list, add, remove, resize, limit, snapshot and export the disks of a daemon',
+    load: async () => (await import('./disks.ts')).disksCommand(),
   },
   guest: {
     summary: 'run a software guest on a port: ping, frame rates, without any VM',
@@ -56,7 +66,7 @@ export async function buildProgram(args: readonly string[]): Promise<Command> {
   const words = args.filter((word) => !word.startsWith('-'));
   const called = words[0] === 'help' ? words[1] : words[0];
   for (const [name, { summary, load }] of Object.entries(LATE)) {
-    if (called === name) program.addCommand(await load());
+    if (called === name) program.addCommand(await load(args));
     else program.command(name).description(summary);
   }
   examples(program, [
@@ -117,7 +127,7 @@ function addSwitch(program: Command): void {
     .summary('run a switch in the foreground')
     .description(
       'Runs a switch in the foreground until SIGTERM or SIGINT. Prints one line on standard ' +
-        'output when all ports are there, events on standard error.',
+        'output when all ports and disks are there, events on standard error.',
     )
     .option('-c, --config <file>', 'YAML configuration, "-" for standard input')
     .option('-p, --port <spec>', 'a port; may be given many times', collect)
@@ -145,7 +155,9 @@ Ports:
   postcopy=on         for postcopy migration; trusted VMMs only    (vhost-user)
   vlan=VID            access port of this VLAN (default 1)
   trunk=VID+VID or trunk=all, native=VID
-  mtu=N  mac-limit=N  csum=off  tso=off  uso=off  reflect`,
+  mtu=N  mac-limit=N  csum=off  tso=off  uso=off  reflect
+
+Disks are in the file (disks:), or come by "vring disks add": docs/disks.md.`,
     )
     .action(async (options) => {
       const { runSwitch } = await import('./switch-command.ts');

@@ -1,26 +1,18 @@
 /** `vring serve blk`: names, options and their checks; what it does is in blk-service.ts. */
-import { Command, InvalidArgumentError, Option } from 'commander';
-import type { BlkServiceEvent, BlkServiceOptions } from './blk-service.ts';
-import { complain, printable, printJson, UsageError } from './output.ts';
-import { serveUntilSignal } from './serve-run.ts';
+import { Command, Option } from 'commander';
+import { parseStack, type StackSpec } from '../storage/index.ts';
+import { type DiskOptions, diskOptions, serveDisk, shapeOf, size } from './blk-options.ts';
+import type { BlkServiceOptions } from './blk-service.ts';
+import { UsageError } from './output.ts';
 
-type ServeBlkOptions = {
+type ServeBlkOptions = DiskOptions & {
   readonly socket?: string;
   readonly vduse?: string;
   readonly file?: string;
   readonly memory?: number;
-  readonly readOnly: boolean;
-  readonly queues: number;
-  readonly serial: string;
-  readonly blockSize: number;
-  readonly packed: boolean;
-  readonly iommu: boolean;
-  readonly spin: number;
   readonly bind: 'virtio' | 'vhost' | 'none';
   readonly keep: boolean;
   readonly ownBounce: boolean;
-  readonly json: boolean;
-  readonly quiet: boolean;
 };
 
 const EXAMPLES = `
@@ -43,20 +35,13 @@ Exit status: 0 ended by a signal, 1 failed, 2 wrong usage.
 What is served and what is not: docs/block-device.md.`;
 
 export function serveBlkCommand(): Command {
-  return new Command('blk')
+  const command = new Command('blk')
     .summary('a disk from a file, a block device or memory')
     .description('Serves a disk over vhost-user or VDUSE until SIGTERM or SIGINT.')
     .option('--socket <path>', 'listen here for a vhost-user front-end')
     .option('--vduse <name>', 'be /dev/vduse/NAME, made if it is not there')
     .option('--file <path>', 'the bytes: a regular file or a block device')
     .option('--memory <size>', 'the bytes: zeros in memory, gone at the end; such as 64M', size)
-    .option('--read-only', 'nothing can be written', false)
-    .option('--queues <n>', 'virtqueues, 1 to 64', queues, 1)
-    .option('--serial <text>', 'serial number, at most 20 bytes of ASCII', serial, '')
-    .option('--block-size <bytes>', 'logical blocks: 512 to 4096', blockSize, 512)
-    .option('--no-packed', 'offer split rings only')
-    .option('--iommu', 'vhost-user: let the driver sit behind an IOMMU', false)
-    .option('--spin <us>', 'how long an empty queue is polled, microseconds', spin, 50)
     .addOption(
       new Option('--bind <driver>', 'who drives it (--vduse)')
         .choices(['virtio', 'vhost', 'none'])
@@ -64,41 +49,21 @@ export function serveBlkCommand(): Command {
     )
     .option('--keep', 'leave the device to a successor at the end (--vduse)', false)
     .option('--own-bounce', "memory of ours as the kernel's bounce buffer (--vduse)", false)
-    .option('--json', 'readiness, events and counters as JSON lines on standard output', false)
-    .option('-q, --quiet', 'no events', false)
-    .addHelpText('after', EXAMPLES)
-    .action(async (options: ServeBlkOptions) => {
-      process.exitCode = await serveBlk(options);
-    });
-}
-
-async function serveBlk(options: ServeBlkOptions): Promise<number> {
-  const service = serviceOptions(options);
-  const { BlkService } = await import('./blk-service.ts');
-  const onEvent = (event: BlkServiceEvent): void => {
-    if (options.json) printJson(event, 'line');
-    else if (!options.quiet) complain(printable(eventLine(event)));
-  };
-  return serveUntilSignal(async () => {
-    const running = await BlkService.start({ ...service, onEvent });
-    const onResize = (): void => void running.lookAtSize();
-    process.on('SIGUSR2', onResize);
-    const close = async (): Promise<void> => {
-      process.off('SIGUSR2', onResize);
-      const counters = await running.close();
-      if (options.json) printJson({ event: 'ended', counters }, 'line');
-    };
-    return { readiness: running.readiness, failed: running.failed, close };
-  }, options);
+    .addHelpText('after', EXAMPLES);
+  return diskOptions(command).action(async (options: ServeBlkOptions) => {
+    process.exitCode = await serveDisk(serviceOptions(options), options);
+  });
 }
 
 function serviceOptions(options: ServeBlkOptions): Omit<BlkServiceOptions, 'onEvent'> {
-  const { socket, vduse, file, memory } = options;
+  const { socket, vduse, file, memory, layer } = options;
   if ((socket === undefined) === (vduse === undefined)) {
     throw new UsageError('say where the disk is served: either --socket PATH or --vduse NAME');
   }
-  if ((file === undefined) === (memory === undefined)) {
-    throw new UsageError('say where the bytes are: either --file PATH or --memory SIZE');
+  const ways = [file, memory, layer[0]].filter((way) => way !== undefined);
+  if (ways.length !== 1) {
+    const text = 'say where the bytes are: either --file PATH, --memory SIZE or --layer LAYER...';
+    throw new UsageError(text);
   }
   const { bind, keep, ownBounce } = options;
   if (socket !== undefined && (keep || ownBounce || bind !== 'virtio')) {
@@ -107,50 +72,12 @@ function serviceOptions(options: ServeBlkOptions): Omit<BlkServiceOptions, 'onEv
   }
   const overVduse = { vduse: vduse as string, bind, keep, ownBounce };
   const at = socket === undefined ? overVduse : { socket };
-  const image = file === undefined ? { memoryBytes: memory as number } : { file };
-  const { readOnly, queues, serial, blockSize: blockBytes, packed, iommu } = options;
-  const spinMs = options.spin / 1000;
-  return { at, image, readOnly, queues, serial, blockBytes, packed, iommu, spinMs };
+  const stack = stackOf(options);
+  return { at, stack, ...shapeOf(options) };
 }
 
-function eventLine(event: BlkServiceEvent): string {
-  const { event: kind, ...rest } = event;
-  const words = Object.entries(rest).map(([name, value]) => `${name} ${String(value)}`);
-  return [kind, ...words].join(', ');
-}
-
-const UNITS: Readonly<Record<string, number>> = { '': 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30 };
-
-function size(text: string): number {
-  const match = /^(\d+)([kmg]?)i?b?$/i.exec(text);
-  const bytes = match === null ? NaN : Number(match[1]) * UNITS[(match[2] ?? '').toLowerCase()]!;
-  if (Number.isSafeInteger(bytes) && bytes > 0 && bytes % 512 === 0) return bytes;
-  throw new InvalidArgumentError('A multiple of 512 bytes is expected, such as 64M or 1G.');
-}
-
-function between(low: number, high: number): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (Number.isInteger(value) && value >= low && value <= high) return value;
-    throw new InvalidArgumentError(`A whole number from ${low} to ${high} is expected.`);
-  };
-}
-
-const queues = between(1, 64);
-const spin = between(0, 1_000_000);
-
-function powerOfTwo(low: number, high: number): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    const isPower = Number.isInteger(value) && Number.isInteger(Math.log2(value));
-    if (isPower && value >= low && value <= high) return value;
-    throw new InvalidArgumentError(`A power of two from ${low} to ${high} is expected.`);
-  };
-}
-
-const blockSize = powerOfTwo(512, 4096);
-
-function serial(text: string): string {
-  if (/^[\x20-\x7e]{0,20}$/.test(text)) return text;
-  throw new InvalidArgumentError('At most 20 characters of ASCII are expected.');
+function stackOf({ file, memory, layer }: ServeBlkOptions): StackSpec {
+  if (file !== undefined) return [{ kind: 'file', path: file }];
+  if (memory !== undefined) return [{ kind: 'memory', sizeBytes: memory }];
+  return parseStack(layer, '--layer');
 }

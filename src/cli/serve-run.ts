@@ -7,6 +7,8 @@ export type Readiness = {
   /** VDUSE: the name. vhost-user: null. */
   readonly name: string | null;
   readonly socket: string | null;
+  /** A socket that was handed down. */
+  readonly fd?: number | null;
   /** `virtio_vdpa`, `vhost_vdpa`; null: no driver. */
   readonly driver: string | null;
   /** `/dev/vda`, `/dev/vhost-vdpa-0`. */
@@ -23,6 +25,8 @@ export type Served = {
   readonly readiness: Readiness;
   /** Resolves when nothing works any more. */
   readonly failed: Promise<Error>;
+  /** Resolves when there is nobody left to serve; never, unless somebody was handed down. */
+  readonly ended?: Promise<void>;
   close(): Promise<void>;
 };
 
@@ -36,7 +40,9 @@ export async function serveUntilSignal(
   const { readiness } = served;
   if (options.json === true) printJson(readiness, 'line');
   else print(readyLine(readiness));
-  const cause = await Promise.race([signal, served.failed]);
+  const ended = served.ended?.then(() => 'the front-end is gone');
+  const ends = [signal, served.failed, ...(ended === undefined ? [] : [ended])];
+  const cause = await Promise.race<string | Error>(ends);
   const isFailure = cause instanceof Error;
   if (isFailure) complain(cause.message);
   else if (options.quiet !== true) complain(`${cause}: ending`);
@@ -52,6 +58,7 @@ export async function serveUntilSignal(
 function readyLine(ready: Readiness): string {
   const { device, name, socket, driver } = ready;
   if (socket !== null) return `ready: ${device} on ${socket}`;
+  if (ready.fd != null) return `ready: ${device} on fd ${ready.fd}`;
   const what = ready.interface ?? ready.node;
   const where = what === null ? (driver ?? 'not on the vDPA bus') : `${what} (${driver})`;
   return `ready: ${device} ${name}: ${where}${ready.resumed ? ', goes on' : ''}`;

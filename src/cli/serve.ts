@@ -2,15 +2,17 @@
 import { Command } from 'commander';
 import { serveBlkCommand } from './serve-blk.ts';
 import { serveNetCommand } from './serve-net.ts';
+import { serveScsiCommand } from './serve-scsi.ts';
 
 /** What can be served; a kind brings its own command. */
-const DEVICES: readonly (() => Command)[] = [serveNetCommand, serveBlkCommand];
+const DEVICES: readonly (() => Command)[] = [serveNetCommand, serveBlkCommand, serveScsiCommand];
 
 const EXAMPLES = `
 Examples:
   vring serve net --vduse net0 --tap tap0      a network interface of this host
   vring serve net --socket /run/n0.sock        the same device, for a VM
   vring serve blk --vduse disk0 --file a.img   a disk of this host, /dev/vdX
+  vring serve scsi --socket s.sock --lun 0:0=a.img    disks for a VM
 
 A device over VDUSE belongs to the kernel and outlives this process: after a crash, the same command
 goes on with it. Needs root and the module vduse; docs/vduse.md says what kernels have it.`;

@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { totalDrops } from '../daemon/switch-control.ts';
 import type { PortStatus, WorkerStatus } from '../daemon/switch-types.ts';
 import { ApiClient } from './client.ts';
+import { drawScreen, takeScreen } from './live-screen.ts';
 import {
   print,
   printable,
@@ -33,14 +34,6 @@ type PortRates = {
 
 type Rates = { seconds: number; ports: PortRates[]; workerCpu: { id: number; percent: number }[] };
 
-/** A terminal that follows: cursor hidden, each frame drawn over the last. */
-const HIDE_CURSOR = '\x1b[?25l';
-const SHOW_CURSOR = '\x1b[?25h';
-const HOME = '\x1b[H';
-const CLEAR = '\x1b[2J';
-const CLEAR_LINE_END = '\x1b[K';
-const CLEAR_BELOW = '\x1b[J';
-
 export async function showStats(options: StatsOptions): Promise<void> {
   const seconds = Number(options.interval);
   if (!(seconds >= 0.1 && seconds <= 3600)) {
@@ -56,7 +49,7 @@ export async function showStats(options: StatsOptions): Promise<void> {
     const rates = ratesBetween(before, now);
     before = now;
     if (options.json) printJson(rates, options.once ? 'answer' : 'line');
-    else if (isLive) draw(await ratesTable(rates), client.path);
+    else if (isLive) drawScreen('vring stats', client.path, await ratesTable(rates));
     else print(await ratesTable(rates));
     if (options.once) return;
     if (!options.json && !isLive) print('');
@@ -122,24 +115,4 @@ async function ratesTable({ ports, workerCpu }: Rates): Promise<string> {
   ]);
   const cpu = workerCpu.map(({ id, percent }) => `${id}: ${percent.toFixed(1)} %`).join('  ');
   return `${await table(columns, rows)}\nworkers' CPU  ${cpu}`;
-}
-
-function takeScreen(): void {
-  const giveBack = () => process.stdout.write(`${SHOW_CURSOR}\n`);
-  process.once('exit', giveBack);
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.once(signal, () => process.exit(0));
-  }
-  process.stdout.write(HIDE_CURSOR + CLEAR);
-}
-
-/** Lines that do not fit the screen are cut: a frame never scrolls. */
-function draw(body: string, where: string): void {
-  const height = process.stdout.rows || 24;
-  const time = new Date().toLocaleTimeString('en-GB');
-  const lines = [`${pc.bold('vring stats')}  ${where}  ${time}  (Ctrl-C ends)`, ''];
-  const all = [...lines, ...body.split('\n')];
-  const shown = all.length < height ? all : [...all.slice(0, height - 2), '...'];
-  const frame = shown.map((line) => line + CLEAR_LINE_END).join('\n');
-  process.stdout.write(`${HOME}${frame}\n${CLEAR_BELOW}`);
 }

@@ -63,7 +63,11 @@ export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch
   }
   if (options.check) {
     if (options.json) printJson(config);
-    else print(`the configuration is good: ${counted(config.ports.length, 'port')}`);
+    else {
+      const disks = config.disks ?? [];
+      const and = disks.length === 0 ? '' : `, ${counted(disks.length, 'disk')}`;
+      print(`the configuration is good: ${counted(config.ports.length, 'port')}${and}`);
+    }
     return 0;
   }
   const signal = nextSignal();

@@ -120,8 +120,11 @@ export abstract class BackendEndpoint {
   /** After `suspend`, or with an adopted session: goes on. */
   async resume(): Promise<void> {
     await this.adopted;
-    await this.#session?.resume();
-    this.#release();
+    try {
+      await this.#session?.resume();
+    } finally {
+      this.#release(); // a session that cannot go on has ended, and others may come
+    }
   }
 
   /** Server mode: what listens. */

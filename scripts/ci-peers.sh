@@ -28,6 +28,12 @@ packages=(
   e2fsprogs               # ext4 on our disks
   tcpdump                 # what a TAP saw
   socat                   # the other end of a vsock
+  cryptsetup-bin          # LUKS2 headers
+  openssl                 # certificates for NBD over TLS
+  libnbd-bin              # nbdinfo, nbdcopy
+  sg3-utils               # SCSI commands, in guests
+  xfsprogs                # xfs on our disks
+  grub-pc-bin             # a disk that boots by itself
 )
 
 retry() {

@@ -6,6 +6,7 @@
 import assert from 'node:assert/strict';
 import { createRequire } from 'node:module';
 import { test } from 'node:test';
+import * as ioUring from '../src/wire/io-uring.ts';
 import type { Ioctl } from '../src/wire/ioctl.ts';
 import * as linux from '../src/wire/linux.ts';
 import * as netlink from '../src/wire/netlink.ts';
@@ -15,6 +16,7 @@ import * as vhostKernel from '../src/wire/vhost-kernel.ts';
 import * as vhostUser from '../src/wire/vhost-user.ts';
 import * as virtioBlk from '../src/wire/virtio-blk.ts';
 import * as virtioNet from '../src/wire/virtio-net.ts';
+import * as virtioScsi from '../src/wire/virtio-scsi.ts';
 import * as virtioVsock from '../src/wire/virtio-vsock.ts';
 import * as virtio from '../src/wire/virtio.ts';
 
@@ -30,9 +32,11 @@ function requests(table: Readonly<Record<string, Ioctl>>): Record<string, number
 /** Modules, with the fewest names that this machine's headers must know of each. */
 const modules: [string, Record<string, unknown>, number][] = [
   ['linux', linux, 45],
+  ['io-uring', ioUring, 20],
   ['virtio', virtio, 30],
   ['virtio-net', virtioNet, 50],
   ['virtio-blk', virtioBlk, 28],
+  ['virtio-scsi', virtioScsi, 36],
   ['vhost-user', vhostUser, 1],
   ['vhost-kernel', vhostKernel, 15],
   ['virtio-vsock', virtioVsock, 15],
@@ -61,6 +65,8 @@ const renamed: [string, number, number | undefined][] = [
   ['VHOST_VRING_F_LOG', 1 << abi['VHOST_VRING_F_LOG']!, vhostUser.VHOST_VRING_F_LOG],
   ['VHOST_FILE_UNBIND', vhostKernel.VHOST_FILE_UNBIND, abi['VHOST_FILE_UNBIND']! >>> 0],
   ['VDUSE_EVENTFD', vduse.VDUSE_EVENTFD_DEASSIGN, abi['VDUSE_EVENTFD_DEASSIGN']! >>> 0],
+  ['URING_SQE_BYTES', ioUring.URING_SQE_BYTES, abi['sizeof(io_uring_sqe)']],
+  ['URING_CQE_BYTES', ioUring.URING_CQE_BYTES, abi['sizeof(io_uring_cqe)']],
   ['IFREQ_BYTES', linux.IFREQ_BYTES, abi['sizeof(ifreq)']],
   ['IFREQ_UNION_AT', linux.IFREQ_UNION_AT, abi['offsetof(ifreq,ifr_ifru)']],
   ['SOCKADDR_IN_ADDR_AT', linux.SOCKADDR_IN_ADDR_AT, abi['offsetof(sockaddr_in,sin_addr)']],
@@ -86,6 +92,36 @@ const IOTLB_FIELDS = {
   padding: null,
 };
 
+/** The two tables of offsets in io_uring_params; what is reserved has no name in all headers. */
+const URING_FIELDS = {
+  sqEntries: 'sq_entries',
+  cqEntries: 'cq_entries',
+  sqThreadCpu: 'sq_thread_cpu',
+  sqThreadIdle: 'sq_thread_idle',
+  wqFd: 'wq_fd',
+  resv0: null,
+  resv1: null,
+  resv2: null,
+  sqHead: 'sq_off.head',
+  sqTail: 'sq_off.tail',
+  sqRingMask: 'sq_off.ring_mask',
+  sqRingEntries: 'sq_off.ring_entries',
+  sqFlags: 'sq_off.flags',
+  sqDropped: 'sq_off.dropped',
+  sqArray: 'sq_off.array',
+  sqResv1: null,
+  sqUserAddr: null,
+  cqHead: 'cq_off.head',
+  cqTail: 'cq_off.tail',
+  cqRingMask: 'cq_off.ring_mask',
+  cqRingEntries: 'cq_off.ring_entries',
+  cqOverflow: 'cq_off.overflow',
+  cqCqes: 'cq_off.cqes',
+  cqFlags: 'cq_off.flags',
+  cqResv1: null,
+  cqUserAddr: null,
+};
+
 /** Where the headers' struct is longer than ours, or shorter. */
 type Age = 'older' | 'younger';
 
@@ -108,6 +144,7 @@ const structs: [AnyStruct, string, Record<string, string | null>, Age?][] = [
       features: 'arg.pagefault.feat.ptid',
     },
   ],
+  [ioUring.UringParams, 'io_uring_params', URING_FIELDS],
   [virtioNet.NetHeader, 'virtio_net_hdr_v1', {}],
   [linux.PerfEventAttr, 'perf_event_attr', { flags: null }, 'older'],
   // Linux 6.1 ends before supported_tunnel_types.
@@ -125,6 +162,11 @@ const structs: [AnyStruct, string, Record<string, string | null>, Age?][] = [
       fwdCnt: 'fwd_cnt',
     },
   ],
+  [virtioScsi.ScsiConfig, 'virtio_scsi_config', {}],
+  [virtioScsi.ScsiTaskRequest, 'virtio_scsi_ctrl_tmf_req', {}],
+  [virtioScsi.ScsiNotifyRequest, 'virtio_scsi_ctrl_an_req', {}],
+  [virtioScsi.ScsiNotifyResponse, 'virtio_scsi_ctrl_an_resp', {}],
+  [virtioScsi.ScsiEvent, 'virtio_scsi_event', {}],
   [virtioVsock.VsockConfig, 'virtio_vsock_config', { guestCid: 'guest_cid' }],
   // Linux 6.1 ends before zones.
   [

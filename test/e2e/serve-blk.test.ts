@@ -187,7 +187,7 @@ test('what cannot be served is said', async () => {
   const at = ['serve', 'blk', '--socket', scratch.path('s')];
   await rejects(vring(...at, '--file', file), /has 1000 bytes; .* truncate -s SIZE/s);
   await rejects(vring(...at, '--file', scratch.path('none')), /none.*/);
-  await rejects(vring(...at), /either --file PATH or --memory SIZE/);
+  await rejects(vring(...at), /either --file PATH, --memory SIZE or --layer/);
   await rejects(vring('serve', 'blk', '--memory', '1M'), /either --socket PATH or --vduse NAME/);
   await rejects(vring(...at, '--memory', '1000'), /multiple of 512/);
   await rejects(vring('serve', 'blk', '--vduse', 'd', '--memory', '1M'), /vduse/);

@@ -2,7 +2,7 @@
  * The software block guest on vDPA disks, which stop and begin again as a whole: the kernel's
  * simulator, and a disk of ours that the kernel has through VDUSE.
  *
- * @test-host memory=1536 time-limit=240
+ * @test-host memory=1536 time-limit=240 long
  */
 import { deepEqual, equal, ok, rejects } from 'node:assert/strict';
 import { before, test } from 'node:test';

@@ -12,6 +12,7 @@ const INSIDE_PEERS = [
   'mkfs.ext4',
   'fsck.ext4',
   'qemu-storage-daemon',
+  'cryptsetup',
 ];
 
 export const TEST_HOST_PEERS = [

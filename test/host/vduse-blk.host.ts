@@ -1,5 +1,5 @@
 /**
- * @test-host memory=1536 time-limit=600
+ * @test-host memory=1536 time-limit=600 long
  *
  * A disk of the kernel that this process's neighbour serves: `vring serve blk --vduse`, bound to
  * virtio_vdpa, is /dev/vdX. What a file system, a partition table and random I/O make of it; what

@@ -3,7 +3,7 @@
  * bound to vp_vdpa. What the software guest sends through it arrives at a second card of the same
  * machine, which the kernel's own driver has.
  *
- * @test-host cards=vp-vdpa-pair memory=1024
+ * @test-host cards=vp-vdpa-pair memory=1024 long
  */
 import { deepEqual, equal, match, ok, rejects } from 'node:assert/strict';
 import { readFileSync } from 'node:fs';

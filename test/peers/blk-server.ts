@@ -1,4 +1,7 @@
-/** `vring serve blk` as a process of its own, started through the command line as a user would. */
+/**
+ * `vring serve blk` or `scsi` as a process of its own, started through the command line as a user
+ * would.
+ */
 import { execFileSync, type ChildProcess } from 'node:child_process';
 import { closeSync, openSync, truncateSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -15,20 +18,29 @@ export class BlkServer {
   #partial = '';
 
   /** Starts it and waits until it says that it is ready. */
-  static async start(...args: string[]): Promise<BlkServer> {
-    const server = new BlkServer(args);
+  static start(...args: string[]): Promise<BlkServer> {
+    return BlkServer.#start('blk', args);
+  }
+
+  /** The same for `vring serve scsi`. */
+  static startScsi(...args: string[]): Promise<BlkServer> {
+    return BlkServer.#start('scsi', args);
+  }
+
+  static async #start(device: string, args: readonly string[]): Promise<BlkServer> {
+    const server = new BlkServer(device, args);
     try {
       await server.waitEvent('ready', START_TIMEOUT_MS);
       return server;
     } catch (cause) {
       await server.close();
-      throw new Error(`vring serve blk did not start; it said:\n${server.log}`, { cause });
+      throw new Error(`vring serve ${device} did not start; it said:\n${server.log}`, { cause });
     }
   }
 
-  private constructor(args: readonly string[]) {
-    const command = [MAIN, 'serve', 'blk', '--json', ...args];
-    this.#child = startChild(process.execPath, command, { stdio: ['ignore', 'pipe', 'pipe'] });
+  private constructor(device: string, args: readonly string[]) {
+    const command = [MAIN, 'serve', device, '--json', ...args];
+    this.#child = startChild(process.execPath, command, { stdio: ['pipe', 'pipe', 'pipe'] });
     this.#child.stderr?.setEncoding('utf8').on('data', (text: string) => this.#log.append(text));
     this.#child.stdout?.setEncoding('utf8').on('data', (text: string) => this.#receive(text));
   }
@@ -57,6 +69,11 @@ export class BlkServer {
       if (found === undefined && !this.isRunning) throw new Error(`it ended:\n${this.log}`);
       return found;
     });
+  }
+
+  /** A line of standard input. */
+  say(line: string): void {
+    this.#child.stdin?.write(`${line}\n`);
   }
 
   signal(signal: NodeJS.Signals): void {
@@ -102,6 +119,11 @@ export function formatExt4(path: string, ...options: string[]): void {
 /** `fsck.ext4 -f -n`, and an error with what it found where it found something. */
 export function checkExt4(path: string): string {
   return execFileSync('fsck.ext4', ['-f', '-n', path], { encoding: 'utf8', stdio: 'pipe' });
+}
+
+/** `xfs_repair -n` on what was unmounted; an error with what it found where it found something. */
+export function checkXfs(path: string): void {
+  execFileSync('xfs_repair', ['-n', path], { encoding: 'utf8', stdio: 'pipe' });
 }
 
 /** A file out of an ext4 image, without mounting it. */

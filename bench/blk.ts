@@ -1,13 +1,19 @@
 /**
  * `npm run bench:blk`: our block device against qemu-storage-daemon's vhost-user-blk export, with
- * the software guest as the same client for both, in interleaved runs.
+ * the software guest as the same client for both, in interleaved runs; and both against the bare
+ * cost of io_uring on the same kind of file (bench/uring-cost.c), where there is a file.
  *
- *   npm run bench:blk                                  every scenario, 3 rounds of 2 s
+ *   npm run bench:blk                                  every scenario, 5 rounds of 0.5 s
  *   npm run bench:blk -- --pairs 9 --only 'null read depth 32'
  *
- * The client polls on core 1, the back-end has core 0. Back-ends take turns (the order is reversed
- * every round), and only ratios of runs of the same round are compared: see bench/main.ts. `null`
- * is null-co there, which does not touch the data, and memory here, which copies it.
+ * The client polls on core 1, the back-ends have core 0, of which the one whose turn it is not uses
+ * nothing. Every disk was written once before. Only ratios of runs of the same round are compared.
+ *
+ *   null     nothing is moved: null engine, null-co
+ *   memory   4 KiB are copied: our memory; there a file on tmpfs, which qemu copies by a system
+ *            call, as it has no driver of memory that copies
+ *   file     a regular file in the page cache, as both open one when nothing else is said
+ *   direct   the same with O_DIRECT and io_uring on both sides
  */
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -15,118 +21,93 @@ import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { readOptions, wholeNumber } from '../scripts/options.ts';
 import { messageOf } from '../src/base/errors.ts';
-import { connectBlkGuest, runBlkWorkload, type BlkReport } from '../src/guest/index.ts';
+import { type BlkGuest, connectBlkGuest, runBlkWorkload } from '../src/guest/index.ts';
 import { requireProgram } from '../src/vmm/programs.ts';
-import { BlkServer, createDiskFile } from '../test/peers/blk-server.ts';
 import { Scratch } from '../test/peers/scratch.ts';
-import { StorageDaemon } from '../test/peers/storage-daemon.ts';
-import { snapshot, waitingShare } from './disturbance.ts';
+import { coreTimes, foreignShare } from './core-times.ts';
+import {
+  buildUringCost,
+  DISK_BYTES,
+  type DiskScenario,
+  QEMU,
+  type SideKind,
+  uringCost,
+  VRING,
+} from './disk-sides.ts';
 import { machineFacts } from './machine.ts';
-import { BACKEND_CORE, CLIENT_CORE } from './scenario.ts';
+import { CLIENT_CORE } from './scenario.ts';
 import { median, summarize } from './statistics.ts';
 
 const USAGE = `npm run bench:blk -- [options]
-  --pairs N      rounds per scenario (3)
-  --seconds N    of each measured run (2)
+  --pairs N      rounds per scenario that must be undisturbed (5); twice as many are tried
+  --millis N     of each measured run (500)
   --only TEXT    scenarios whose name contains all words: 'file write depth 32'
+  --folder PATH  where files are made (/var/tmp)
   --json FILE    every run and ratio (build/bench-blk.json)`;
 
 const { values: options } = readOptions(USAGE, {
   options: {
-    pairs: { type: 'string', default: '3' },
-    seconds: { type: 'string', default: '2' },
+    pairs: { type: 'string', default: '5' },
+    millis: { type: 'string', default: '500' },
     only: { type: 'string', default: '' },
+    folder: { type: 'string', default: '/var/tmp' },
     json: { type: 'string', default: 'build/bench-blk.json' },
   },
 });
 
-const DISK_BYTES = 256 * 2 ** 20;
-const WARM_UP_SECONDS = 0.5;
-/** Waiting for a core above this share makes a run useless. */
-const MAX_WAITING_SHARE = 0.08;
-
-type Scenario = {
-  readonly image: 'null' | 'file';
-  readonly op: 'read' | 'write';
-  readonly depth: number;
-  readonly queues: number;
-};
+/** A run of which others had more than this share of a core is useless. */
+const MAX_FOREIGN_SHARE = 0.1;
+const REQUEST_BYTES = 4096;
 
 type Run = {
-  readonly backend: string;
+  readonly side: string;
   readonly iops: number;
   readonly p50Us: number;
   readonly p99Us: number;
-  readonly waitingShare: number;
-  /** Why it does not count, or null. */
-  readonly problem: string | null;
+  readonly foreignShare: number;
 };
 
-type Backend = { readonly pid: number; close(): Promise<void> };
-type BackendKind = {
-  readonly name: string;
-  start(scenario: Scenario, socket: string, file: string): Promise<Backend>;
-};
+type Round = { readonly runs: readonly Run[]; readonly raw: number | null };
 
-const VRING: BackendKind = {
-  name: 'vring',
-  async start({ image, queues }, socket, file) {
-    const bytes = image === 'file' ? ['--file', file] : ['--memory', String(DISK_BYTES)];
-    const server = await BlkServer.start('--socket', socket, '--queues', String(queues), ...bytes);
-    execFileSync('taskset', ['-a', '-c', '-p', String(BACKEND_CORE), String(server.pid)], {
-      stdio: 'ignore',
-    });
-    return server;
-  },
-};
-
-const QEMU: BackendKind = {
-  name: 'qemu',
-  start({ image, queues }, socket, file) {
-    const place = { file: image === 'file' ? file : null, sizeBytes: DISK_BYTES };
-    return StorageDaemon.start({ socket, ...place, queues, core: BACKEND_CORE });
-  },
-};
-
-function allScenarios(): Scenario[] {
-  const scenarios: Scenario[] = [];
-  for (const image of ['null', 'file'] as const) {
+function allScenarios(): DiskScenario[] {
+  const scenarios: DiskScenario[] = [];
+  for (const below of ['null', 'memory', 'file', 'direct'] as const) {
     for (const op of ['read', 'write'] as const) {
       for (const depth of [1, 32, 128]) {
-        for (const queues of [1, 2]) scenarios.push({ image, op, depth, queues });
+        for (const queues of [1, 2]) scenarios.push({ below, op, depth, queues });
       }
     }
   }
   return scenarios;
 }
 
-function nameOf({ image, op, depth, queues }: Scenario): string {
-  return `${image} ${op} depth ${depth} queues ${queues}`;
+function nameOf({ below, op, depth, queues }: DiskScenario): string {
+  return `${below} ${op} depth ${depth} queues ${queues}`;
 }
 
 async function main(): Promise<void> {
   requireProgram('qemu-storage-daemon');
   if (availableParallelism() < 2) throw new Error('two cores are needed');
   const pairs = wholeNumber(USAGE, '--pairs', options.pairs, 1);
-  const seconds = wholeNumber(USAGE, '--seconds', options.seconds, 1);
+  const seconds = wholeNumber(USAGE, '--millis', options.millis, 1) / 1000;
   execFileSync('taskset', ['-a', '-c', '-p', String(CLIENT_CORE), String(process.pid)], {
     stdio: 'ignore',
   });
+  await using scratch = new Scratch();
+  const program = buildUringCost(scratch.path('uring-cost'));
   const machine = machineFacts();
   for (const [key, value] of Object.entries(machine)) console.log(`${key.padEnd(12)} ${value}`);
   const words = options.only.split(' ').filter(Boolean);
-  const measured: { scenario: Scenario; rounds: Run[][] }[] = [];
+  const measured: { scenario: DiskScenario; rounds: Round[] }[] = [];
   for (const scenario of allScenarios()) {
     if (!words.every((word) => ` ${nameOf(scenario)} `.includes(` ${word} `))) continue;
-    const rounds: Run[][] = [];
-    for (let round = 0; round < pairs; round++) {
-      const order = round % 2 === 0 ? [VRING, QEMU] : [QEMU, VRING];
-      const runs: Run[] = [];
-      for (const kind of order) runs.push(await attempt(kind, scenario, seconds));
-      rounds.push(runs);
+    try {
+      const rounds = await measure(scenario, pairs, seconds, program);
+      measured.push({ scenario, rounds });
+      console.log(`\n${lines(scenario, rounds)}`);
+    } catch (error) {
+      console.error(`\n${nameOf(scenario)}: ${messageOf(error)}`); // said aloud, and on it goes
     }
-    measured.push({ scenario, rounds });
-    console.log(`\n${lines(scenario, rounds)}`);
   }
   mkdirSync(dirname(options.json), { recursive: true });
   const at = new Date().toISOString();
@@ -134,69 +115,93 @@ async function main(): Promise<void> {
   console.log(`\nAbove 1 we are faster. Written to ${options.json}`);
 }
 
-/** A run that fails or was disturbed is said aloud; it never ends the bench. */
-async function attempt(kind: BackendKind, scenario: Scenario, seconds: number): Promise<Run> {
-  try {
-    return await measure(kind, scenario, seconds);
-  } catch (error) {
-    const problem = messageOf(error);
-    console.error(`${kind.name}, ${nameOf(scenario)}: ${problem}`);
-    return { backend: kind.name, iops: 0, p50Us: 0, p99Us: 0, waitingShare: 0, problem };
-  }
-}
-
-async function measure(kind: BackendKind, scenario: Scenario, seconds: number): Promise<Run> {
+/** All rounds of a scenario, with both back-ends there all the time. */
+async function measure(
+  scenario: DiskScenario,
+  pairs: number,
+  seconds: number,
+  program: string,
+): Promise<Round[]> {
   await using scratch = new Scratch();
-  const { depth, queues, op } = scenario;
-  // On tmpfs: the cost of the path, not of this machine's disk.
-  const folder = mkdtempSync('/dev/shm/vring-');
+  const parent = scenario.below === 'memory' ? '/dev/shm' : options.folder;
+  const folder = mkdtempSync(join(parent, 'vring-blk-'));
   scratch.own({ close: () => rmSync(folder, { recursive: true, force: true }) });
-  const file = createDiskFile(join(folder, 'disk.img'), DISK_BYTES);
-  const socket = scratch.path('s');
-  const backend = scratch.own(await kind.start(scenario, socket, file));
-  const requestBytes = 4096;
-  const guest = scratch.own(
-    await connectBlkGuest({ socket, queues, ringSize: 256, requestBytes, notify: 'poll' }),
-  );
-  const work = { guest, depth, poll: true, readPercent: op === 'read' ? 100 : 0 };
-  await runBlkWorkload({ ...work, seconds: WARM_UP_SECONDS });
-  const before = snapshot([process.pid, backend.pid]);
-  const report: BlkReport = await runBlkWorkload({ ...work, seconds });
-  const waiting = waitingShare(before, snapshot([process.pid, backend.pid]));
-  if (report.errors > 0) throw new Error(`${report.errors} requests were answered with an error`);
-  const { latency } = report.ops[op]!;
-  const share = (waiting * 100).toFixed(0);
-  return {
-    backend: kind.name,
-    iops: report.iops,
-    p50Us: latency!.p50Us,
-    p99Us: latency!.p99Us,
-    waitingShare: waiting,
-    problem:
-      waiting <= MAX_WAITING_SHARE ? null : `disturbed: a thread waited ${share} % of the time`,
-  };
+  const content = Buffer.alloc(DISK_BYTES, 'written once before');
+  const files = ['vring', 'qemu', 'raw'].map((name) => join(folder, name));
+  for (const file of files) writeFileSync(file, content, { flush: true });
+  const sides: { kind: SideKind; guest: BlkGuest; pid: number }[] = [];
+  const { queues } = scenario;
+  for (const [i, kind] of [VRING, QEMU].entries()) {
+    const socket = scratch.path(kind.name);
+    const { pid } = scratch.own(await kind.start(scenario, socket, files[i]!));
+    const wishes = { socket, queues, ringSize: 256, requestBytes: REQUEST_BYTES };
+    const guest = scratch.own(await connectBlkGuest({ ...wishes, notify: 'poll' }));
+    sides.push({ kind, guest, pid });
+    await runBlkWorkload({ guest, fill: true, poll: true, seconds: 0.3, readPercent: 50 });
+    await load(guest, scenario, 0.5);
+  }
+  const pids = [process.pid, ...sides.map(({ pid }) => pid)];
+  const rounds: Round[] = [];
+  for (let tried = 0, sound = 0; sound < pairs && tried < 2 * pairs; tried++) {
+    const runs: Run[] = [];
+    for (const { kind, guest } of tried % 2 === 0 ? sides : sides.toReversed()) {
+      const before = coreTimes(pids);
+      const result = await load(guest, scenario, seconds);
+      const share = foreignShare(before, coreTimes(pids));
+      runs.push({ side: kind.name, ...result, foreignShare: share });
+    }
+    const hasFile = scenario.below === 'file' || scenario.below === 'direct';
+    const raw = hasFile ? uringCost(program, scenario, files[2]!, seconds) : null;
+    rounds.push({ runs, raw });
+    if (isSound({ runs, raw })) sound++;
+  }
+  return rounds;
 }
 
-function lines(scenario: Scenario, rounds: readonly (readonly Run[])[]): string {
+async function load(
+  guest: BlkGuest,
+  { op, depth }: DiskScenario,
+  seconds: number,
+): Promise<Omit<Run, 'side' | 'foreignShare'>> {
+  const work = { guest, depth, poll: true, readPercent: op === 'read' ? 100 : 0 };
+  const report = await runBlkWorkload({ ...work, seconds });
+  if (report.errors > 0) throw new Error(`${report.errors} requests were answered with an error`);
+  const { p50Us, p99Us } = report.ops[op]!.latency!;
+  return { iops: report.iops, p50Us, p99Us };
+}
+
+function isSound({ runs }: Round): boolean {
+  return runs.every((run) => run.foreignShare <= MAX_FOREIGN_SHARE);
+}
+
+function lines(scenario: DiskScenario, rounds: readonly Round[]): string {
   const text = [nameOf(scenario)];
-  const sound = rounds.filter((runs) => runs.every(({ problem }) => problem === null));
-  for (const { name } of [VRING, QEMU]) {
-    const runs = sound.flat().filter(({ backend }) => backend === name);
+  const undisturbed = rounds.filter(isSound);
+  const sound = undisturbed.length > 0 ? undisturbed : rounds;
+  const runOf = ({ runs }: Round, name: string): Run => runs.find(({ side }) => side === name)!;
+  for (const name of ['vring', 'qemu']) {
     const middle = (of: (run: Run) => number): string =>
-      runs.length === 0 ? '-' : median(runs.map(of)).toFixed(0);
+      median(sound.map((round) => of(runOf(round, name)))).toFixed(0);
     text.push(
       `  ${name.padEnd(6)} ${middle(({ iops }) => iops).padStart(8)} IOPS   ` +
         `p50 ${middle(({ p50Us }) => p50Us)} us, p99 ${middle(({ p99Us }) => p99Us)} us`,
     );
   }
-  if (sound.length === 0) return [...text, '  no undisturbed round'].join('\n');
-  const of = (runs: readonly Run[], name: string): number =>
-    runs.find(({ backend }) => backend === name)!.iops;
-  const ratio = summarize(sound.map((runs) => of(runs, 'vring') / of(runs, 'qemu')));
-  const [low, middle, high] = [ratio.min, ratio.median, ratio.max].map((n) => n.toFixed(2));
-  const disturbed = rounds.length - sound.length;
-  const note = disturbed === 0 ? '' : `; ${disturbed} rounds were disturbed`;
-  text.push(`  ratio  ${middle} (${low} .. ${high}) of ${ratio.count} rounds${note}`);
+  const ratioTo = (what: string, other: (round: Round) => number): void => {
+    const ratios = sound.map((round) => runOf(round, 'vring').iops / other(round));
+    const { min, median: middle, max, count } = summarize(ratios);
+    const [low, half, high] = [min, middle, max].map((n) => n.toFixed(2));
+    text.push(`  to ${what.padEnd(8)} ${half} (${low} .. ${high}) of ${count} rounds`);
+  };
+  ratioTo('qemu', (round) => runOf(round, 'qemu').iops);
+  if (sound[0]!.raw !== null) {
+    const raw = median(sound.map((round) => round.raw!));
+    text.push(`  raw    ${raw.toFixed(0).padStart(8)} IOPS`);
+    ratioTo('raw', (round) => round.raw!);
+  }
+  const disturbed = rounds.length - undisturbed.length;
+  if (undisturbed.length === 0) text.push('  every round was disturbed: only the order is told');
+  else if (disturbed > 0) text.push(`  ${disturbed} more rounds were disturbed`);
   return text.join('\n');
 }
 

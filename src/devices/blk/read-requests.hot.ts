@@ -7,7 +7,7 @@
  * in which there is no room for header and status cannot be answered, and is a fault.
  */
 import type { IoBatch } from '../../storage/io-batch.ts';
-import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
+import { addSegments, gather } from '../disk/chain-data.hot.ts';
 import type { Flight } from '../disk/flight.ts';
 import type { RequestRules } from './request-rules.ts';
 
@@ -110,30 +110,8 @@ function readHeader(flight: Flight, row: number, rules: RequestRules, arena: Dat
     scratch.setUint32(12, arena.getUint32(at + 12, true), true);
     return 0;
   }
-  gather(chains, first, 0, HEADER_BYTES, rules.scratch, arena);
+  gather(chains, first, 0, HEADER_BYTES, rules.scratch, 0, arena);
   return 0;
-}
-
-/** Copies bytes [skip, skip + size) of the segments from `first` on. */
-function gather(
-  chains: ChainBatch,
-  first: number,
-  skip: number,
-  size: number,
-  into: DataView,
-  arena: DataView,
-): void {
-  let seg = first;
-  let from = skip;
-  for (let done = 0; done < size;) {
-    const len = chains.segLen[seg]!;
-    if (from >= len) {
-      from -= len;
-      seg++;
-      continue;
-    }
-    into.setUint8(done++, arena.getUint8(chains.segOffset[seg]! + from++));
-  }
 }
 
 function readTransfer(
@@ -174,29 +152,6 @@ function readTransfer(
   const flags = isWrite && rules.fua !== 0 ? IO_FUA : 0;
   const op = isWrite ? IO_WRITE : IO_READ;
   addRow(flight, row, io, op, flags, sector * SECTOR_BYTES, size, idBase);
-}
-
-/** Appends bytes [skip, skip + size) of the segments from `first` on. */
-function addSegments(
-  io: IoBatch,
-  chains: ChainBatch,
-  first: number,
-  skip: number,
-  size: number,
-): void {
-  let seg = first;
-  let from = skip;
-  while (from >= chains.segLen[seg]!) from -= chains.segLen[seg++]!;
-  let to = io.segments;
-  for (let left = size; left > 0; seg++) {
-    const rest = chains.segLen[seg]! - from;
-    const len = rest < left ? rest : left;
-    io.segOffset[to] = chains.segOffset[seg]! + from;
-    io.segLen[to++] = len;
-    left -= len;
-    from = 0;
-  }
-  io.segments = to;
 }
 
 function addRow(
@@ -249,7 +204,7 @@ function readRanges(
     refuse(flight, row, S_IOERR);
     return;
   }
-  gather(chains, chains.segFirst[row]!, HEADER_BYTES, size, rules.scratch, arena);
+  gather(chains, chains.segFirst[row]!, HEADER_BYTES, size, rules.scratch, 0, arena);
   const status = judgeRanges(rules, size, type);
   if (status !== S_OK) {
     refuse(flight, row, status);

@@ -6,8 +6,7 @@
  * command is copied, and carried out by commands.ts. What comes from the guest is copied once, into
  * numbers or scratch memory, and only the copy is judged and used.
  */
-import type { IoBatch } from '../../storage/io-batch.ts';
-import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
+import { addSegments, gather } from '../disk/chain-data.hot.ts';
 import type { CommandRules } from './command-rules.ts';
 import type { Lun } from './lun.ts';
 import type { ScsiFlight } from './scsi-vring.ts';
@@ -135,29 +134,6 @@ function findLun(rules: CommandRules, scratch: DataView): number {
   if (method > 1 || lun > 255) return LUN_NONE;
   const index = rules.table[target * 256 + lun]!;
   return index < 0 ? LUN_NONE : index;
-}
-
-/** Copies bytes [skip, skip + size) of the segments from `first` on. */
-function gather(
-  chains: ChainBatch,
-  first: number,
-  skip: number,
-  size: number,
-  into: DataView,
-  intoAt: number,
-  arena: DataView,
-): void {
-  let seg = first;
-  let from = skip;
-  for (let done = 0; done < size;) {
-    const len = chains.segLen[seg]!;
-    if (from >= len) {
-      from -= len;
-      seg++;
-      continue;
-    }
-    into.setUint8(intoAt + done++, arena.getUint8(chains.segOffset[seg]! + from++));
-  }
 }
 
 /** The row waits, with all of its CDB, until the whole batch has been read. */
@@ -294,29 +270,6 @@ function transfer(
     lun.batchAt = to;
     rules.touched[rules.touchedCount++] = lun.index;
   }
-}
-
-/** Appends bytes [skip, skip + size) of the segments from `first` on. */
-function addSegments(
-  io: IoBatch,
-  chains: ChainBatch,
-  first: number,
-  skip: number,
-  size: number,
-): void {
-  let seg = first;
-  let from = skip;
-  while (from >= chains.segLen[seg]!) from -= chains.segLen[seg++]!;
-  let to = io.segments;
-  for (let left = size; left > 0; seg++) {
-    const rest = chains.segLen[seg]! - from;
-    const len = rest < left ? rest : left;
-    io.segOffset[to] = chains.segOffset[seg]! + from;
-    io.segLen[to++] = len;
-    left -= len;
-    from = 0;
-  }
-  io.segments = to;
 }
 
 function refuse(flight: ScsiFlight, row: number, sense: number, field: number): void {

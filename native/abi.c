@@ -8,14 +8,22 @@
 #define NAPI_VERSION 8
 #include <node_api.h>
 
+#include <linux/bpf.h>
+#include <linux/ethtool.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/genetlink.h>
+#include <linux/if_ether.h>
+#include <linux/if_link.h>
+#include <linux/if_packet.h>
 #include <linux/if_tun.h>
+#include <linux/if_xdp.h>
 #include <linux/io_uring.h>
 #include <linux/memfd.h>
 #include <linux/perf_event.h>
 #include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/sockios.h>
 #include <linux/userfaultfd.h>
 #include <linux/vdpa.h>
 #include <linux/vduse.h>
@@ -49,6 +57,9 @@ struct entry {
 #define SIZE(type) {"sizeof(" #type ")", (double)sizeof(struct type)},
 #define FIELD(type, field) \
   {"offsetof(" #type "," #field ")", (double)offsetof(struct type, field)},
+
+#define UNION_FIELD(type, field) \
+  {"offsetof(" #type "," #field ")", (double)offsetof(union type, field)},
 
 static const struct entry entries[] = {
 #include "abi-names.h"

@@ -97,5 +97,6 @@ NAPI_MODULE_INIT() {
   vring_register_closer(env, exports);
   vring_register_perf(env, exports);
   vring_register_notify(env, exports);
+  vring_register_packet(env, exports);
   return exports;
 }

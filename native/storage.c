@@ -65,6 +65,16 @@ static napi_value fd_fallocate(napi_env env, napi_callback_info info) {
   return vring_result(env, fallocate(fd, mode, (off_t)at, (off_t)size));
 }
 
+/* seekFile(fd, at, whence): a position, or -errno. `whence` is SEEK_*. */
+static napi_value fd_seek(napi_env env, napi_callback_info info) {
+  VRING_ARGS(3);
+  int32_t fd, whence;
+  uint64_t at;
+  if (!vring_int(env, argv[0], &fd) || !vring_offset(env, argv[1], &at)) return NULL;
+  if (!vring_int(env, argv[2], &whence)) return NULL;
+  return vring_result(env, lseek(fd, (off_t)at, whence));
+}
+
 /* fdatasync(fd): 0 or -errno */
 static napi_value fd_datasync(napi_env env, napi_callback_info info) {
   VRING_ARGS(1);
@@ -87,6 +97,7 @@ void vring_register_storage(napi_env env, napi_value exports) {
   vring_export(env, exports, "preadvArena", preadv_arena);
   vring_export(env, exports, "pwritevArena", pwritev_arena);
   vring_export(env, exports, "fallocate", fd_fallocate);
+  vring_export(env, exports, "seekFile", fd_seek);
   vring_export(env, exports, "fdatasync", fd_datasync);
   vring_export(env, exports, "zeroArenaPages", zero_arena_pages);
 }

@@ -63,5 +63,6 @@ void vring_register_thread(napi_env env, napi_value exports);
 void vring_register_closer(napi_env env, napi_value exports);
 void vring_register_perf(napi_env env, napi_value exports);
 void vring_register_notify(napi_env env, napi_value exports);
+void vring_register_packet(napi_env env, napi_value exports);
 
 #endif

@@ -10,6 +10,7 @@ import * as ioUring from '../src/wire/io-uring.ts';
 import type { Ioctl } from '../src/wire/ioctl.ts';
 import * as linux from '../src/wire/linux.ts';
 import * as netlink from '../src/wire/netlink.ts';
+import * as packet from '../src/wire/packet.ts';
 import * as vdpaNetlink from '../src/wire/vdpa-netlink.ts';
 import * as vduse from '../src/wire/vduse.ts';
 import * as vhostKernel from '../src/wire/vhost-kernel.ts';
@@ -19,6 +20,7 @@ import * as virtioNet from '../src/wire/virtio-net.ts';
 import * as virtioScsi from '../src/wire/virtio-scsi.ts';
 import * as virtioVsock from '../src/wire/virtio-vsock.ts';
 import * as virtio from '../src/wire/virtio.ts';
+import * as xdp from '../src/wire/xdp.ts';
 
 const require = createRequire(import.meta.url);
 const builder = require('../native/build.cjs') as { ensureAbi(): string };
@@ -43,6 +45,8 @@ const modules: [string, Record<string, unknown>, number][] = [
   ['vduse', vduse, 6],
   ['netlink', netlink, 18],
   ['vdpa-netlink', vdpaNetlink, 28],
+  ['packet', packet, 23],
+  ['xdp', xdp, 30],
   ['the ioctls of VDUSE', requests(vduse.VDUSE_IOCTL), 15],
   ['the ioctls of vhost', requests(vhostKernel.VHOST_IOCTL), 38],
 ];
@@ -69,6 +73,21 @@ const renamed: [string, number, number | undefined][] = [
   ['URING_CQE_BYTES', ioUring.URING_CQE_BYTES, abi['sizeof(io_uring_cqe)']],
   ['IFREQ_BYTES', linux.IFREQ_BYTES, abi['sizeof(ifreq)']],
   ['IFREQ_UNION_AT', linux.IFREQ_UNION_AT, abi['offsetof(ifreq,ifr_ifru)']],
+  ['ETHTOOL_CHANNELS_BYTES', linux.ETHTOOL_CHANNELS_BYTES, abi['sizeof(ethtool_channels)']],
+  ['RX_AT', linux.ETHTOOL_CHANNELS_RX_AT, abi['offsetof(ethtool_channels,rx_count)']],
+  [
+    'COMBINED_AT',
+    linux.ETHTOOL_CHANNELS_COMBINED_AT,
+    abi['offsetof(ethtool_channels,combined_count)'],
+  ],
+  ['SOCKADDR_NL_BYTES', linux.SOCKADDR_NL_BYTES, abi['sizeof(sockaddr_nl)']],
+  ['SOCKADDR_NL_GROUPS_AT', linux.SOCKADDR_NL_GROUPS_AT, abi['offsetof(sockaddr_nl,nl_groups)']],
+  ['XDP_MMAP_OFFSETS_BYTES', xdp.XDP_MMAP_OFFSETS_BYTES, abi['sizeof(xdp_mmap_offsets)']],
+  ['XDP_MMAP_OFFSETS_TX_AT', xdp.XDP_MMAP_OFFSETS_TX_AT, abi['offsetof(xdp_mmap_offsets,tx)']],
+  ['XDP_MMAP_OFFSETS_FR_AT', xdp.XDP_MMAP_OFFSETS_FR_AT, abi['offsetof(xdp_mmap_offsets,fr)']],
+  ['XDP_MMAP_OFFSETS_CR_AT', xdp.XDP_MMAP_OFFSETS_CR_AT, abi['offsetof(xdp_mmap_offsets,cr)']],
+  ['BPF_INSN_BYTES', xdp.BPF_INSN_BYTES, abi['sizeof(bpf_insn)']],
+  ['RX_QUEUE_INDEX', xdp.XDP_MD_RX_QUEUE_INDEX_AT, abi['offsetof(xdp_md,rx_queue_index)']],
   ['SOCKADDR_IN_ADDR_AT', linux.SOCKADDR_IN_ADDR_AT, abi['offsetof(sockaddr_in,sin_addr)']],
   [
     'UNIX_PATH_BYTES',
@@ -120,6 +139,51 @@ const URING_FIELDS = {
   cqFlags: 'cq_off.flags',
   cqResv1: null,
   cqUserAddr: null,
+};
+
+const SOCKADDR_LL_FIELDS = {
+  family: null,
+  protocol: 'sll_protocol',
+  ifindex: 'sll_ifindex',
+  hatype: null,
+  pkttype: 'sll_pkttype',
+  halen: 'sll_halen',
+  addr: 'sll_addr',
+};
+const TPACKET_REQ_FIELDS = {
+  blockSize: 'tp_block_size',
+  blockNr: 'tp_block_nr',
+  frameSize: 'tp_frame_size',
+  frameNr: 'tp_frame_nr',
+  retireBlkTov: 'tp_retire_blk_tov',
+  sizeofPriv: 'tp_sizeof_priv',
+  featureReqWord: 'tp_feature_req_word',
+};
+const TPACKET_HEADER_FIELDS = {
+  nextOffset: 'tp_next_offset',
+  sec: null,
+  nsec: null,
+  snaplen: 'tp_snaplen',
+  len: 'tp_len',
+  status: 'tp_status',
+  mac: 'tp_mac',
+  net: null,
+  rxhash: null,
+  vlanTci: 'hv1.tp_vlan_tci',
+  vlanTpid: 'hv1.tp_vlan_tpid',
+  padding0: null,
+  padding1: null,
+};
+const TPACKET_BLOCK_FIELDS = {
+  version: null,
+  offsetToPriv: null,
+  blockStatus: 'hdr.bh1.block_status',
+  numPkts: 'hdr.bh1.num_pkts',
+  offsetToFirstPkt: 'hdr.bh1.offset_to_first_pkt',
+  blkLen: null,
+  seqNum: null,
+  firstAt: null,
+  lastAt: null,
 };
 
 /** Where the headers' struct is longer than ours, or shorter. */
@@ -230,6 +294,35 @@ const structs: [AnyStruct, string, Record<string, string | null>, Age?][] = [
   [vduse.VduseDevResponse, 'vduse_dev_response', { payload: 'vq_state' }],
   [vduse.VduseVqState, 'vduse_vq_state', { state: 'split' }],
   [vduse.VduseIovaRange, 'vduse_iova_range', {}],
+  [packet.SockaddrLl, 'sockaddr_ll', SOCKADDR_LL_FIELDS],
+  [packet.TpacketReq3, 'tpacket_req3', TPACKET_REQ_FIELDS],
+  [packet.Tpacket3Header, 'tpacket3_hdr', TPACKET_HEADER_FIELDS],
+  [packet.TpacketBlock, 'tpacket_block_desc', TPACKET_BLOCK_FIELDS],
+  [
+    packet.TpacketStats,
+    'tpacket_stats_v3',
+    { packets: 'tp_packets', drops: 'tp_drops', freezes: 'tp_freeze_q_cnt' },
+  ],
+  [
+    packet.PacketMreq,
+    'packet_mreq',
+    { ifindex: 'mr_ifindex', type: 'mr_type', alen: 'mr_alen', address: 'mr_address' },
+  ],
+  [
+    xdp.SockaddrXdp,
+    'sockaddr_xdp',
+    {
+      family: null,
+      flags: 'sxdp_flags',
+      ifindex: 'sxdp_ifindex',
+      queueId: 'sxdp_queue_id',
+      sharedUmemFd: 'sxdp_shared_umem_fd',
+    },
+  ],
+  [xdp.XdpUmemReg, 'xdp_umem_reg', { txMetadataLen: null }],
+  [xdp.XdpRingOffset, 'xdp_ring_offset', {}],
+  [xdp.XdpDesc, 'xdp_desc', {}],
+  [xdp.XdpStatistics, 'xdp_statistics', {}],
 ];
 
 test('constants of the same name have the same value', () => {
@@ -247,16 +340,44 @@ test('constants of another name have the same value', () => {
   for (const [name, ours, theirs] of renamed) assert.equal(ours, theirs, name);
 });
 
+/** One union serves all commands: a part each, with the fields that the header has there. */
+const bpfParts: [AnyStruct, Record<string, string | null>][] = [
+  [xdp.BpfMapCreate, { mapIfindex: null }],
+  [xdp.BpfMapUpdate, { padding: null }],
+  [xdp.BpfProgLoad, {}],
+  [
+    xdp.BpfLinkCreate,
+    {
+      progFd: 'link_create.prog_fd',
+      targetIfindex: 'link_create.target_ifindex',
+      attachType: 'link_create.attach_type',
+      flags: 'link_create.flags',
+    },
+  ],
+];
+
+test('parts of union bpf_attr have the offsets of the kernel', () => {
+  for (const [part, fieldNames] of bpfParts) compareFields(part, 'bpf_attr', fieldNames);
+});
+
 test('structs have the sizes and offsets of the kernel', () => {
   for (const [ours, name, fieldNames, age] of structs) {
     const size = abi[`sizeof(${name})`];
     if (age === undefined) assert.equal(ours.size, size, `sizeof ${name}`);
     else if (age === 'older') assert.ok(ours.size <= size!, `sizeof ${name}`);
     else assert.ok(ours.size >= size!, `sizeof ${name}`);
-    for (const [field, { at }] of Object.entries(ours.fields)) {
-      const snake = field.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
-      const theirs = field in fieldNames ? fieldNames[field] : snake;
-      if (theirs !== null) assert.equal(at, abi[`offsetof(${name},${theirs})`], `${name}.${field}`);
-    }
+    compareFields(ours, name, fieldNames);
   }
 });
+
+function compareFields(
+  ours: AnyStruct,
+  name: string,
+  fieldNames: Record<string, string | null>,
+): void {
+  for (const [field, { at }] of Object.entries(ours.fields)) {
+    const snake = field.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+    const theirs = field in fieldNames ? fieldNames[field] : snake;
+    if (theirs !== null) assert.equal(at, abi[`offsetof(${name},${theirs})`], `${name}.${field}`);
+  }
+}

@@ -56,5 +56,8 @@ export const MAX_PORTS = 256;
 /** Disks of one storage target: each has a thread of its own, and perhaps one for its layers. */
 export const MAX_DISKS = 64;
 
+/** Units of all SCSI adapters of one storage target: each may have a thread for its layers. */
+export const MAX_UNITS = 256;
+
 assert(BATCH_SEGMENTS >= MAX_CHAIN_DESCRIPTORS, 'one legal chain always fits a batch');
 assert(HEADER_COPY_BYTES % 8 === 0, 'headers are copied in words of eight bytes');

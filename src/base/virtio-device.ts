@@ -14,6 +14,8 @@ export interface VirtioDevice {
   readonly queueSizeMax: number;
   /** Feature bits offered to the driver, ring and transport bits included. */
   readonly features: bigint;
+  /** Why the device does not work with these features, for people: FEATURES_OK stays clear. */
+  refuses?(acked: bigint): string | null;
   /** Device configuration space, little-endian. */
   readConfig(offset: number, sizeBytes: number): Uint8Array | null;
   /** False where the field is read-only or the range is outside the space. */

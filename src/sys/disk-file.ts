@@ -47,6 +47,13 @@ export const fallocate: (fd: number, mode: number, at: number, sizeBytes: number
   native.fallocate;
 
 /**
+ * A position or -errno; `whence` is SEEK_*. Moves the position of the open file, which transfers at
+ * a position of their own do not mind.
+ * @syscalls lseek
+ */
+export const seekFile: (fd: number, at: number, whence: number) => number = native.seekFile;
+
+/**
  * 0 or -errno. An error is told once by the kernel, to who asks first: remember it.
  * @syscalls fdatasync
  */

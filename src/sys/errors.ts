@@ -11,12 +11,17 @@ export const EAGAIN = constants.errno.EAGAIN;
 /** "File descriptor in bad state"; not in os.constants. */
 export const EBADFD = 77;
 export const ECONNREFUSED = constants.errno.ECONNREFUSED;
+export const EDQUOT = constants.errno.EDQUOT;
+export const EFAULT = constants.errno.EFAULT;
+export const EFBIG = constants.errno.EFBIG;
 export const EINTR = constants.errno.EINTR;
 export const EINVAL = constants.errno.EINVAL;
 export const EIO = constants.errno.EIO;
 export const EISCONN = constants.errno.EISCONN;
 export const ENOENT = constants.errno.ENOENT;
+export const ENOSPC = constants.errno.ENOSPC;
 export const EOPNOTSUPP = constants.errno.EOPNOTSUPP;
+export const EPERM = constants.errno.EPERM;
 export const EROFS = constants.errno.EROFS;
 
 /** Symbol of a positive errno: `ENOENT`. */

@@ -1,12 +1,16 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { test } from 'node:test';
+import { Worker } from 'node:worker_threads';
 import {
   arena,
+  closeRecordedFds,
   createEventfd,
   createMemfd,
   drainEventfd,
   Epoll,
   Fd,
+  FD_RECORD_BYTES,
   fdStat,
   listenUnix,
   mapRegionAt,
@@ -119,4 +123,25 @@ test('epoll reports tokens', () => {
   assert.equal(epoll.wait(tokens, 0), 1);
   epoll.close();
   assert.throws(() => epoll.wait(tokens, 0), { errnoName: 'EBADF' });
+});
+
+test('what a thread had open is closed by who survives it', async () => {
+  const before = openFdCount();
+  const record = new SharedArrayBuffer(FD_RECORD_BYTES);
+  const code = `
+    import { workerData } from 'node:worker_threads';
+    const sys = await import(workerData.sys);
+    sys.recordFds(workerData.record);
+    const kept = [sys.createEventfd('a'), sys.createEventfd('b'), sys.createEventfd('c')];
+    kept[1].close();
+    sys.closeFd(kept[2].take()); // somebody else's by then
+  `;
+  const sys = new URL('./index.ts', import.meta.url).href;
+  const url = new URL(`data:text/javascript,${encodeURIComponent(code)}`);
+  const worker = new Worker(url, { workerData: { record, sys } });
+  await once(worker, 'exit');
+  assert.equal(openFdCount(), before + 1, 'it left one open');
+  assert.equal(closeRecordedFds(record), 1);
+  assert.equal(closeRecordedFds(record), 0);
+  assert.equal(openFdCount(), before);
 });

@@ -5,6 +5,49 @@ import { S_IFCHR, S_IFREG, S_IFSOCK } from '../wire/linux.ts';
 import { check } from './errors.ts';
 import { native } from './native.ts';
 
+/** Most that a record of descriptors has; a thread that has more open leaves those unrecorded. */
+const RECORDED_FDS = 1024;
+export const FD_RECORD_BYTES = 4 * RECORDED_FDS;
+
+/** Where this thread writes down what it has open, for who survives it: 0, or the number and 1. */
+let record: Int32Array | null = null;
+
+/**
+ * From now on, what an Fd of this thread owns is written down in `memory`, FD_RECORD_BYTES of
+ * zeros. Descriptors belong to the process: a thread that ends by an error leaves them open, with
+ * their locks.
+ */
+export function recordFds(memory: SharedArrayBuffer): void {
+  record = new Int32Array(memory);
+}
+
+/**
+ * Closes what a thread has left that has ended. Idempotent. Returns how many.
+ * @syscalls close
+ */
+export function closeRecordedFds(memory: SharedArrayBuffer): number {
+  const cells = new Int32Array(memory);
+  let closed = 0;
+  for (let i = 0; i < cells.length; i++) {
+    const cell = Atomics.exchange(cells, i, 0);
+    if (cell === 0) continue;
+    native.close(cell - 1);
+    closed++;
+  }
+  return closed;
+}
+
+/** Entered after it is open and struck off before it is closed: a number here is nobody else's. */
+function enter(number: number): void {
+  const free = record?.indexOf(0) ?? -1;
+  if (free >= 0) Atomics.store(record!, free, number + 1);
+}
+
+function strikeOff(number: number): void {
+  const at = record?.indexOf(number + 1) ?? -1;
+  if (at >= 0) Atomics.store(record!, at, 0);
+}
+
 /** Owns one descriptor. `close()` may be called any number of times. */
 export class Fd {
   /** What it is, for error messages and status pages: `kick of vring 0`. */
@@ -15,6 +58,7 @@ export class Fd {
   constructor(number: number, what: string) {
     this.#number = number;
     this.what = what;
+    enter(number);
   }
 
   /** @throws VringError ERR_VRING_CLOSED after `close()` or `take()`. */
@@ -31,7 +75,9 @@ export class Fd {
   close(): void {
     const number = this.#number;
     this.#number = -1;
-    if (number >= 0) native.close(number);
+    if (number < 0) return;
+    strikeOff(number);
+    native.close(number);
   }
 
   [Symbol.dispose](): void {
@@ -42,6 +88,7 @@ export class Fd {
   take(): number {
     const number = this.number;
     this.#number = -1;
+    strikeOff(number);
     return number;
   }
 

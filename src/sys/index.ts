@@ -14,6 +14,7 @@ export {
   writevArena,
 } from './arena.ts';
 export type { Arena, RegionHandle } from './arena.ts';
+export { attachXdp, BPF_SCRATCH_BYTES, createXskMap, loadXdpProgram, updateXskMap } from './bpf.ts';
 export { ioctlBytes, ioctlValue, openDeviceNode, readBytes, writeBytes } from './device-node.ts';
 export {
   diskFileBytes,
@@ -21,6 +22,7 @@ export {
   fdatasync,
   preadvArena,
   pwritevArena,
+  seekFile,
   zeroArenaPages,
 } from './disk-file.ts';
 export { Epoll } from './epoll.ts';
@@ -28,17 +30,36 @@ export type { EpollOptions } from './epoll.ts';
 export {
   check,
   EAGAIN,
+  EDQUOT,
+  EFAULT,
+  EFBIG,
   EINTR,
   EINVAL,
   EIO,
+  ENOSPC,
   EOPNOTSUPP,
+  EPERM,
   EROFS,
   errnoName,
   sysError,
 } from './errors.ts';
 export { createEventfd, drainEventfd, signalEventfd, signalForeignEventfd } from './eventfd.ts';
-export { closeFd, dupFd, Fd, fdStat, fdTarget, openFd, openFdCount, setNonblocking } from './fd.ts';
+export {
+  closeFd,
+  closeRecordedFds,
+  dupFd,
+  Fd,
+  FD_RECORD_BYTES,
+  fdStat,
+  fdTarget,
+  openFd,
+  openFdCount,
+  recordFds,
+  setNonblocking,
+} from './fd.ts';
 export type { FdStat } from './fd.ts';
+export { interfaceQueues, interfaceState, watchInterfaces } from './interface.ts';
+export type { InterfaceState } from './interface.ts';
 export {
   directAlignment,
   enterUring,
@@ -55,6 +76,17 @@ export type { DirectAlignment } from './io-uring.ts';
 export { createMemfd, truncate } from './memfd.ts';
 export type { MemfdOptions } from './memfd.ts';
 export { NetlinkSocket } from './netlink-socket.ts';
+export {
+  addPromiscuous,
+  bindPacketSocket,
+  holdPromiscuous,
+  joinFanout,
+  openPacketSocket,
+  ringReceive,
+  ringSend,
+  takePacketDrops,
+} from './packet-socket.ts';
+export type { PacketRing, PacketSocketOptions } from './packet-socket.ts';
 export { readNow, writeNow } from './stream-now.ts';
 export { PerfCounter, tracepointId } from './perf.ts';
 export { NotifyArea } from './notify-area.ts';
@@ -104,3 +136,5 @@ export {
   socketPair,
 } from './unix-socket.ts';
 export type { ListenOptions, PeerCredentials, Received } from './unix-socket.ts';
+export { bindXdpSocket, isZeroCopy, openXdpSocket, xdpStatistics } from './xdp-socket.ts';
+export type { XdpLayout, XdpRingLayout, XdpSocketOptions } from './xdp-socket.ts';

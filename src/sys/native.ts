@@ -46,6 +46,7 @@ export type Native = {
   preadvArena: ArenaTransfer;
   pwritevArena: ArenaTransfer;
   fallocate(fd: number, mode: number, at: number, size: number): number;
+  seekFile(fd: number, at: number, whence: number): number;
   fdatasync(fd: number): number;
   zeroArenaPages(offset: number, size: number): number;
 
@@ -100,6 +101,13 @@ export type Native = {
   peerCredentials(socket: number, out: Int32Array): number;
   sendFds(socket: number, bytes: Uint8Array, fds: Int32Array): number;
   receiveFds(socket: number, into: Uint8Array, out: Int32Array): number;
+
+  setSocketBytes(fd: number, level: number, name: number, value: Uint8Array): number;
+  getSocketBytes(fd: number, level: number, name: number, into: Uint8Array): number;
+  bindBytes(fd: number, address: Uint8Array): number;
+  ringSend(fd: number): number;
+  ringReceive(fd: number): number;
+  bpf(command: number, attributes: Uint8Array): number;
 
   pollStart(fd: number, events: number, callback: (events: number) => void): object | number;
   pollUpdate(poll: object, events: number): number;

@@ -180,10 +180,10 @@ function parseAddress(address: string): { octets: number[]; prefix: number } {
   return { octets, prefix };
 }
 
-type InterfaceRequest = { bytes: Uint8Array; view: DataView };
+export type InterfaceRequest = { bytes: Uint8Array; view: DataView };
 
 /** A struct ifreq with its name filled in. */
-function interfaceRequest(name: string): InterfaceRequest {
+export function interfaceRequest(name: string): InterfaceRequest {
   const encoded = new TextEncoder().encode(name);
   if (encoded.length >= linux.IFNAMSIZ || /[\s/\0]/.test(name)) {
     const text = `${JSON.stringify(name)} is no interface name: up to 15 bytes, no space or slash`;
@@ -199,7 +199,7 @@ function nameOf({ bytes }: InterfaceRequest): string {
 }
 
 /** One request on a socket made for it. */
-function interfaceIoctl(
+export function interfaceIoctl(
   family: number,
   name: string,
   request: number,

@@ -30,6 +30,9 @@ export const F_SEAL_GROW = 0x4;
 export const FALLOC_FL_KEEP_SIZE = 0x01; // linux/falloc.h
 export const FALLOC_FL_PUNCH_HOLE = 0x02;
 export const FALLOC_FL_ZERO_RANGE = 0x10;
+export const SEEK_END = 2; //                 linux/fs.h
+export const SEEK_DATA = 3;
+export const SEEK_HOLE = 4;
 export const RWF_DSYNC = 0x2; //             linux/fs.h: durable before the write returns
 export const RWF_NOWAIT = 0x8; //            linux/fs.h: -EAGAIN where it would have to wait
 export const BLKGETSIZE64 = 0x80081272; //   linux/fs.h: bytes of a block device, a u64
@@ -138,6 +141,24 @@ export const SIOCGIFMTU = 0x8921;
 export const SIOCSIFMTU = 0x8922;
 export const SIOCGIFHWADDR = 0x8927;
 export const SIOCGIFINDEX = 0x8933;
+export const SIOCETHTOOL = 0x8946;
+
+/** linux/ethtool.h: queues of an interface. */
+export const ETHTOOL_GCHANNELS = 0x3c;
+export const ETHTOOL_CHANNELS_BYTES = 36;
+export const ETHTOOL_CHANNELS_RX_AT = 20;
+export const ETHTOOL_CHANNELS_COMBINED_AT = 32;
+
+/** Over net.core.wmem_max, for whoever has CAP_NET_ADMIN. asm-generic/socket.h */
+export const SO_SNDBUFFORCE = 32;
+export const SOL_SOCKET = 1;
+
+/** linux/rtnetlink.h: news of interfaces. */
+export const NETLINK_ROUTE = 0;
+export const RTMGRP_LINK = 1;
+/** struct sockaddr_nl. */
+export const SOCKADDR_NL_BYTES = 12;
+export const SOCKADDR_NL_GROUPS_AT = 8;
 
 export const IFF_UP = 0x1;
 export const IFF_RUNNING = 0x40;

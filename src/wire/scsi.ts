@@ -11,6 +11,8 @@ export const READ_6 = 0x08;
 export const WRITE_6 = 0x0a;
 export const INQUIRY = 0x12;
 export const MODE_SELECT_6 = 0x15;
+export const RESERVE_6 = 0x16;
+export const RELEASE_6 = 0x17;
 export const MODE_SENSE_6 = 0x1a;
 export const START_STOP_UNIT = 0x1b;
 export const SEND_DIAGNOSTIC = 0x1d;
@@ -21,10 +23,17 @@ export const WRITE_10 = 0x2a;
 export const WRITE_AND_VERIFY_10 = 0x2e;
 export const VERIFY_10 = 0x2f;
 export const SYNCHRONIZE_CACHE_10 = 0x35;
+export const WRITE_BUFFER = 0x3b;
+export const READ_BUFFER = 0x3c;
 export const WRITE_SAME_10 = 0x41;
 export const UNMAP = 0x42;
+export const LOG_SENSE = 0x4d;
 export const MODE_SELECT_10 = 0x55;
+export const RESERVE_10 = 0x56;
+export const RELEASE_10 = 0x57;
 export const MODE_SENSE_10 = 0x5a;
+export const PERSISTENT_RESERVE_IN = 0x5e;
+export const PERSISTENT_RESERVE_OUT = 0x5f;
 export const READ_16 = 0x88;
 export const COMPARE_AND_WRITE = 0x89;
 export const WRITE_16 = 0x8a;
@@ -46,10 +55,32 @@ export const SA_GET_LBA_STATUS = 0x12;
 export const SA_REPORT_OPCODES = 0x0c;
 export const SA_REPORT_TASK_FUNCTIONS = 0x0d;
 
+// Service actions of PERSISTENT RESERVE IN and OUT, SPC-4 6.15, 6.16.
+export const PR_READ_KEYS = 0;
+export const PR_READ_RESERVATION = 1;
+export const PR_REPORT_CAPABILITIES = 2;
+export const PR_READ_FULL_STATUS = 3;
+export const PR_REGISTER = 0;
+export const PR_RESERVE = 1;
+export const PR_RELEASE = 2;
+export const PR_CLEAR = 3;
+export const PR_PREEMPT = 4;
+export const PR_PREEMPT_AND_ABORT = 5;
+export const PR_REGISTER_AND_IGNORE = 6;
+
+// Types of persistent reservations, SPC-4 6.15.3.4.
+export const PR_WRITE_EXCLUSIVE = 1;
+export const PR_EXCLUSIVE_ACCESS = 3;
+export const PR_WRITE_EXCLUSIVE_REGISTRANTS = 5;
+export const PR_EXCLUSIVE_ACCESS_REGISTRANTS = 6;
+export const PR_WRITE_EXCLUSIVE_ALL = 7;
+export const PR_EXCLUSIVE_ACCESS_ALL = 8;
+
 // Status, SAM-5 5.3.1.
 export const STATUS_GOOD = 0x00;
 export const STATUS_CHECK_CONDITION = 0x02;
 export const STATUS_BUSY = 0x08;
+export const STATUS_RESERVATION_CONFLICT = 0x18;
 export const STATUS_TASK_SET_FULL = 0x28;
 
 // Sense keys, SPC-4 4.5.6.
@@ -100,6 +131,8 @@ export const SENSE_LBA = senseCode(KEY_ILLEGAL_REQUEST, 0x21);
 export const SENSE_CDB_FIELD = senseCode(KEY_ILLEGAL_REQUEST, 0x24);
 export const SENSE_LUN = senseCode(KEY_ILLEGAL_REQUEST, 0x25);
 export const SENSE_PARAMETER = senseCode(KEY_ILLEGAL_REQUEST, 0x26);
+export const SENSE_RELEASE = senseCode(KEY_ILLEGAL_REQUEST, 0x26, 0x04);
+export const SENSE_SEQUENCE = senseCode(KEY_ILLEGAL_REQUEST, 0x2c);
 export const SENSE_SAVING = senseCode(KEY_ILLEGAL_REQUEST, 0x39);
 export const SENSE_POWER_ON = senseCode(KEY_UNIT_ATTENTION, 0x29);
 export const SENSE_RESET = senseCode(KEY_UNIT_ATTENTION, 0x29, 0x03);
@@ -123,6 +156,18 @@ export const VPD_PROVISIONING = 0xb2;
 export const MODE_CACHING = 0x08;
 export const MODE_CONTROL = 0x0a;
 export const MODE_ALL = 0x3f;
+
+// Log pages, SPC-4 7.3.
+export const LOG_SUPPORTED = 0x00;
+export const LOG_WRITE_ERRORS = 0x02;
+export const LOG_READ_ERRORS = 0x03;
+export const LOG_START_STOP = 0x0e;
+
+// Modes of READ BUFFER and WRITE BUFFER, SPC-4 6.18, 6.49.
+export const BUFFER_DATA = 0x02;
+export const BUFFER_DESCRIPTOR = 0x03;
+export const BUFFER_ECHO = 0x0a;
+export const BUFFER_ECHO_DESCRIPTOR = 0x0b;
 
 /** The REPORT LUNS well-known logical unit, SAM-5 4.7.10: bytes 2 and 3 of an address. */
 export const WELL_KNOWN_REPORT_LUNS = 0xc101;

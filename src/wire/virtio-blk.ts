@@ -118,6 +118,13 @@ const TYPE_NAMES: Readonly<Record<number, string>> = {
   [VIRTIO_BLK_T_DISCARD]: 'DISCARD',
   [VIRTIO_BLK_T_WRITE_ZEROES]: 'WRITE_ZEROES',
   [VIRTIO_BLK_T_SECURE_ERASE]: 'SECURE_ERASE',
+  [VIRTIO_BLK_T_ZONE_APPEND]: 'ZONE_APPEND',
+  [VIRTIO_BLK_T_ZONE_REPORT]: 'ZONE_REPORT',
+  [VIRTIO_BLK_T_ZONE_OPEN]: 'ZONE_OPEN',
+  [VIRTIO_BLK_T_ZONE_CLOSE]: 'ZONE_CLOSE',
+  [VIRTIO_BLK_T_ZONE_FINISH]: 'ZONE_FINISH',
+  [VIRTIO_BLK_T_ZONE_RESET]: 'ZONE_RESET',
+  [VIRTIO_BLK_T_ZONE_RESET_ALL]: 'ZONE_RESET_ALL',
 };
 
 export function blkRequestName(type: number): string {
@@ -158,3 +165,38 @@ export type BlkLifetime = Value<typeof BlkLifetime.fields>;
 export const VIRTIO_BLK_Z_NONE = 0;
 export const VIRTIO_BLK_Z_HM = 1; // host-managed
 export const VIRTIO_BLK_Z_HA = 2; // host-aware
+
+/** ZONE_APPEND: between data and status, le64 where the device says at which sector data went. */
+export const VIRTIO_BLK_APPEND_SECTOR_BYTES = 8;
+
+/** `struct virtio_blk_zone_report` without its zones: what ZONE_REPORT begins with. */
+export const BlkZoneReport = struct('virtio_blk_zone_report', 64, {
+  nrZones: u64(0), // descriptors that follow
+  reserved: bytes(8, 56),
+});
+
+/** `struct virtio_blk_zone_descriptor`; sectors. */
+export const BlkZoneDescriptor = struct('virtio_blk_zone_descriptor', 64, {
+  zCap: u64(0), //   writable
+  zStart: u64(8),
+  zWp: u64(16), //   undefined for conventional, read-only, full and offline zones
+  zType: u8(24), //  VIRTIO_BLK_ZT_*
+  zState: u8(25), // VIRTIO_BLK_ZS_*
+  reserved: bytes(26, 38),
+});
+export type BlkZoneDescriptor = Value<typeof BlkZoneDescriptor.fields>;
+
+// `zType`.
+export const VIRTIO_BLK_ZT_CONV = 1;
+export const VIRTIO_BLK_ZT_SWR = 2; // sequential writes required
+export const VIRTIO_BLK_ZT_SWP = 3; // sequential writes preferred
+
+// `zState`.
+export const VIRTIO_BLK_ZS_NOT_WP = 0;
+export const VIRTIO_BLK_ZS_EMPTY = 1;
+export const VIRTIO_BLK_ZS_IOPEN = 2;
+export const VIRTIO_BLK_ZS_EOPEN = 3;
+export const VIRTIO_BLK_ZS_CLOSED = 4;
+export const VIRTIO_BLK_ZS_RDONLY = 13;
+export const VIRTIO_BLK_ZS_FULL = 14;
+export const VIRTIO_BLK_ZS_OFFLINE = 15;

@@ -62,13 +62,15 @@ export type PlaneIoError = {
   readonly kind: 'io-error';
   readonly device: number;
   readonly index: number;
+  /** Of a device with several media, which: of SCSI units target * 256 + LUN. Of others 0. */
+  readonly part: number;
   /** What was asked for: `read`, `flush`. */
   readonly op: string;
   /** Position on the disk, bytes. */
   readonly at: number;
   /** Positive. */
   readonly errno: number;
-  /** Errors of the device so far. */
+  /** Errors of it so far. */
   readonly count: number;
 };
 

@@ -23,6 +23,7 @@ import {
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
 } from '../wire/vhost-user.ts';
 import {
+  VIRTIO_CONFIG_S_FEATURES_OK,
   VIRTIO_F_IN_ORDER,
   VIRTIO_RING_F_EVENT_IDX,
   VIRTIO_RING_F_INDIRECT_DESC,
@@ -215,7 +216,12 @@ export class DeviceHost implements BackendTarget {
   }
 
   async setStatus(status: number): Promise<void> {
-    this.#status = status;
+    this.#status = this.refusal !== null ? status & ~VIRTIO_CONFIG_S_FEATURES_OK : status;
+  }
+
+  /** Why FEATURES_OK stays clear; null. */
+  get refusal(): string | null {
+    return this.#options.device.refuses?.(this.acked) ?? null;
   }
 
   setMtu(mtu: number): boolean {

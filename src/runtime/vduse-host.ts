@@ -228,6 +228,12 @@ export class VduseHost {
     }
     this.#status = status;
     await target.setStatus(status);
+    const isRefused = (target.getStatus() & VIRTIO_CONFIG_S_FEATURES_OK) === 0;
+    if ((risen & VIRTIO_CONFIG_S_FEATURES_OK) !== 0 && isRefused) {
+      const { name } = this.#options.device;
+      const text = `the device does not work with the features that the driver of ${name} took`;
+      throw new VringError('ERR_VRING_VDUSE_FEATURES', text);
+    }
   }
 
   get #isDriverOk(): boolean {

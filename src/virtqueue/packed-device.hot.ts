@@ -15,6 +15,7 @@ import { logBuffers, logEvent, logUsedPacked } from './dirty-log.hot.ts';
 import { noteBatchPacked, noteTakenPacked, noteUsedPacked } from './inflight-packed.hot.ts';
 import { takeHintedPacked, takeUniformHintedPacked } from './iotlb-take.hot.ts';
 import { retakeChain, takeChain } from './packed-chain.hot.ts';
+import { takeTablesPacked } from './table-chains.hot.ts';
 
 // Last word of a descriptor: id | flags << 16.
 const NEXT = 1 << 16;
@@ -171,6 +172,11 @@ function takeVisible(q: DeviceQueue, batch: ChainBatch, limit: number, visible: 
     if (q.iotlb === 0) left -= takeSimple(q, batch, limit, left);
     else left -= takeHintedPacked(q, batch, limit, left);
     if (batch.count >= limit || left <= 0) break;
+    if (q.iotlb === 0) {
+      const tables = takeTablesPacked(q, batch, limit, left);
+      left -= tables;
+      if (tables > 0) continue;
+    }
     const segments = batch.segments;
     stop = takeChain(q, batch, batch.count);
     if (stop !== 0) {

@@ -11,6 +11,7 @@ import { addBuffer, fillRows, findTable, finishRow } from './chain-segments.hot.
 import { logBuffers, logEvent, logUsedSplit } from './dirty-log.hot.ts';
 import { takeHintedSplit, takeUniformHintedSplit } from './iotlb-take.hot.ts';
 import { noteBatchSplit, noteTakenSplit, noteUsedSplit } from './inflight-split.hot.ts';
+import { takeTablesSplit } from './table-chains.hot.ts';
 
 const NEXT = 1; //     VIRTQ_DESC_F_NEXT
 const WRITE = 2; //    VIRTQ_DESC_F_WRITE
@@ -91,6 +92,11 @@ export function takeSplit(q: DeviceQueue, batch: ChainBatch, max: number): numbe
     if (q.iotlb === 0) n = takeSimple(q, batch, n, limit);
     else n = takeHintedSplit(q, batch, n, limit);
     if (n >= limit) break;
+    if (q.iotlb === 0) {
+      const simple = n;
+      n = takeTablesSplit(q, batch, n, limit);
+      if (n > simple) continue;
+    }
     const segments = batch.segments;
     const head = q.avail[AVAIL_RING + ((q.nextAvail + n) & (q.size - 1))];
     stop = takeChain(q, batch, n, head);

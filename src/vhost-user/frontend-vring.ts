@@ -11,10 +11,12 @@ export type FrontendVring = VringAddresses & {
 };
 
 /**
- * Hands a ring over: size, base, addresses, enable, kick, call. Some back-ends take the ring as
- * soon as the kick is there, others (DPDK) wait for the call as well; this order suits both.
- * Enabled before the kick, as QEMU does with rings that were enabled before: a network device
- * discards what it finds to send in a ring that is started and not enabled.
+ * Hands a ring over; the kick comes last, because it starts the ring, and what lies in it since the
+ * back-end before this one may be answered before the next message is read. QEMU's libvhost-user
+ * (7.2) ends the session where it has no call to write to by then: "vu_panic: Error writing
+ * eventfd: Bad file descriptor". Enabled before that, as QEMU does with rings that were enabled
+ * before: a network device discards what it finds to send in a ring that is started and not
+ * enabled.
  */
 export async function startVring(
   backend: VhostBackend,
@@ -26,9 +28,9 @@ export async function startVring(
   await backend.setVringBase(index, vring.base);
   await backend.setVringAddr(index, { descUva, availUva, usedUva });
   if (vring.err !== undefined) await backend.setVringErr(index, vring.err);
+  await backend.setVringCall(index, vring.call);
   await backend.setVringEnable(index, true);
   await backend.setVringKick(index, vring.kick);
-  await backend.setVringCall(index, vring.call);
 }
 
 /**

@@ -12,6 +12,7 @@ import type { FileEngineSpec } from './file-engine.ts';
 import type { LimitEngineSpec } from './limit/limit-engine.ts';
 import type { MemoryEngineSpec } from './memory-engine.ts';
 import type { NullEngineSpec } from './null-engine.ts';
+import type { ZoneShape } from './zoned/zone-types.ts';
 
 /** What a worker opens an engine from; structured clone. */
 export type EngineSpec =
@@ -37,7 +38,11 @@ export type DiskImage = {
   readonly means?: string;
   readonly readOnly: boolean;
   readonly sizeBytes: number;
+  /** Of a zoned disk; else null, or left out. */
+  readonly zones?: ZoneShape | null;
   readonly spec: EngineSpec;
+  /** What carries requests out has ended by this, and all of them fail: close the image. */
+  readonly failure?: Error | null;
   /** How large what is below is now; somebody may have changed it. `resize` takes it over. */
   measure(): Promise<number>;
   /**
@@ -58,12 +63,13 @@ export type DiskImage = {
 };
 
 export type FileImageOptions = FileOptions & {
-  /** True: what stands on the file knows what its size means. */
-  readonly anySize?: boolean;
+  /** True: layers stand on the file, and know what its size means. */
+  readonly isLayered?: boolean;
 };
 
 /**
- * Opens a regular file or block device of whole sectors, and locks it: see `FileSpec`.
+ * Opens a regular file or block device of whole sectors, and locks it: see `FileSpec`. One that is
+ * in use is refused at once; `openStack` waits for who is about to go.
  * @throws SysError ENOENT, EACCES, ...; VringError ERR_VRING_DISK_FILE, ERR_VRING_DISK_LOCKED,
  *   ERR_VRING_DISK_URING, ERR_VRING_DISK_DIRECT.
  */
@@ -73,7 +79,7 @@ export function openFileImage(options: FileImageOptions): DiskImage {
   try {
     const sizeBytes = diskFileBytes(parts.file);
     const isWhole = sizeBytes > 0 && sizeBytes % SECTOR_BYTES === 0;
-    if (sizeBytes > MAX_DISK_BYTES || (options.anySize !== true && !isWhole)) {
+    if (sizeBytes > MAX_DISK_BYTES || (options.isLayered !== true && !isWhole)) {
       const wanted = `a disk has a whole number of ${SECTOR_BYTES}-byte sectors, one at least`;
       const text = `${path} has ${sizeBytes} bytes; ${wanted}: truncate -s SIZE ${path}`;
       throw new VringError('ERR_VRING_DISK_FILE', text);
@@ -128,9 +134,14 @@ class FileImage implements DiskImage {
 
   get spec(): FileEngineSpec {
     const { sizeBytes, readOnly } = this;
-    const { zeros, uring } = this.#parts;
+    const { zeros, uring, bounce, witness } = this.#parts;
     const bySystemCalls = { fd: this.#file.number, sizeBytes, readOnly, zerosAt: zeros.offset };
-    return { kind: 'file', ...bySystemCalls, ...(uring !== null && { uring }) };
+    const extras = {
+      ...(uring !== null && { uring }),
+      ...(bounce !== null && { bounce }),
+      ...(witness !== null && { witnessFd: witness.number }),
+    };
+    return { kind: 'file', ...bySystemCalls, ...extras };
   }
 
   async measure(): Promise<number> {

@@ -41,6 +41,9 @@ export interface Engine {
    */
   hurry?(): void;
 
+  /** -errno with which flushes and IO_FUA fail for good; 0, or left out: none known. */
+  readonly failedFlush?: number;
+
   /** Waits until nothing uses memory of a request that was submitted; `reap` has them all then. */
   settle(): void;
 

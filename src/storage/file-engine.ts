@@ -4,9 +4,15 @@
  * takes.
  */
 import {
+  EDQUOT,
+  EFAULT,
+  EFBIG,
   EINTR,
+  EINVAL,
   EIO,
+  ENOSPC,
   EOPNOTSUPP,
+  EPERM,
   fallocate,
   fdatasync,
   preadvArena,
@@ -18,9 +24,12 @@ import {
   FALLOC_FL_ZERO_RANGE,
   RWF_DSYNC,
 } from '../wire/linux.ts';
+import { writeExtents } from './extent-records.ts';
+import { fileExtents } from './file/file-extents.ts';
 import {
   IO_DISCARD,
   IO_ERASE,
+  IO_EXTENTS,
   IO_FLUSH,
   IO_FUA,
   IO_READ,
@@ -43,6 +52,9 @@ const ZERO_VECTORS = 16;
  */
 const INTERRUPTIONS_MAX = 1000;
 
+/** Of a write that was not begun. EROFS is none: ext4 says so once it has given up. */
+const REFUSALS: ReadonlySet<number> = new Set([-EINVAL, -EFBIG, -EPERM, -EFAULT, -EOPNOTSUPP]);
+
 const PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 const ZERO = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
 
@@ -54,9 +66,22 @@ export type FileEngineSpec = {
   readonly readOnly: boolean;
   /** Arena offset of ZERO_BYTES of private memory that nobody writes. */
   readonly zerosAt: number;
+  /** The same file once more, which is asked what a failed write was about; see `judgeDurable`. */
+  readonly witnessFd?: number;
+  /** Who uses the file beside the data plane, or below layers, goes past the page cache. */
+  readonly bounce?: FileBounce;
   /** Left out: by system calls only. */
   readonly uring?: UringFileSpec;
 };
+
+/** Aligned memory for requests that go past the page cache from somewhere else. */
+export type FileBounce = {
+  /** Arena offset of BOUNCE_BYTES. */
+  readonly at: number;
+  readonly positionBytes: number;
+};
+
+export const BOUNCE_BYTES = 2 ** 22;
 
 /** What `UringEngine` needs beside; see file/uring-engine.ts. */
 export type UringFileSpec = {
@@ -79,6 +104,7 @@ export const FILE_ENGINE_ZERO_BYTES = ZERO_BYTES;
 
 export class FileEngine extends SyncEngine {
   readonly #fd: number;
+  readonly #witnessFd: number;
   readonly #zeroOffsets: Float64Array;
   readonly #zeroLengths = new Int32Array(ZERO_VECTORS);
   /** What is left of a transfer that the kernel cut short: columns of one request. */
@@ -97,6 +123,7 @@ export class FileEngine extends SyncEngine {
   constructor(spec: FileEngineSpec) {
     super(spec.sizeBytes, spec.readOnly);
     this.#fd = spec.fd;
+    this.#witnessFd = spec.witnessFd ?? -1;
     this.#zeroOffsets = new Float64Array(ZERO_VECTORS).fill(spec.zerosAt);
   }
 
@@ -114,6 +141,9 @@ export class FileEngine extends SyncEngine {
         return this.#durable(batch.flags[row]!, this.#zero(batch, row));
       case IO_ERASE:
         return this.#durable(IO_FUA, this.#writeZeros(batch.at[row]!, batch.size[row]!));
+      case IO_EXTENTS:
+        writeExtents(batch, row, fileExtents(this.#fd, batch.at[row]!, batch.size[row]!));
+        return 0;
       default:
         return -EOPNOTSUPP;
     }
@@ -136,8 +166,25 @@ export class FileEngine extends SyncEngine {
   /** A read that ends early met the end of a file that is shorter than the disk. */
   #failed(result: number, flags: number): number {
     const status = result === 0 ? -EIO : result;
-    if (flags !== 0 && status === -EIO) this.lost = status;
+    if (flags !== 0) this.judgeDurable(status);
     return status;
+  }
+
+  /**
+   * A write that was to be durable has failed. Either it was not taken, as on a file system that is
+   * full, and nothing but itself is lost; or it was, and what could not be made durable may be
+   * older ones, of which the kernel has told us then, and will not tell a flush. Both have one
+   * errno. The witness, who has been told of nothing, knows.
+   */
+  protected judgeDurable(status: number): void {
+    if (this.lost !== 0 || REFUSALS.has(status)) return;
+    const isFull = status === -ENOSPC || status === -EDQUOT;
+    if (!isFull || this.#witnessFd < 0) this.lost = status;
+    else if (syncFile(this.#witnessFd) !== 0) this.lost = status;
+  }
+
+  get failedFlush(): number {
+    return this.lost;
   }
 
   /** The kernel moved a part or nothing: a signal, the end of the file, a medium full or bad. */

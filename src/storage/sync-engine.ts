@@ -1,7 +1,7 @@
 import { EINVAL, EROFS } from '../sys/index.ts';
 import { assert } from '../base/assert.ts';
 import type { Engine } from './engine.ts';
-import { IO_FLUSH, IO_READ, IoDone, type IoBatch } from './io-batch.ts';
+import { IO_EXTENTS, IO_FLUSH, IO_READ, IoDone, type IoBatch } from './io-batch.ts';
 
 /** What engines share that carry requests out within `submit`. */
 export abstract class SyncEngine implements Engine {
@@ -73,7 +73,7 @@ export abstract class SyncEngine implements Engine {
   /** Why a request is not carried out: -errno, or 0. */
   protected refusal(batch: IoBatch, row: number): number {
     const op = batch.op[row]!;
-    if (op !== IO_READ && op !== IO_FLUSH && this.readOnly) return -EROFS;
+    if (this.readOnly && op !== IO_READ && op !== IO_FLUSH && op !== IO_EXTENTS) return -EROFS;
     const at = batch.at[row]!;
     const size = batch.size[row]!;
     return at >= 0 && size >= 0 && at <= this.sizeBytes - size ? 0 : -EINVAL;

@@ -5,7 +5,7 @@
 import { assert } from '../../base/assert.ts';
 import { drainEventfd, EIO, signalEventfd } from '../../sys/index.ts';
 import type { Engine } from '../engine.ts';
-import type { IoBatch, IoDone } from '../io-batch.ts';
+import { IO_ZONE_APPEND, type IoBatch, type IoDone } from '../io-batch.ts';
 import { RequestRing, RING_SLOTS, SLOT_SEGMENTS } from './request-ring.ts';
 
 export type BridgeEngineSpec = {
@@ -72,7 +72,14 @@ export class BridgeEngine implements Engine {
     return count;
   }
 
+  hurry(): void {
+    if (this.pending === 0) return;
+    this.#ring.hurry();
+    signalEventfd(this.#submitFd);
+  }
+
   settle(): void {
+    this.hurry();
     for (;;) {
       const { news } = this.#ring;
       if (this.#ring.isDead || this.#ring.reapable === this.pending) return;
@@ -101,6 +108,10 @@ export class BridgeEngine implements Engine {
     ring.at[slot] = batch.at[row]!;
     ring.size[slot] = batch.size[row]!;
     ring.segCount[slot] = segments;
+    if (ring.op[slot] === IO_ZONE_APPEND) {
+      ring.tagOrder[slot] = batch.tagOrder[row]!;
+      ring.tagQueue[slot] = batch.tagQueue[row]!;
+    }
     const from = batch.segFirst[row]!;
     const to = slot * SLOT_SEGMENTS;
     for (let s = 0; s < segments; s++) {

@@ -12,6 +12,7 @@ export const MAX_EXPORTS = 8;
 export class Exports {
   readonly #layer: Layer;
   readonly #open = new Map<string, NbdExport>();
+  #starting = 0;
 
   constructor(layer: Layer) {
     this.#layer = layer;
@@ -27,19 +28,37 @@ export class Exports {
 
   /** All of them; when it resolves none uses the layer. */
   async close(): Promise<void> {
-    await Promise.all([...this.#open.values()].map((each) => each.close()));
+    const open = [...this.#open.values()];
     this.#open.clear();
+    await this.#hurried(async () => {
+      await Promise.all(open.map((each) => each.close()));
+    });
+  }
+
+  /** Nobody waits for limits of who has left. */
+  async #hurried(work: () => Promise<void>): Promise<void> {
+    this.#layer.hurry(true);
+    try {
+      await work();
+    } finally {
+      this.#layer.hurry(false);
+    }
   }
 
   async #start(options: NbdExportOptions): Promise<NbdExportStatus> {
-    if (this.#open.size >= MAX_EXPORTS) {
+    if (this.#open.size + this.#starting >= MAX_EXPORTS) {
       const text = `a disk has ${MAX_EXPORTS} exports at most; end one first`;
       throw new VringError('ERR_VRING_DISK_EXPORTS', text);
     }
-    const started = await NbdExport.start(this.#layer, options);
-    const status = started.status();
-    this.#open.set(status.uri, started);
-    return status;
+    this.#starting++;
+    try {
+      const started = await NbdExport.start(this.#layer, options);
+      const status = started.status();
+      this.#open.set(status.uri, started);
+      return status;
+    } finally {
+      this.#starting--;
+    }
   }
 
   async #end(uri: string): Promise<void> {
@@ -49,7 +68,7 @@ export class Exports {
       throw new VringError('ERR_VRING_DISK_EXPORTS', `no export ${uri}; there is ${known}`);
     }
     this.#open.delete(uri);
-    await found.close();
+    await this.#hurried(() => found.close());
   }
 }
 

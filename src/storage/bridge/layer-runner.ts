@@ -4,7 +4,6 @@
  */
 import { messageOf, SysError } from '../../base/errors.ts';
 import {
-  arena,
   drainEventfd,
   EINVAL,
   EIO,
@@ -15,18 +14,24 @@ import {
   pollFd,
   signalEventfd,
 } from '../../sys/index.ts';
+import { putExtents } from '../extent-records.ts';
 import {
   IO_DISCARD,
+  IO_EXTENTS,
   IO_FLUSH,
   IO_FUA,
   IO_READ,
   IO_UNMAP,
   IO_WRITE,
   IO_ZEROES,
+  IO_ZONE_REPORT,
   ioName,
 } from '../io-batch.ts';
 import { type Layer, LayerError } from '../layer/layer.ts';
+import { ZoneError } from '../zoned/zone-types.ts';
 import { type RequestRing, SLOT_SEGMENTS } from './request-ring.ts';
+import { SlotData } from './slot-data.ts';
+import { ZONE_STATUS, ZoneRequests } from './zone-requests.ts';
 
 /** Bytes of requests that are under way; one that is larger than this goes alone. */
 const MAX_BYTES_UNDER_WAY = 64 * 2 ** 20;
@@ -46,16 +51,23 @@ export type LayerRunnerOptions = {
 export class LayerRunner {
   readonly #options: LayerRunnerOptions;
   readonly #poll: Poll;
-  readonly #memory = arena().bytes;
+  readonly #data: SlotData;
+  readonly #zones: ZoneRequests | null;
   #underWay = 0;
   #bytesUnderWay = 0;
   #isSignalDue = false;
   #toldMs = -Infinity;
   #untold = 0;
   #idle: (() => void) | null = null;
+  /** `RequestRing.hurriedTo` as it was last seen, and how many before it are not done yet. */
+  #hurriedTo = 0;
+  #hurriedLeft = 0;
 
   constructor(options: LayerRunnerOptions) {
     this.#options = options;
+    const { ring, layer } = options;
+    this.#data = new SlotData(ring);
+    this.#zones = layer.zones === undefined ? null : new ZoneRequests(ring, layer, this.#data);
     this.#poll = pollFd(options.submitFd, { read: true }, () => {
       drainEventfd(options.submitFd);
       this.#take();
@@ -73,26 +85,48 @@ export class LayerRunner {
     const { ring } = this.#options;
     for (;;) {
       const size = ring.peekSize();
+      this.#lookAtHurry(); // after that: what came behind it is not taken before it was seen
       if (size < 0) return;
       if (this.#underWay > 0 && this.#bytesUnderWay + size > MAX_BYTES_UNDER_WAY) return;
       this.#underWay++;
       this.#bytesUnderWay += size;
-      void this.#run(ring.take(), size);
+      const { position } = ring;
+      void this.#run(ring.take(), size, position);
     }
   }
 
-  async #run(slot: number, size: number): Promise<void> {
+  /** All that is out when somebody begins to wait goes on without limits, and nothing behind it. */
+  #lookAtHurry(): void {
+    const { ring, layer } = this.#options;
+    const { hurriedTo } = ring;
+    if (hurriedTo === this.#hurriedTo) return;
+    this.#hurriedTo = hurriedTo;
+    const wasHurried = this.#hurriedLeft > 0;
+    this.#hurriedLeft = this.#underWay + ((hurriedTo - ring.position) | 0);
+    const isHurried = this.#hurriedLeft > 0;
+    if (isHurried !== wasHurried) layer.hurry(isHurried);
+  }
+
+  #hurriedDone(position: number): void {
+    if (this.#hurriedLeft === 0 || ((this.#hurriedTo - position) | 0) <= 0) return;
+    if (--this.#hurriedLeft === 0) this.#options.layer.hurry(false);
+  }
+
+  async #run(slot: number, bytes: number, position: number): Promise<void> {
     const { ring } = this.#options;
+    const size = ring.size[slot]!;
     let status = 0;
     try {
       await this.#carryOut(slot, ring.op[slot]!, ring.at[slot]!, size);
     } catch (error) {
-      status = -errnoOf(error);
-      this.#failed(slot, size, error);
+      status = statusOf(error);
+      // What the rules of zones forbid is the driver's mistake, and told to it alone.
+      if (!(error instanceof ZoneError)) this.#failed(slot, size, error);
     }
     ring.complete(slot, status);
+    this.#hurriedDone(position);
     this.#underWay--;
-    this.#bytesUnderWay -= size;
+    this.#bytesUnderWay -= bytes;
     this.#signal();
     this.#take(); // what waited for others to end
     if (this.#underWay === 0) this.#idle?.();
@@ -100,17 +134,20 @@ export class LayerRunner {
 
   #carryOut(slot: number, op: number, at: number, size: number): Promise<void> {
     const { layer, ring } = this.#options;
-    if (!(at >= 0 && size >= 0 && at <= layer.sizeBytes - size)) {
+    const range = op === IO_ZONE_REPORT ? 0 : size; // whose size is that of the report
+    if (!(at >= 0 && range >= 0 && at <= layer.sizeBytes - range)) {
       throw new LayerError(EINVAL, `the disk has ${layer.sizeBytes} bytes`);
     }
     const flags = ring.flags[slot]!;
+    if (this.#zones?.takes(op) === true) return this.#zones.carryOut(slot, op, at, size);
     if (op === IO_READ) return this.#read(slot, at, size);
     if (op === IO_FLUSH) return layer.flush();
+    if (op === IO_EXTENTS) return this.#extents(slot, at, size);
     if (layer.readOnly) throw new LayerError(EROFS, 'the disk is read-only');
     const fua = (flags & IO_FUA) !== 0;
     switch (op) {
       case IO_WRITE:
-        return size === 0 ? Promise.resolve() : layer.write(at, this.#gather(slot, size), fua);
+        return size === 0 ? Promise.resolve() : layer.write(at, this.#data.gather(slot, size), fua);
       case IO_DISCARD:
         return fua ? this.#discardNow(at, size) : layer.discard(at, size);
       case IO_ZEROES:
@@ -125,33 +162,18 @@ export class LayerRunner {
     await this.#options.layer.flush();
   }
 
+  async #extents(slot: number, at: number, size: number): Promise<void> {
+    const { ring, layer } = this.#options;
+    const first = slot * SLOT_SEGMENTS;
+    const extents = await layer.extents(at, size);
+    putExtents(ring.segOffset[first]!, ring.segLen[first]!, extents);
+  }
+
   async #read(slot: number, at: number, size: number): Promise<void> {
     if (size === 0) return;
     const bytes = Buffer.allocUnsafeSlow(size);
     await this.#options.layer.read(at, bytes);
-    const { ring } = this.#options;
-    let from = 0;
-    const first = slot * SLOT_SEGMENTS;
-    for (let s = first; s < first + ring.segCount[slot]!; s++) {
-      const len = ring.segLen[s]!;
-      this.#memory.set(bytes.subarray(from, from + len), ring.segOffset[s]!);
-      from += len;
-    }
-  }
-
-  /** A copy: the guest may change its memory while the layers look at it. */
-  #gather(slot: number, size: number): Buffer {
-    const bytes = Buffer.allocUnsafeSlow(size);
-    const { ring } = this.#options;
-    let at = 0;
-    const first = slot * SLOT_SEGMENTS;
-    for (let s = first; s < first + ring.segCount[slot]!; s++) {
-      const offset = ring.segOffset[s]!;
-      const len = ring.segLen[s]!;
-      bytes.set(this.#memory.subarray(offset, offset + len), at);
-      at += len;
-    }
-    return bytes;
+    this.#data.scatter(slot, bytes, 0);
   }
 
   /** Once for all that completes in this turn of the event loop. */
@@ -178,6 +200,11 @@ export class LayerRunner {
     const why = `${errnoName(errnoOf(error))}: ${messageOf(error)}`;
     this.#options.onProblem(`${layer.description}: ${what} failed with ${why}${more}`);
   }
+}
+
+/** For `RequestRing.status`. */
+function statusOf(error: unknown): number {
+  return error instanceof ZoneError ? ZONE_STATUS[error.problem] : -errnoOf(error);
 }
 
 /** Positive. */

@@ -1,7 +1,13 @@
-/** A disk whose layers run on a storage thread of its own. */
+/**
+ * A disk whose layers run on a storage thread of its own. When that thread ends by an error, all
+ * that is out fails with EIO, and what comes, until somebody has opened another image: repeating
+ * requests here would end the next thread by the one that has ended this.
+ */
+import { VringError } from '../../base/errors.ts';
 import { createEventfd, type Fd, signalEventfd } from '../../sys/index.ts';
 import type { DiskImage } from '../disk-image.ts';
 import type { StackSpec } from '../stack/stack-spec.ts';
+import type { ZoneShape } from '../zoned/zone-types.ts';
 import type { BridgeEngineSpec } from './bridge-engine.ts';
 import { REQUEST_RING_BYTES, RequestRing } from './request-ring.ts';
 import { StorageThread } from './storage-thread.ts';
@@ -11,7 +17,11 @@ export type LayeredImageOptions = {
   /** The last part of the stack, opened; closed with the image. Null: the thread opens it. */
   readonly source: DiskImage | null;
   readonly readOnly: boolean;
+  /** As `StorageBoot.exportLimits`; none when left out. */
+  readonly exportLimits?: readonly SharedArrayBuffer[];
   readonly onProblem: (message: string) => void;
+  /** The thread has ended by itself: see `DiskImage.failure`. */
+  readonly onCrash?: (error: Error) => void;
   readonly environment?: NodeJS.ProcessEnv;
 };
 
@@ -21,29 +31,38 @@ export class LayeredImage implements DiskImage {
   readonly #ring: SharedArrayBuffer;
   readonly #submit: Fd;
   readonly #completion: Fd;
+  #failure: Error | null = null;
 
   /** @throws VringError of the layer that cannot be opened; nothing but `source` is left open. */
   static async open(options: LayeredImageOptions): Promise<LayeredImage> {
-    const { stack, source, readOnly, onProblem, environment } = options;
+    const { stack, source, readOnly, exportLimits = [], onProblem } = options;
+    const { onCrash, environment } = options;
     const ring = new SharedArrayBuffer(REQUEST_RING_BYTES);
     const submit = createEventfd('requests to a storage thread');
     const completion = createEventfd('completions of a storage thread');
+    let image: LayeredImage | null = null;
+    let failure: Error | null = null;
     try {
       const thread = await StorageThread.start({
         name: 'vring-storage',
         stack,
         source: source?.spec ?? null,
         readOnly,
+        exportLimits,
         bridge: { ring, submitFd: submit.number, completionFd: completion.number },
         onProblem,
-        onCrash: (error) => {
-          new RequestRing(ring).die(); // what is out fails, and what comes
+        onCrash: (cause) => {
+          new RequestRing(ring).die();
           if (!completion.closed) signalEventfd(completion.number);
-          onProblem(`the storage thread ended: ${error.message}; restart what serves this disk`);
+          failure = threadEnded(cause);
+          if (image !== null) image.#failure = failure;
+          onCrash?.(failure);
         },
         ...(environment === undefined ? {} : { environment }),
       });
-      return new LayeredImage(thread, source, ring, submit, completion);
+      image = new LayeredImage(thread, source, ring, submit, completion);
+      image.#failure = failure; // between its first message and us
+      return image;
     } catch (error) {
       submit.close();
       completion.close();
@@ -77,10 +96,18 @@ export class LayeredImage implements DiskImage {
     return this.#thread.sizeBytes;
   }
 
+  get zones(): ZoneShape | null {
+    return this.#thread.facts.zones;
+  }
+
   get spec(): BridgeEngineSpec {
     const { sizeBytes, readOnly } = this;
     const fds = { submitFd: this.#submit.number, completionFd: this.#completion.number };
     return { kind: 'bridge', ring: this.#ring, ...fds, sizeBytes, readOnly };
+  }
+
+  get failure(): Error | null {
+    return this.#failure;
   }
 
   measure(): Promise<number> {
@@ -108,4 +135,9 @@ export class LayeredImage implements DiskImage {
       this.#completion.close();
     }
   }
+}
+
+function threadEnded(cause: Error): VringError {
+  const text = `the storage thread of the disk has ended: ${cause.message}`;
+  return new VringError('ERR_VRING_STORAGE', text, { cause, recovery: 'retry' });
 }

@@ -4,6 +4,7 @@
  * plane owns a slot until it is submitted, the storage thread until it is completed.
  */
 import { MAX_CHAIN_DESCRIPTORS } from '../../base/limits.ts';
+import { IO_EXTENTS } from '../io-batch.ts';
 
 /** Requests that are out at once; the rest waits in the virtqueues. */
 export const RING_SLOTS = 256;
@@ -20,12 +21,13 @@ const COMPLETED = 2;
 const REAPED = 3;
 const NEWS = 4;
 const DEAD = 5;
+const HURRIED = 6;
 const CELLS = 16;
 
 const ENTRIES = RING_SLOTS * SLOT_SEGMENTS;
 
 export const REQUEST_RING_BYTES =
-  8 * (2 * RING_SLOTS + ENTRIES) + 4 * (CELLS + 6 * RING_SLOTS + ENTRIES);
+  8 * (3 * RING_SLOTS + ENTRIES) + 4 * (CELLS + 7 * RING_SLOTS + ENTRIES);
 
 export class RequestRing {
   /** By slot. `status` is written by the storage thread, all else by the data plane. */
@@ -35,6 +37,9 @@ export class RequestRing {
   readonly flags: Int32Array;
   readonly segCount: Int32Array;
   readonly status: Int32Array;
+  /** As `IoBatch.tagOrder`; of appends alone. */
+  readonly tagOrder: Float64Array;
+  readonly tagQueue: Int32Array;
   /** From SLOT_SEGMENTS * slot on. */
   readonly segOffset: Float64Array;
   readonly segLen: Int32Array;
@@ -57,12 +62,14 @@ export class RequestRing {
     };
     this.at = doubles(RING_SLOTS);
     this.size = doubles(RING_SLOTS);
+    this.tagOrder = doubles(RING_SLOTS);
     this.segOffset = doubles(ENTRIES);
     this.#cells = words(CELLS);
     this.op = words(RING_SLOTS);
     this.flags = words(RING_SLOTS);
     this.segCount = words(RING_SLOTS);
     this.status = words(RING_SLOTS);
+    this.tagQueue = words(RING_SLOTS);
     this.#submitQueue = words(RING_SLOTS);
     this.#doneQueue = words(RING_SLOTS);
     this.segLen = words(ENTRIES);
@@ -95,11 +102,27 @@ export class RequestRing {
     Atomics.wait(this.#cells, NEWS, news);
   }
 
-  /** Storage thread: the size of the next request without taking it, or -1. */
+  /** Data plane: somebody waits for what was submitted so far. */
+  hurry(): void {
+    Atomics.store(this.#cells, HURRIED, Atomics.load(this.#cells, SUBMITTED));
+  }
+
+  /** Storage thread: position up to which requests are waited for; as `position`. */
+  get hurriedTo(): number {
+    return Atomics.load(this.#cells, HURRIED);
+  }
+
+  /** Storage thread: position of the next request that `take` gives; counts and wraps at 2^32. */
+  get position(): number {
+    return Atomics.load(this.#cells, TAKEN);
+  }
+
+  /** Storage thread: the bytes that the next request is about, without taking it, or -1. */
   peekSize(): number {
     const place = Atomics.load(this.#cells, TAKEN);
     if (place === Atomics.load(this.#cells, SUBMITTED)) return -1;
-    return this.size[this.#submitQueue[place & MASK]!]!;
+    const slot = this.#submitQueue[place & MASK]!;
+    return this.op[slot] === IO_EXTENTS ? 0 : this.size[slot]!; // a question moves nothing
   }
 
   /** Storage thread: a slot that was submitted, or -1. */

@@ -1,6 +1,7 @@
 /** The control half of a storage thread: starts it, asks it things, ends it. */
 import { MessageChannel, type MessagePort, Worker } from 'node:worker_threads';
 import { VringError } from '../../base/errors.ts';
+import { closeRecordedFds, FD_RECORD_BYTES } from '../../sys/index.ts';
 import type {
   LayerFacts,
   StorageBoot,
@@ -11,7 +12,7 @@ import type {
 
 type Pending = { resolve(value: unknown): void; reject(error: Error): void };
 
-export type StorageThreadOptions = Omit<StorageBoot, 'mailbox'> & {
+export type StorageThreadOptions = Omit<StorageBoot, 'mailbox' | 'fds'> & {
   /** A request failed: which disk, what, where, why. */
   readonly onProblem: (message: string) => void;
   /** The thread ended without being asked to: nothing that is out comes back. */
@@ -29,6 +30,7 @@ export class StorageThread {
   sizeBytes: number;
   readonly #worker: Worker;
   readonly #port: MessagePort;
+  /** Nothing of it is open any more, however it ended. */
   readonly #exited: Promise<void>;
   readonly #pending = new Map<number, Pending>();
   #nextId = 1;
@@ -41,16 +43,22 @@ export class StorageThread {
   static async start(options: StorageThreadOptions): Promise<StorageThread> {
     const { onProblem, onCrash, environment, ...boot } = options;
     const { port1, port2 } = new MessageChannel();
+    const fds = new SharedArrayBuffer(FD_RECORD_BYTES);
     const isUnbuilt = import.meta.url.endsWith('.ts');
     const entry = new URL(`./storage-worker.${isUnbuilt ? 'ts' : 'js'}`, import.meta.url);
     const worker = new Worker(entry, {
-      workerData: { ...boot, mailbox: port2 } satisfies StorageBoot,
+      workerData: { ...boot, mailbox: port2, fds } satisfies StorageBoot,
       transferList: [port2],
       name: boot.name,
       env: environment ?? process.env,
       execArgv: [],
     });
-    const exited = new Promise<void>((resolve) => worker.once('exit', () => resolve()));
+    const exited = new Promise<void>((resolve) => {
+      worker.once('exit', () => {
+        closeRecordedFds(fds);
+        resolve();
+      });
+    });
     try {
       const facts = await opened(worker, port1);
       const thread = new StorageThread(worker, port1, exited, facts);
@@ -58,6 +66,7 @@ export class StorageThread {
       return thread;
     } catch (error) {
       await worker.terminate();
+      await exited;
       port1.close();
       throw error;
     }
@@ -98,6 +107,7 @@ export class StorageThread {
       // What it could not finish may keep its loop alive: it would never end by itself.
       this.#port.close();
       await this.#worker.terminate();
+      await this.#exited;
       throw error;
     }
   }

@@ -5,11 +5,13 @@
 import { flushCompileCache } from 'node:module';
 import { type MessagePort, workerData } from 'node:worker_threads';
 import { messageOf, VringError } from '../../base/errors.ts';
-import { setThreadName } from '../../sys/index.ts';
+import { recordFds, setThreadName } from '../../sys/index.ts';
 import type { EngineSpec } from '../disk-image.ts';
 import type { Layer } from '../layer/layer.ts';
+import { LimitLayer } from '../limit/limit-layer.ts';
 import { openLayers } from '../stack/open-layers.ts';
 import type { StackSpec } from '../stack/stack-spec.ts';
+import type { ZoneShape } from '../zoned/zone-types.ts';
 import { Exports } from './exports.ts';
 import { LayerRunner } from './layer-runner.ts';
 import { RequestRing } from './request-ring.ts';
@@ -17,10 +19,14 @@ import { RequestRing } from './request-ring.ts';
 export type StorageBoot = {
   readonly name: string;
   readonly mailbox: MessagePort;
+  /** What the thread has open is written down here: `recordFds`. */
+  readonly fds: SharedArrayBuffer;
   readonly stack: StackSpec;
   /** The last part of the stack, where the main thread has opened it. */
   readonly source: EngineSpec | null;
   readonly readOnly: boolean;
+  /** `LimitCells` that hold for the data plane and exports together, from the top. */
+  readonly exportLimits: readonly SharedArrayBuffer[];
   /** Null: nothing comes from a data plane; the thread is there for `control` alone. */
   readonly bridge: {
     readonly ring: SharedArrayBuffer;
@@ -40,6 +46,8 @@ export type LayerFacts = {
   readonly description: string;
   readonly sizeBytes: number;
   readonly readOnly: boolean;
+  /** Null: the disk is not zoned. */
+  readonly zones: ZoneShape | null;
 };
 
 export type StorageReply =
@@ -58,6 +66,7 @@ export type StorageFailure = {
 const boot = workerData as StorageBoot;
 const { mailbox } = boot;
 setThreadName(boot.name);
+recordFds(boot.fds);
 flushCompileCache();
 
 function reply(message: StorageReply): void {
@@ -74,7 +83,11 @@ async function serve(layer: Layer): Promise<void> {
   const onProblem = (problem: string): void => reply({ problem });
   const ring = bridge === null ? null : new RequestRing(bridge.ring);
   const runner = ring === null ? null : new LayerRunner({ ...bridge!, ring, layer, onProblem });
-  const exports = new Exports(layer);
+  const exported = boot.exportLimits.reduceRight(
+    (below: Layer, cells) => LimitLayer.beside(below, cells),
+    layer,
+  );
+  const exports = new Exports(exported);
   const handle = async (request: StorageRequest): Promise<unknown> => {
     switch (request.op) {
       case 'measure':
@@ -106,7 +119,8 @@ async function serve(layer: Layer): Promise<void> {
       .catch((thrown: unknown) => reply({ id, error: failureOf(thrown) }));
   });
   const { description, sizeBytes, readOnly } = layer;
-  reply({ opened: { description, sizeBytes, readOnly } });
+  const zones = layer.zones?.shape ?? null;
+  reply({ opened: { description, sizeBytes, readOnly, zones } });
 }
 
 try {

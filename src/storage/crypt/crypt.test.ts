@@ -186,7 +186,11 @@ test('no header at all', async () => {
 
 test('what is there is not formatted unless it may be replaced', async () => {
   const below = await formatted();
-  await assert.rejects(formatLuks2(below, { passphrase, kdf: CHEAP }), /is not empty/);
+  const message = /is not empty: byte 0 is not zero, and a header of 16777216 bytes destroys/;
+  await assert.rejects(formatLuks2(below, { passphrase, kdf: CHEAP }), { message });
+  const late = memoryLayer(); // as formats are that begin late
+  await late.write(65_536, new Uint8Array(512).fill(1), false);
+  await assert.rejects(formatLuks2(late, { passphrase, kdf: CHEAP }), /byte 65536 is not zero/);
   await formatLuks2(below, { passphrase, kdf: CHEAP, replace: true });
   const readOnly = memoryLayer(true);
   await assert.rejects(formatLuks2(readOnly, { passphrase, kdf: CHEAP }), /is read-only/);

@@ -29,10 +29,12 @@ export type KdfCost =
 
 /** As cryptsetup lays it out: two headers, areas of keys, and data from 16 MiB on. */
 const HEADER_BYTES = 16 * 1024;
-const DATA_AT = 16 * 1024 * 1024;
+export const DATA_AT = 16 * 1024 * 1024;
 const AREA_AT = 2 * HEADER_BYTES;
 /** cryptsetup aligns areas to 4096 bytes, so that it can write them with O_DIRECT. */
 const AREA_ALIGNMENT = 4096;
+/** What is looked at before it is written over, in pieces. */
+const PIECE_BYTES = 2 ** 20;
 const HASH = 'sha256';
 const SALT_BYTES = 32;
 /** The volume key is random: what the digest costs protects nothing. cryptsetup's least. */
@@ -86,12 +88,17 @@ export async function formatLuks2(below: Layer, options: FormatOptions): Promise
   }
 }
 
+/** All that the header takes: some formats begin late (btrfs at 64 KiB, ISO 9660 at 32 KiB). */
 async function refuseContent(below: Layer): Promise<void> {
-  const start = new Uint8Array(AREA_AT);
-  await below.read(0, start);
-  if (start.every((byte) => byte === 0)) return;
-  const text = `${below.description} is not empty: its first ${AREA_AT} bytes are not zeros`;
-  throw new CryptError(`${text}; a header there destroys what it holds`);
+  const piece = Buffer.alloc(PIECE_BYTES);
+  const zeros = Buffer.alloc(PIECE_BYTES);
+  for (let at = 0; at < DATA_AT; at += PIECE_BYTES) {
+    await below.read(at, piece);
+    if (piece.equals(zeros)) continue;
+    const first = at + piece.findIndex((byte) => byte !== 0);
+    const text = `${below.description} is not empty: byte ${first} is not zero`;
+    throw new CryptError(`${text}, and a header of ${DATA_AT} bytes destroys what is there`);
+  }
 }
 
 function metadataJson(slot: Keyslot, digest: Digest, sectorBytes: number): unknown {

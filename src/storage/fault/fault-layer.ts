@@ -98,6 +98,8 @@ export class FaultLayer extends PassLayer {
         await sleep(rule.ms);
       } else if (rule.action === 'error') {
         throw this.#failed(errnoOfRule(rule.errno, 'errno'), op, at, placeOf(rule));
+      } else if (rule.action === 'crash') {
+        await endThread(`${this.description}: ${op} at byte ${at} ends the thread by rule`);
       } else if (op === 'write' || op === 'zero') {
         this.#torn++;
         return true;
@@ -118,6 +120,14 @@ export class FaultLayer extends PassLayer {
     const text = `${this.description}: ${op} at byte ${at} fails with ${errnoName(errno)} by rule`;
     return new LayerError(errno, `${text}: ${why}`);
   }
+}
+
+/** As what nobody catches; it never settles. */
+function endThread(message: string): Promise<never> {
+  setImmediate(() => {
+    throw new Error(message);
+  });
+  return new Promise(() => undefined);
 }
 
 function placeOf(rule: FaultRule): string {

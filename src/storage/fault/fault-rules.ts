@@ -12,7 +12,7 @@ export const MAX_FAULT_RULES = 64;
 export const MAX_DELAY_MS = 600_000;
 
 const OPS: readonly string[] = ['read', 'write', 'flush', 'discard', 'zero', 'any'];
-const ACTIONS: readonly string[] = ['error', 'delay', 'torn'];
+const ACTIONS: readonly string[] = ['error', 'delay', 'torn', 'crash'];
 const NUMBERS = [
   ['at', 0, Number.MAX_SAFE_INTEGER],
   ['sizeBytes', 1, Number.MAX_SAFE_INTEGER],

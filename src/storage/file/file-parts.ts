@@ -18,16 +18,27 @@ import {
   preadvArena,
 } from '../../sys/index.ts';
 import { O_DIRECT, O_RDONLY, O_RDWR, RWF_NOWAIT } from '../../wire/linux.ts';
-import { FILE_ENGINE_ZERO_BYTES, type UringFileSpec } from '../file-engine.ts';
+import {
+  BOUNCE_BYTES,
+  FILE_ENGINE_ZERO_BYTES,
+  type FileBounce,
+  type UringFileSpec,
+} from '../file-engine.ts';
 import type { FileSpec } from '../stack/stack-spec.ts';
-import { lockBeside, lockImage } from './image-lock.ts';
+import { lockBeside, tryLockImage } from './image-lock.ts';
 import { URING_PLACE_BYTES, uringProblem } from './uring.ts';
 
 /** `path`, and how: see `FileSpec`. */
-export type FileOptions = Omit<FileSpec, 'kind'> & { readonly readOnly?: boolean };
+export type FileOptions = Omit<FileSpec, 'kind'> & {
+  readonly readOnly?: boolean;
+  /** True: no data plane drives it; layers of a storage thread do. */
+  readonly isLayered?: boolean;
+};
 
 /** Where neither kernel nor device says what O_DIRECT wants: a page is enough for all of them. */
 const SAFE_ALIGNMENT_BYTES = 4096;
+
+const SECTOR_BYTES = 512;
 
 type Direct = NonNullable<UringFileSpec['direct']> & { readonly file: Fd };
 
@@ -37,9 +48,13 @@ export class FileParts {
   readonly zeros = PrivateMemory.allocate(FILE_ENGINE_ZERO_BYTES + SAFE_ALIGNMENT_BYTES);
   /** For people: `io_uring, O_DIRECT`; `system calls: io_uring_setup failed with EPERM`. */
   readonly means: string;
+  /** `FileEngineSpec.witnessFd`; null where nothing is written by a data plane. */
+  readonly witness: Fd | null;
   readonly uring: UringFileSpec | null;
+  readonly bounce: FileBounce | null;
   readonly #direct: Direct | null = null;
   readonly #place: ArenaRange | null = null;
+  #bounceMemory: PrivateMemory | null = null;
 
   /**
    * @throws SysError ENOENT, EACCES, ...; VringError ERR_VRING_DISK_LOCKED, ERR_VRING_DISK_URING,
@@ -50,13 +65,22 @@ export class FileParts {
     const flags = readOnly ? O_RDONLY : O_RDWR;
     this.file = openNamed(path, flags);
     try {
-      if (lock) lockImage(this.file, readOnly);
+      if (lock) tryLockImage(this.file, readOnly);
+      const isWritten = !readOnly && options.isLayered !== true;
+      this.witness = isWritten ? openFd(`/proc/self/fd/${this.file.number}`, O_RDONLY) : null;
+      if (options.isLayered === true) {
+        this.uring = null;
+        this.bounce = direct === 'on' ? this.#bounceOf(this.#askLayered(flags)) : null;
+        this.means = direct === 'on' ? 'layers, O_DIRECT' : 'layers';
+        return;
+      }
       const problem = uring === 'off' ? 'it is turned off' : (uringProblem()?.message ?? null);
       if (problem !== null && (uring === 'on' || direct === 'on')) throw noUring(path, problem);
       const isDevice = fstatSync(this.file.number).isBlockDevice();
       const wantsDirect = direct === 'on' || (direct === 'auto' && isDevice);
       if (problem === null && wantsDirect) this.#direct = this.#openDirect(flags, direct === 'on');
       if (lock && this.#direct !== null) lockBeside(this.#direct.file, readOnly);
+      this.bounce = this.#direct === null ? null : this.#bounceOf(this.#direct.positionBytes);
       const reads = problem === null && (uring === 'on' || this.#readsCanTell());
       if (problem !== null || !(reads || this.#direct !== null)) {
         this.uring = null;
@@ -82,9 +106,27 @@ export class FileParts {
   /** Idempotent; once no engine uses it. */
   close(): void {
     this.file.close();
+    this.witness?.close();
     this.#direct?.file.close();
     this.#place?.close();
     this.zeros.close();
+    this.#bounceMemory?.close();
+  }
+
+  #bounceOf(positionBytes: number): FileBounce {
+    this.#bounceMemory = PrivateMemory.allocate(BOUNCE_BYTES);
+    return { at: this.#bounceMemory.offset, positionBytes };
+  }
+
+  /** Layers count in sectors, and formats have files of any length. */
+  #askLayered(flags: number): number {
+    const { file, positionBytes } = this.#openDirect(flags, true)!;
+    file.close(); // the storage thread opens its own
+    if (positionBytes <= SECTOR_BYTES) return positionBytes;
+    const text =
+      `${this.file.what} has blocks of ${positionBytes} bytes with O_DIRECT, and layers write ` +
+      `${SECTOR_BYTES}; take direct: 'off'`;
+    throw new VringError('ERR_VRING_DISK_DIRECT', text);
   }
 
   /** The same file once more, whatever has its name by now. */

@@ -9,7 +9,7 @@ import { requirePeer } from '../../../test/peers/require-peer.ts';
 import { waitFor } from '../../../test/peers/scratch.ts';
 import { dupFd } from '../../sys/index.ts';
 import type { FileEngineSpec } from '../file-engine.ts';
-import { openFileImage } from '../index.ts';
+import { openFileImage, openStack, type StackSpec } from '../index.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'vring-lock-'));
 after(() => rmSync(folder, { recursive: true }));
@@ -64,6 +64,26 @@ test('who was refused holds nothing', () => {
   third.close();
   reader.close();
   openFileImage({ path }).close();
+});
+
+test('who is about to go is waited for, and nothing else waits meanwhile', async () => {
+  const path = file();
+  const writer = openFileImage({ path });
+  setTimeout(() => void writer.close(), 50); // never, if this thread slept
+  const image = await openStack({ stack: [{ kind: 'file', path }] });
+  await assert.rejects(openStack({ stack: [{ kind: 'file', path }] }), {
+    code: 'ERR_VRING_DISK_LOCKED',
+  });
+  const folderOfOverlay = join(folder, 'changes');
+  const stack: StackSpec = [
+    { kind: 'overlay', folder: folderOfOverlay },
+    { kind: 'memory', sizeBytes: 65536 },
+  ];
+  const first = await openStack({ stack });
+  const second = openStack({ stack });
+  setTimeout(() => void first.close(), 50);
+  await (await second).close();
+  await image.close();
 });
 
 test('QEMU and we refuse each other', async (t) => {

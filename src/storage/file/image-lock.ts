@@ -7,6 +7,7 @@
  * opener looks whether anybody forbids what it does, or does what it forbids. Two that come at once
  * may refuse each other; they never both go on.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { SysError, VringError } from '../../base/errors.ts';
 import { type Fd, isByteLocked, shareByte, unlockByte } from '../../sys/index.ts';
 
@@ -39,26 +40,36 @@ const LOCK_TRY_MS = 5;
  * only read. A file system without such locks is left as it is.
  * @throws VringError ERR_VRING_DISK_LOCKED.
  */
-export function lockImage(file: Fd, readOnly: boolean): void {
-  const deadline = performance.now() + LOCK_WAIT_MS;
-  const sleeper = new Int32Array(new SharedArrayBuffer(4));
-  for (;;) {
+export function lockImage(file: Fd, readOnly: boolean): Promise<void> {
+  return patiently(() => tryLockImage(file, readOnly));
+}
+
+/** The same, without waiting for whoever is about to go. */
+export function tryLockImage(file: Fd, readOnly: boolean): void {
+  try {
+    shareLock(file, readOnly);
+    checkOthers(file, readOnly);
+  } catch (error) {
+    if (error instanceof SysError && NO_LOCKS.has(error.errnoName)) return;
+    for (const at of bytesOf(readOnly)) unlockByte(file, at);
+    throw error;
+  }
+}
+
+/** Repeats what is refused for a lock; what is refused for longer is refused. */
+export async function patiently<T>(attempt: () => T): Promise<T> {
+  for (const deadlineMs = performance.now() + LOCK_WAIT_MS; ; await sleep(LOCK_TRY_MS)) {
     try {
-      shareLock(file, readOnly);
-      checkOthers(file, readOnly);
-      return;
+      return attempt();
     } catch (error) {
-      if (error instanceof SysError && NO_LOCKS.has(error.errnoName)) return;
-      for (const at of bytesOf(readOnly)) unlockByte(file, at);
       const isInUse = error instanceof VringError && error.code === 'ERR_VRING_DISK_LOCKED';
-      if (!isInUse || performance.now() > deadline) throw error;
-      Atomics.wait(sleeper, 0, 0, LOCK_TRY_MS);
+      if (!isInUse || performance.now() > deadlineMs) throw error;
     }
   }
 }
 
 /**
- * The same locks for a second open file of an image that `lockImage` has locked: requests that go
+ * The same locks for a second open file of an image that is locked: requests that go
  * through it outlive a server that is killed, too.
  * @throws VringError ERR_VRING_DISK_LOCKED.
  */

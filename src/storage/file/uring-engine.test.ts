@@ -266,7 +266,7 @@ test('completions signal; once armed, they do so only when asked to', () => {
 });
 
 /** An engine over a descriptor that no image would be opened from. */
-function over(fd: number, uring = true): { engine: Engine; close(): void } {
+function over(fd: number, uring = true, witnessFd = -1): { engine: Engine; close(): void } {
   const place = reserveRange(URING_PLACE_BYTES);
   const ring = { bufferedReads: true, bufferedWrites: true, direct: null, required: true };
   const spec: FileEngineSpec = {
@@ -275,6 +275,7 @@ function over(fd: number, uring = true): { engine: Engine; close(): void } {
     sizeBytes: 1 << 20,
     readOnly: false,
     zerosAt: zeros.offset,
+    witnessFd,
     ...(uring && { uring: { at: place.offset, ...ring } }),
   };
   const engine = openEngine(spec);
@@ -295,6 +296,41 @@ for (const uring of [true, false]) {
     assert.equal(run(engine, IO_READ, 4096, 4096), 0, 'and it can still be read');
     close();
     closeSync(fd);
+  });
+
+  test(`${by}: a durable write without room: it alone, or older ones as well`, (t) => {
+    if (!requireRoot(t)) return;
+    const at = mkdtempSync(join(folder, 'small-'));
+    const mount = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'none', at]);
+    assert.equal(mount.status, 0, String(mount.stderr));
+    const path = join(at, 'disk.img');
+    writeFileSync(path, '');
+    truncateSync(path, 1 << 20);
+    const fd = openSync(path, 'r+');
+    const unwell = createEventfd('knows no fdatasync');
+    try {
+      for (const [witness, later] of [
+        [fd, 0],
+        [unwell.number, -28],
+        [-1, -28], // nobody to ask
+      ] as const) {
+        const { engine, close } = over(fd, uring, witness);
+        const statuses = Array.from({ length: 32 }, (_, i) => {
+          return run(engine, IO_WRITE, 4096 * i, 4096, IO_FUA);
+        });
+        assert.equal(statuses.at(-1), -28);
+        assert.equal(engine.failedFlush, later);
+        assert.equal(run(engine, IO_DISCARD, 0, 1 << 20), 0);
+        assert.equal(run(engine, IO_WRITE, 0, 4096), 0, 'there is room again');
+        assert.equal(run(engine, IO_WRITE, 0, 4096, IO_FUA), later);
+        assert.equal(run(engine, IO_FLUSH, 0, 0), later);
+        close();
+      }
+    } finally {
+      closeSync(fd);
+      unwell.close();
+      spawnSync('umount', [at]);
+    }
   });
 
   test(`${by}: a medium that fails is EIO`, () => {
@@ -344,6 +380,15 @@ for (const uring of [true, false]) {
     assert.equal(child.stdout, '0 -27\n', child.stderr);
   });
 }
+
+test('a durable write that a medium fails fails for good', () => {
+  const fd = openSync('/proc/self/mem', 'r+');
+  const { engine, close } = over(fd);
+  assert.equal(run(engine, IO_WRITE, 4096, 4096, IO_FUA), -5);
+  assert.deepEqual([engine.failedFlush, run(engine, IO_FLUSH, 0, 0)], [-5, -5]);
+  close();
+  closeSync(fd);
+});
 
 const SCRIPT = new URL('./size-limit-fixture.ts', import.meta.url).pathname;
 

@@ -52,6 +52,7 @@ import {
 import {
   IO_DISCARD,
   IO_ERASE,
+  IO_EXTENTS,
   IO_FLUSH,
   IO_FUA,
   IO_READ,
@@ -221,6 +222,7 @@ export class UringEngine extends FileEngine {
     else if (op === IO_DISCARD && !this.punches) this.#finishRange(slot);
     else if (op === IO_DISCARD || op === IO_ZEROES) this.#beginRange(slot);
     else if (op === IO_ERASE) this.#erase(slot);
+    else if (op === IO_EXTENTS) this.#finish(slot, this.execute(batch, row));
     else this.#finish(slot, -EOPNOTSUPP);
   }
 
@@ -417,7 +419,8 @@ export class UringEngine extends FileEngine {
     const isSync = this.#stage[slot] === STAGE_SYNC;
     const isDurable = this.#stage[slot] === STAGE_TRANSFER && this.#ring.rwFlags[slot] !== 0;
     if (isSync || isDurable) this.#durable.end(slot, false);
-    if (this.lost === 0 && (isSync || (isDurable && status === -EIO))) this.lost = status;
+    if (isDurable) this.judgeDurable(status);
+    else if (isSync && this.lost === 0) this.lost = status;
     this.#finish(slot, isSync ? this.lost : status);
   }
 

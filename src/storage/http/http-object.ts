@@ -3,6 +3,7 @@
  * what is read is never a mixture. Failures that may pass are tried again until the time is over.
  */
 import { constants } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { EIO } from '../../sys/index.ts';
 import { LayerError } from '../layer/layer.ts';
 import { Slots } from '../slots.ts';
@@ -19,6 +20,8 @@ import type { Signer } from './s3-location.ts';
 const { ETIMEDOUT } = constants.errno;
 /** Requests at once, and connections. */
 const MAX_PARALLEL = 8;
+/** Opening is tried for so long, or for the time of a request: a server may just be restarting. */
+const OPEN_MS = 10_000;
 const FIRST_PAUSE_MS = 50;
 const LAST_PAUSE_MS = 3000;
 
@@ -48,15 +51,29 @@ export class HttpObject {
 
   /**
    * One sector tells all: that it is there, has ranges, how large it is, which version. (busybox
-   * httpd takes a range of one byte for one without an end.)
-   * @throws HttpError.
+   * httpd takes a range of one byte for one without an end.) What may pass is tried again.
+   * @throws HttpError: of the last attempt.
    */
   static async open(options: HttpObjectOptions): Promise<HttpObject> {
     const { url, sign, timeoutMs } = options;
     const agents = createAgents(MAX_PARALLEL, options.ca);
+    const first = { url, sign, agents, at: 0, sizeBytes: 512, headers: {} };
+    const deadlineMs = performance.now() + Math.min(timeoutMs, OPEN_MS);
+    const left = (): number => deadlineMs - performance.now();
     try {
-      const first = { url, sign, agents, timeoutMs, at: 0, sizeBytes: 512, headers: {} };
-      return new HttpObject(options, agents, await requestRange(first));
+      for (let pauseMs = 0; ; await sleep(pauseMs)) {
+        try {
+          return new HttpObject(
+            options,
+            agents,
+            await requestRange({ ...first, timeoutMs: left() }),
+          );
+        } catch (error) {
+          if (!(error instanceof HttpError) || error.recovery !== 'retry') throw error;
+          pauseMs = nextPause(pauseMs);
+          if (left() <= pauseMs) throw error;
+        }
+      }
     } catch (error) {
       closeAgents(agents);
       throw error;
@@ -118,7 +135,7 @@ export class HttpObject {
       if (this.#changed !== null) throw this.#failed(EIO, at, this.#changed);
       const timeoutMs = deadlineMs - performance.now();
       if (timeoutMs <= pauseMs) throw this.#failed(ETIMEDOUT, at, last);
-      await new Promise((resolve) => setTimeout(resolve, pauseMs));
+      await sleep(pauseMs);
       try {
         const { url, sign } = this.#options;
         const what = { url, sign, at, sizeBytes, headers: this.#pin, agents: this.#agents };
@@ -132,9 +149,7 @@ export class HttpObject {
         if (error.recovery !== 'retry') throw this.#failed(EIO, at, error);
         last = error;
         this.retries++;
-        // Half at random: many disks of one server do not come back in step.
-        const most = pauseMs === 0 ? FIRST_PAUSE_MS : Math.min(LAST_PAUSE_MS, 3 * pauseMs);
-        pauseMs = most / 2 + (Math.random() * most) / 2;
+        pauseMs = nextPause(pauseMs);
       }
     }
   }
@@ -159,6 +174,12 @@ export class HttpObject {
     const late = errno === ETIMEDOUT ? `nothing within ${this.#options.timeoutMs / 1000} s: ` : '';
     return new LayerError(errno, `byte ${at}: ${late}${why}${advice}`, { cause });
   }
+}
+
+/** Half at random: many disks of one server do not come back in step. */
+function nextPause(pauseMs: number): number {
+  const most = pauseMs === 0 ? FIRST_PAUSE_MS : Math.min(LAST_PAUSE_MS, 3 * pauseMs);
+  return most / 2 + (Math.random() * most) / 2;
 }
 
 function closeAgents({ http, https }: Agents): void {

@@ -274,12 +274,34 @@ test('at first sight: no ranges, no sectors, nothing there, nobody there', async
   await assert.rejects(opened(t, server), /or empty \(416\)/);
   const { url } = server;
   server.close();
-  await assert.rejects(openHttpLayer({ kind: 'http', url }), {
+  const startMs = performance.now();
+  await assert.rejects(openHttpLayer({ kind: 'http', url, timeoutSeconds: 0.5 }), {
     code: 'ERR_VRING_HTTP_CONNECT',
     message: /ECONNREFUSED/,
   });
+  assert.ok(performance.now() - startMs < 5000, 'it is tried for half a second');
   const ftp = openHttpLayer({ kind: 'http', url: 'ftp://x/y' });
   await assert.rejects(ftp, { code: 'ERR_VRING_CONFIG' });
+});
+
+test('a server that is about to be there: opening is tried again, what is wrong is not', async (t) => {
+  const server = await fake(t);
+  let count = 0;
+  server.intercept = (request, response) => {
+    count++;
+    if (count === 1) response.writeHead(503).end();
+    else if (count === 2) request.socket.destroy();
+    return count <= 2;
+  };
+  await check(await opened(t, server), 512, 512);
+  assert.equal(server.ranges.filter((range) => range === 'bytes=0-511').length, 3);
+  count = 0;
+  server.intercept = (_, response) => {
+    count++;
+    return response.writeHead(403).end() !== null;
+  };
+  await assert.rejects(opened(t, server), /status 403/);
+  assert.equal(count, 1);
 });
 
 test('what may pass is tried again: overload, a broken body, a broken connection', async (t) => {

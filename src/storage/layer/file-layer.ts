@@ -10,7 +10,8 @@ import {
   FALLOC_FL_PUNCH_HOLE,
   FALLOC_FL_ZERO_RANGE,
 } from '../../wire/linux.ts';
-import { LayerError, type ZeroOptions } from './layer.ts';
+import { fileExtents } from '../file/file-extents.ts';
+import { type Extent, LayerError, type ZeroOptions } from './layer.ts';
 import { SourceLayer } from './source-layer.ts';
 
 /** Zeros are written so many at a time, where a file system cannot make them. */
@@ -27,6 +28,7 @@ export type FileLayerOptions = {
 export class FileLayer extends SourceLayer {
   readonly description: string;
   readonly readOnly: boolean;
+  readonly blockBytes: number = 512;
   sizeBytes: number;
   readonly #file: Fd;
   /** A flush has failed with this: see README.md, "A failed flush stays failed". */
@@ -46,7 +48,7 @@ export class FileLayer extends SourceLayer {
 
   async read(at: number, into: Uint8Array): Promise<void> {
     for (let done = 0; done < into.length;) {
-      const count = await this.#transfer('read', into, done, at);
+      const count = await this.transfer('read', into, done, at);
       if (count === 0) {
         throw new LayerError(EIO, `${this.description} ends at byte ${at + done}`);
       }
@@ -56,7 +58,7 @@ export class FileLayer extends SourceLayer {
 
   async write(at: number, from: Uint8Array, fua: boolean): Promise<void> {
     for (let done = 0; done < from.length;) {
-      done += await this.#transfer('write', from, done, at);
+      done += await this.transfer('write', from, done, at);
     }
     if (fua) await this.flush();
   }
@@ -91,6 +93,10 @@ export class FileLayer extends SourceLayer {
       }
     }
     if (fua) await this.flush();
+  }
+
+  override async extents(at: number, sizeBytes: number): Promise<Extent[]> {
+    return fileExtents(this.#file.number, at, sizeBytes);
   }
 
   override async measure(): Promise<number> {
@@ -134,7 +140,12 @@ export class FileLayer extends SourceLayer {
     return true;
   }
 
-  #transfer(op: 'read' | 'write', bytes: Uint8Array, done: number, at: number): Promise<number> {
+  protected transfer(
+    op: 'read' | 'write',
+    bytes: Uint8Array,
+    done: number,
+    at: number,
+  ): Promise<number> {
     return new Promise((resolve, reject) => {
       const rest = bytes.length - done;
       const end = (error: NodeJS.ErrnoException | null, count: number): void => {

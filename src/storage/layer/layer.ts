@@ -4,6 +4,7 @@
  * disk, never on a data plane's. What needs no layers (a file, memory) is an `Engine` directly.
  */
 import { VringError, type VringErrorOptions } from '../../base/errors.ts';
+import type { ZonedMedium } from '../zoned/zone-types.ts';
 
 /**
  * Requests may overlap in time. Those that overlap on the disk as well have no order that anybody
@@ -19,6 +20,10 @@ export interface Layer {
   readonly description: string;
   readonly sizeBytes: number;
   readonly readOnly: boolean;
+  /** Of writes, where they must be whole blocks that are larger than sectors. */
+  readonly blockBytes?: number;
+  /** The disk is zoned: then what a device asks for goes through this. */
+  readonly zones?: ZonedMedium;
 
   read(at: number, into: Uint8Array): Promise<void>;
   /** `fua`: durable when it resolves. */
@@ -49,6 +54,12 @@ export interface Layer {
    * ERR_VRING_DISK_CONTROL. Structured clone both ways.
    */
   control(name: string, payload: unknown): Promise<unknown>;
+  /**
+   * True: somebody waits for what is under way, so nothing of it, and of what comes, is held back
+   * for the sake of a limit. Until it is told false, as often as it was told true.
+   */
+  hurry(isHurried: boolean): void;
+
   /** Counters of this layer and those below, by name; read at any time. */
   counters(): Record<string, number>;
   /** Idempotent; when nothing is under way. Closes what is below. Says what it could not do. */

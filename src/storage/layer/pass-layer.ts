@@ -1,5 +1,7 @@
 import type { Extent, Layer, ZeroOptions } from './layer.ts';
 
+const SECTOR_BYTES = 512;
+
 /** A layer that changes nothing: what stands on another begins with it and overrides some. */
 export abstract class PassLayer implements Layer {
   readonly below: Layer;
@@ -16,6 +18,10 @@ export abstract class PassLayer implements Layer {
 
   get readOnly(): boolean {
     return this.below.readOnly;
+  }
+
+  get blockBytes(): number {
+    return this.below.blockBytes ?? SECTOR_BYTES;
   }
 
   read(at: number, into: Uint8Array): Promise<void> {
@@ -52,6 +58,10 @@ export abstract class PassLayer implements Layer {
 
   control(name: string, payload: unknown): Promise<unknown> {
     return this.below.control(name, payload);
+  }
+
+  hurry(isHurried: boolean): void {
+    this.below.hurry(isHurried);
   }
 
   counters(): Record<string, number> {

@@ -33,6 +33,8 @@ export abstract class SourceLayer implements Layer {
     throw new VringError('ERR_VRING_DISK_CONTROL', text);
   }
 
+  hurry(_isHurried: boolean): void {}
+
   counters(): Record<string, number> {
     return {};
   }

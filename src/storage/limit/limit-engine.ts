@@ -6,8 +6,16 @@
 import { Epoll, Timerfd } from '../../sys/index.ts';
 import type { EngineSpec } from '../disk-image.ts';
 import type { Engine } from '../engine.ts';
-import { IO_ERASE, IO_FLUSH, IO_READ, IO_WRITE, type IoBatch, type IoDone } from '../io-batch.ts';
-import { LimitCells, RateLimits } from './rate-limits.ts';
+import {
+  IO_ERASE,
+  IO_FLUSH,
+  IO_READ,
+  IO_WRITE,
+  IO_ZONE_APPEND,
+  type IoBatch,
+  type IoDone,
+} from '../io-batch.ts';
+import { LimitCells, LIMITED_FIRST, RateLimits } from './rate-limits.ts';
 
 export type LimitEngineSpec = {
   readonly kind: 'limit';
@@ -25,7 +33,6 @@ export class LimitEngine implements Engine {
   /** Where the engine below has it. */
   readonly arm?: () => boolean;
   readonly #inner: Engine;
-  readonly #cells: LimitCells;
   readonly #limits: RateLimits;
   readonly #timer = new Timerfd('timer of a limit');
   readonly #epoll: Epoll | null;
@@ -43,8 +50,7 @@ export class LimitEngine implements Engine {
     this.inOrder = inner.inOrder;
     this.readOnly = inner.readOnly;
     if (inner.arm !== undefined) this.arm = () => inner.arm!();
-    this.#cells = new LimitCells(cells);
-    this.#limits = new RateLimits(this.#cells);
+    this.#limits = new RateLimits(new LimitCells(cells), LIMITED_FIRST);
     this.#epoll = inner.completionFd < 0 ? null : new Epoll();
     this.#epoll?.add(inner.completionFd, 0);
     this.#epoll?.add(this.#timer.fd, 0);
@@ -61,6 +67,10 @@ export class LimitEngine implements Engine {
 
   get pending(): number {
     return this.#inner.pending;
+  }
+
+  get failedFlush(): number {
+    return this.#inner.failedFlush ?? 0;
   }
 
   submit(batch: IoBatch, first: number): number {
@@ -81,7 +91,7 @@ export class LimitEngine implements Engine {
   }
 
   hurry(): void {
-    this.#isHurried = true;
+    this.#isHurried = this.#refused > 0;
     this.#inner.hurry?.();
   }
 
@@ -108,7 +118,7 @@ export class LimitEngine implements Engine {
       const op = batch.op[row]!;
       // A flush moves nothing, and is what others wait for: it goes when it is its turn.
       if (op === IO_FLUSH) continue;
-      const moves = op === IO_READ || op === IO_WRITE || op === IO_ERASE;
+      const moves = op === IO_READ || op === IO_WRITE || op === IO_ERASE || op === IO_ZONE_APPEND;
       const sizeBytes = moves ? batch.size[row]! : 0;
       if (isHurried) this.#limits.charge(sizeBytes, nowMs);
       else if (!this.#limits.admit(sizeBytes, nowMs)) return row - first;
@@ -118,9 +128,9 @@ export class LimitEngine implements Engine {
 
   /** `left` rows were not taken: counts them and their time, and sets the timer. */
   #note(left: number, nowMs: number): void {
-    if (this.#refused > 0) this.#cells.count(0, this.#refused * (nowMs - this.#refusedMs));
+    if (this.#refused > 0) this.#limits.count(0, this.#refused * (nowMs - this.#refusedMs));
     // Who is refused comes back with the same rows before it has others.
-    if (left > this.#refused) this.#cells.count(left - this.#refused, 0);
+    if (left > this.#refused) this.#limits.count(left - this.#refused, 0);
     this.#refused = left;
     this.#refusedMs = nowMs;
     const { waitMs } = this.#limits;

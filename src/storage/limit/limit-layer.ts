@@ -5,27 +5,51 @@
 import type { Layer, ZeroOptions } from '../layer/layer.ts';
 import { PassLayer } from '../layer/pass-layer.ts';
 import type { LimitSpec } from '../stack/stack-spec.ts';
-import { checkRates, LimitCells, RateLimits } from './rate-limits.ts';
+import {
+  checkRates,
+  LimitCells,
+  type Limited,
+  LIMITED_FIRST,
+  LIMITED_SECOND,
+  RateLimits,
+} from './rate-limits.ts';
 
 /** A rate may be very small, a timer of Node has 31 bits. */
 const MAX_WAIT_MS = 60_000;
+/** Where others change the rates, and use them up: they are looked at so often. */
+const MAX_SHARED_WAIT_MS = 100;
 
 type Waiting = { readonly sizeBytes: number; readonly sinceMs: number; go(): void };
 
 export class LimitLayer extends PassLayer {
   readonly description: string;
-  readonly #cells = new LimitCells();
+  readonly #cells: LimitCells;
+  readonly #maxWaitMs: number;
   readonly #limits: RateLimits;
   /** In the order in which they came: nobody overtakes. */
   readonly #queue: Waiting[] = [];
   #timer: NodeJS.Timeout | null = null;
+  /** How many want it so. */
+  #hurries = 0;
 
   /** @throws ConfigError. */
-  constructor(below: Layer, spec: LimitSpec) {
+  static of(below: Layer, spec: LimitSpec): LimitLayer {
+    const cells = new LimitCells();
+    cells.rates = checkRates(spec, 'limit');
+    return new LimitLayer(below, cells, MAX_WAIT_MS, LIMITED_FIRST);
+  }
+
+  /** Beside a data plane whose `LimitEngine` has the same cells: both together have the rates. */
+  static beside(below: Layer, cells: SharedArrayBuffer): LimitLayer {
+    return new LimitLayer(below, new LimitCells(cells), MAX_SHARED_WAIT_MS, LIMITED_SECOND);
+  }
+
+  private constructor(below: Layer, cells: LimitCells, maxWaitMs: number, who: Limited) {
     super(below);
     this.description = `limit over ${below.description}`;
-    this.#cells.rates = checkRates(spec, 'limit');
-    this.#limits = new RateLimits(this.#cells);
+    this.#cells = cells;
+    this.#maxWaitMs = maxWaitMs;
+    this.#limits = new RateLimits(cells, who);
   }
 
   override async read(at: number, into: Uint8Array): Promise<void> {
@@ -56,33 +80,46 @@ export class LimitLayer extends PassLayer {
     return undefined;
   }
 
+  /** What waits goes, and what comes, at its cost: those after it wait for longer. */
+  override hurry(isHurried: boolean): void {
+    this.#hurries += isHurried ? 1 : -1;
+    if (isHurried) this.#serve();
+    super.hurry(isHurried);
+  }
+
   override counters(): Record<string, number> {
     return { ...this.below.counters(), ...this.#cells.counters };
   }
 
   #turn(sizeBytes: number): Promise<void> | void {
     const sinceMs = performance.now();
-    if (this.#queue.length === 0 && this.#limits.admit(sizeBytes, sinceMs)) return;
-    this.#cells.count(1, 0);
+    if (this.#queue.length === 0 && this.#mayGo(sizeBytes, sinceMs)) return;
+    this.#limits.count(1, 0);
     return new Promise((go) => {
       this.#queue.push({ sizeBytes, sinceMs, go });
       if (this.#timer === null) this.#serve();
     });
   }
 
+  #mayGo(sizeBytes: number, nowMs: number): boolean {
+    if (this.#hurries === 0) return this.#limits.admit(sizeBytes, nowMs);
+    this.#limits.charge(sizeBytes, nowMs);
+    return true;
+  }
+
   #serve(): void {
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
     const nowMs = performance.now();
-    while (this.#queue.length > 0 && this.#limits.admit(this.#queue[0]!.sizeBytes, nowMs)) {
+    while (this.#queue.length > 0 && this.#mayGo(this.#queue[0]!.sizeBytes, nowMs)) {
       const { sinceMs, go } = this.#queue.shift()!;
-      this.#cells.count(0, nowMs - sinceMs);
+      this.#limits.count(0, nowMs - sinceMs);
       go();
     }
     if (this.#queue.length === 0) return;
     this.#timer = setTimeout(
       () => this.#serve(),
-      Math.min(MAX_WAIT_MS, Math.ceil(this.#limits.waitMs)),
+      Math.min(this.#maxWaitMs, Math.ceil(this.#limits.waitMs)),
     );
   }
 }

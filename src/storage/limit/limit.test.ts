@@ -15,6 +15,7 @@ import {
   IoDone,
   openEngine,
   openStack,
+  type StackSpec,
 } from '../index.ts';
 import { MemoryLayer } from '../layer/memory-layer.ts';
 import type { MemoryEngineSpec } from '../memory-engine.ts';
@@ -94,7 +95,7 @@ test('what is no rate is refused by name', () => {
 
 test('layer: in order, no faster than its rate, flushes unhindered', async () => {
   const below = new MemoryLayer(memoryImage().spec as MemoryEngineSpec);
-  const layer = new LimitLayer(below, { kind: 'limit', iops: 200, burstSeconds: 0 });
+  const layer = LimitLayer.of(below, { kind: 'limit', iops: 200, burstSeconds: 0 });
   const order: number[] = [];
   const startMs = performance.now();
   const writes = Array.from({ length: 30 }, async (_, i) => {
@@ -117,7 +118,7 @@ test('layer: in order, no faster than its rate, flushes unhindered', async () =>
 
 test('layer: limits that are lifted let everybody go at once', async () => {
   const below = new MemoryLayer(memoryImage().spec as MemoryEngineSpec);
-  const layer = new LimitLayer(below, { kind: 'limit', iops: 0.001, burstSeconds: 0 });
+  const layer = LimitLayer.of(below, { kind: 'limit', iops: 0.001, burstSeconds: 0 });
   const startMs = performance.now();
   const writes = Array.from({ length: 20 }, () => layer.write(0, new Uint8Array(512), false));
   await layer.control('limits', {});
@@ -261,5 +262,28 @@ test('engine: over one that completes later and is full, each request pays once'
   const tookMs = performance.now() - startMs;
   assert.deepEqual(ids, [...Array(40).keys()]);
   assert.ok(tookMs >= 270 && tookMs < 1500, `40 at 100 a second, 11 at once: ${tookMs} ms`);
+  engine.close();
+});
+
+test('a limit below layers: who is waited for goes, and who comes later waits again', async () => {
+  const stack: StackSpec = [
+    { kind: 'fault' },
+    { kind: 'limit', iops: 4, burstSeconds: 0 },
+    { kind: 'memory', sizeBytes: DISK_BYTES },
+  ];
+  const image = await openStack({ stack });
+  images.push(image);
+  const engine = openEngine(image.spec);
+  const startMs = performance.now();
+  assert.equal(engine.submit(writes(40), 0), 40);
+  engine.hurry!();
+  engine.settle();
+  assert.equal(engine.reap(new IoDone()), 40);
+  assert.ok(performance.now() - startMs < 3000, '40 at 4 a second would take 10 s');
+
+  await image.control('limits', { iops: 20, burstSeconds: 0 }); // the debt becomes 2 s
+  const laterMs = performance.now();
+  carryOut(engine, writes(5));
+  assert.ok(performance.now() - laterMs > 1000, 'they wait for what the hurried ones took');
   engine.close();
 });

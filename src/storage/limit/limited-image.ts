@@ -1,17 +1,17 @@
 /** A disk with limits at the top of its stack: they hold in the data plane's thread. */
 import type { DiskImage } from '../disk-image.ts';
-import type { LimitSpec } from '../stack/stack-spec.ts';
+import type { ZoneShape } from '../zoned/zone-types.ts';
 import type { LimitEngineSpec } from './limit-engine.ts';
-import { checkRates, LimitCells } from './rate-limits.ts';
+import { checkRates, type LimitCells } from './rate-limits.ts';
 
 export class LimitedImage implements DiskImage {
   readonly #image: DiskImage;
-  readonly #cells = new LimitCells();
+  readonly #cells: LimitCells;
 
-  /** Owns `image`. @throws ConfigError. */
-  constructor(image: DiskImage, spec: LimitSpec) {
+  /** Owns `image`, whose exports have the same cells. */
+  constructor(image: DiskImage, cells: LimitCells) {
     this.#image = image;
-    this.#cells.rates = checkRates(spec, 'limit');
+    this.#cells = cells;
   }
 
   get description(): string {
@@ -26,8 +26,16 @@ export class LimitedImage implements DiskImage {
     return this.#image.sizeBytes;
   }
 
+  get zones(): ZoneShape | null {
+    return this.#image.zones ?? null;
+  }
+
   get spec(): LimitEngineSpec {
     return { kind: 'limit', cells: this.#cells.buffer, inner: this.#image.spec };
+  }
+
+  get failure(): Error | null {
+    return this.#image.failure ?? null;
   }
 
   measure(): Promise<number> {

@@ -65,46 +65,78 @@ export class LimitCells {
     Atomics.add(this.#generation, 0, 1);
   }
 
-  /** Requests that had to wait, and how long, all of them together. */
-  count(delayed: number, waitedMs: number): void {
-    this.#numbers[DELAYED]! += delayed;
-    this.#numbers[WAITED_MS]! += waitedMs;
+  /** What one of the two has done: of each number only it adds to its own. */
+  add(who: Limited, what: number, count: number): void {
+    this.#numbers[OWN_AT + who * OWN + what]! += count;
+  }
+
+  sum(who: Limited, what: number): number {
+    return this.#numbers[OWN_AT + who * OWN + what]!;
   }
 
   get counters(): Record<string, number> {
-    return { limitDelayed: this.#numbers[DELAYED]!, limitWaitedMs: this.#numbers[WAITED_MS]! };
+    const both = (what: number): number =>
+      this.sum(LIMITED_FIRST, what) + this.sum(LIMITED_SECOND, what);
+    return { limitDelayed: both(DELAYED), limitWaitedMs: both(WAITED_MS) };
   }
 }
 
+/**
+ * Two threads may be limited together: each has buckets of its own and takes from them what the
+ * other one has used as well. So neither waits for the other, and over time both together have the
+ * rate; at once they may have two bursts.
+ */
+export type Limited = typeof LIMITED_FIRST | typeof LIMITED_SECOND;
+export const LIMITED_FIRST = 0;
+export const LIMITED_SECOND = 1;
+
 const CELLS_AT = 8;
-const CELLS = 5;
-const DELAYED = 3;
-const WAITED_MS = 4;
+/** After the rates: numbers of each of the two. */
+const OWN_AT = 3;
+const OWN = 4;
+const CELLS = OWN_AT + 2 * OWN;
+const DELAYED = 0;
+const WAITED_MS = 1;
+const REQUESTS = 2;
+const BYTES = 3;
 
 export class RateLimits {
   readonly #cells: LimitCells;
+  readonly #who: Limited;
+  readonly #other: Limited;
   readonly #requests = new TokenBucket();
   readonly #bytes = new TokenBucket();
   #generation = -1;
+  /** What the other one had used when we looked last. */
+  #otherRequests: number;
+  #otherBytes: number;
 
-  constructor(cells: LimitCells) {
+  constructor(cells: LimitCells, who: Limited = LIMITED_FIRST) {
     this.#cells = cells;
+    this.#who = who;
+    this.#other = who === LIMITED_FIRST ? LIMITED_SECOND : LIMITED_FIRST;
+    this.#otherRequests = cells.sum(this.#other, REQUESTS);
+    this.#otherBytes = cells.sum(this.#other, BYTES);
   }
 
   /** Takes the cost of a request if it may go now. */
   admit(sizeBytes: number, nowMs: number): boolean {
     this.#refill(nowMs);
     if (this.#requests.isInDebt || this.#bytes.isInDebt) return false;
-    this.#requests.take(1);
-    this.#bytes.take(sizeBytes);
+    this.#take(sizeBytes);
     return true;
   }
 
   /** Takes the cost of a request that goes in any case. */
   charge(sizeBytes: number, nowMs: number): void {
     this.#refill(nowMs);
-    this.#requests.take(1);
-    this.#bytes.take(sizeBytes);
+    this.#take(sizeBytes);
+  }
+
+  /** Requests that had to wait, and how long, all of them together. */
+  count(delayed: number, waitedMs: number): void {
+    this.#cells.add(this.#who, DELAYED, delayed);
+    this.#cells.add(this.#who, WAITED_MS, waitedMs);
   }
 
   /** Until the next request may go; as of the last `admit`. */
@@ -122,6 +154,19 @@ export class RateLimits {
     }
     this.#requests.refill(nowMs);
     this.#bytes.refill(nowMs);
+    const requests = this.#cells.sum(this.#other, REQUESTS);
+    const bytes = this.#cells.sum(this.#other, BYTES);
+    this.#requests.take(requests - this.#otherRequests);
+    this.#bytes.take(bytes - this.#otherBytes);
+    this.#otherRequests = requests;
+    this.#otherBytes = bytes;
+  }
+
+  #take(sizeBytes: number): void {
+    this.#requests.take(1);
+    this.#bytes.take(sizeBytes);
+    this.#cells.add(this.#who, REQUESTS, 1);
+    this.#cells.add(this.#who, BYTES, sizeBytes);
   }
 }
 

@@ -1,13 +1,11 @@
 /**
- * The client's half of the fixed newstyle handshake, up to the first request: STARTTLS where it is
- * wanted, structured replies, `base:allocation`, GO. Whatever a server answers is bounded: options
- * have so many replies, replies so many bytes, and the caller's clock ends it all.
+ * The client's half of the handshake, up to the first request. Fixed newstyle: STARTTLS where it is
+ * wanted, structured replies, `base:allocation`, GO. What older servers know instead: EXPORT_NAME,
+ * which cannot be refused but by hanging up, and before that the oldstyle handshake, in which a
+ * server says what it has and asks nothing. Whatever a server answers is bounded: options have so
+ * many replies, replies so many bytes, and the caller's clock ends it all.
  */
-import { readFileSync } from 'node:fs';
-import { isIP, type Socket } from 'node:net';
-import { join } from 'node:path';
-import { connect as connectTls, type ConnectionOptions } from 'node:tls';
-import { ConfigError, messageOf } from '../../base/errors.ts';
+import type { Socket } from 'node:net';
 import {
   encodeNbdOption,
   encodeNbdString,
@@ -19,6 +17,7 @@ import {
   NBD_MAGIC,
   NBD_META_BASE_ALLOCATION,
   NBD_OLDSTYLE_MAGIC,
+  NBD_OPT_EXPORT_NAME,
   NBD_OPT_GO,
   NBD_OPT_SET_META_CONTEXT,
   NBD_OPT_STARTTLS,
@@ -36,6 +35,7 @@ import {
   NBD_REP_META_CONTEXT,
 } from '../../wire/nbd.ts';
 import { ByteStream } from './byte-stream.ts';
+import { secureSocket } from './client-tls.ts';
 import { NbdError, peerText, protocolError } from './nbd-error.ts';
 import type { NbdAddress } from './nbd-uri.ts';
 
@@ -65,7 +65,13 @@ export type Negotiated = { readonly stream: ByteStream; readonly socket: Socket;
  */
 export async function negotiate(socket: Socket, address: NbdAddress): Promise<Negotiated> {
   let channel = new OptionChannel(socket, new ByteStream(socket));
-  await channel.greet();
+  const style = await channel.greet();
+  if (style !== 'fixed newstyle') {
+    if (address.tls !== null) throw noTls();
+    const facts =
+      style === 'oldstyle' ? await channel.oldstyle(address) : await channel.exportName(address);
+    return { stream: channel.stream, socket, facts };
+  }
   if (address.tls !== null) channel = await channel.startTls(address.tls);
   const structured = await channel.ask(NBD_OPT_STRUCTURED_REPLY);
   const allocationId = structured ? await channel.allocationContext(address.exportName) : null;
@@ -74,29 +80,40 @@ export async function negotiate(socket: Socket, address: NbdAddress): Promise<Ne
 }
 
 type Reply = { readonly type: number; readonly data: Buffer };
+type Style = 'fixed newstyle' | 'newstyle' | 'oldstyle';
+
+/** Of a server that does not say: sectors, and what every server takes. */
+const USUAL_BLOCKS: NbdBlocks = { minBytes: 512, maxBytes: NBD_DEFAULT_MAX_PAYLOAD_BYTES };
+const SAID_NOTHING = { blocks: USUAL_BLOCKS, structured: false, allocationId: null };
+/** Behind size and flags, unless both sides know NO_ZEROES. */
+const ZEROES_BYTES = 124;
 
 class OptionChannel {
   readonly socket: Socket;
   readonly stream: ByteStream;
+  #noZeroes: boolean;
 
-  constructor(socket: Socket, stream: ByteStream) {
+  constructor(socket: Socket, stream: ByteStream, noZeroes = false) {
     this.socket = socket;
     this.stream = stream;
+    this.#noZeroes = noZeroes;
   }
 
-  async greet(): Promise<void> {
-    const bytes = await this.stream.take(18);
+  async greet(): Promise<Style> {
+    const bytes = await this.stream.take(16);
     if (bytes.readBigUInt64BE(0) !== NBD_MAGIC) {
       throw protocolError(`its first words are '${peerText(bytes.subarray(0, 8))}', not NBDMAGIC`);
     }
     const magic = bytes.readBigUInt64BE(8);
-    if (magic === NBD_OLDSTYLE_MAGIC) throw tooOld('the oldstyle handshake');
+    if (magic === NBD_OLDSTYLE_MAGIC) return 'oldstyle';
     if (magic !== NBD_OPTION_MAGIC) throw protocolError('IHAVEOPT is missing from its greeting');
-    const flags = bytes.readUInt16BE(16);
-    if ((flags & NBD_FLAG_FIXED_NEWSTYLE) === 0) throw tooOld('newstyle that is not fixed');
+    const flags = (await this.stream.take(2)).readUInt16BE(0);
+    const common = flags & (NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+    this.#noZeroes = (common & NBD_FLAG_NO_ZEROES) !== 0;
     const ours = Buffer.alloc(4);
-    ours.writeUInt32BE(flags & (NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES), 0);
+    ours.writeUInt32BE(common, 0);
     this.socket.write(ours);
+    return (common & NBD_FLAG_FIXED_NEWSTYLE) === 0 ? 'newstyle' : 'fixed newstyle';
   }
 
   /** True: the server has it and it is on now. */
@@ -108,12 +125,12 @@ class OptionChannel {
 
   async startTls(tls: NonNullable<NbdAddress['tls']>): Promise<OptionChannel> {
     if (!(await this.ask(NBD_OPT_STARTTLS))) {
-      throw refused('the server has no TLS for nbds://; use nbd://, or give it a certificate');
+      throw noTls();
     }
     // What came in the clear behind the acknowledgement would be taken for what came encrypted.
     if (this.stream.detach() > 0) throw protocolError('it sent data in the clear after STARTTLS');
     const secure = await secureSocket(this.socket, tls);
-    return new OptionChannel(secure, new ByteStream(secure));
+    return new OptionChannel(secure, new ByteStream(secure), this.#noZeroes);
   }
 
   async allocationContext(exportName: string): Promise<number | null> {
@@ -146,13 +163,15 @@ class OptionChannel {
     const data = Buffer.concat([encodeNbdString(address.exportName), wanted]);
     this.socket.write(encodeNbdOption(NBD_OPT_GO, data));
     let found: { sizeBytes: number; flags: number } | null = null;
-    // Without a word of the server: sectors, and what every server takes.
-    let blocks: NbdBlocks = { minBytes: 512, maxBytes: NBD_DEFAULT_MAX_PAYLOAD_BYTES };
+    let blocks = USUAL_BLOCKS;
     for (let count = 0; count < MAX_REPLIES; count++) {
       const { type, data } = await this.#reply(NBD_OPT_GO);
       if (type === NBD_REP_ACK) {
         if (found === null) throw protocolError('GO was acknowledged without a size');
         return { ...found, blocks, structured, allocationId };
+      }
+      if (type === NBD_REP_ERR_UNSUP) {
+        return { ...(await this.exportName(address)), structured, allocationId };
       }
       if (type >= NBD_REP_FLAG_ERROR) throw goRefused(type, data, address);
       if (type !== NBD_REP_INFO || data.length < 2) {
@@ -163,6 +182,33 @@ class OptionChannel {
       else if (info === NBD_INFO_BLOCK_SIZE) blocks = blockInfo(data);
     }
     throw protocolError(`more than ${MAX_REPLIES} replies to GO`);
+  }
+
+  /** The end of a handshake before GO. There is no reply to it, only the export. */
+  async exportName({ exportName }: NbdAddress): Promise<NbdFacts> {
+    this.socket.write(encodeNbdOption(NBD_OPT_EXPORT_NAME, Buffer.from(exportName)));
+    try {
+      const found = sizeAndFlags(await this.stream.take(10));
+      if (!this.#noZeroes) await this.stream.take(ZEROES_BYTES);
+      return { ...found, ...SAID_NOTHING };
+    } catch (cause) {
+      if ((cause as NbdError).code !== 'ERR_VRING_NBD_CLOSED') throw cause;
+      const text = `the server hung up when it was asked for export ${JSON.stringify(exportName)}`;
+      const why = 'a server without NBD_OPT_GO says so that it has none of that name';
+      throw new NbdError('ERR_VRING_NBD_REFUSED', `${text}; ${why}`, { cause });
+    }
+  }
+
+  /** Behind the greeting of an oldstyle server: size, 16 global flags, those of the export. */
+  async oldstyle({ exportName }: NbdAddress): Promise<NbdFacts> {
+    if (exportName !== '') {
+      const name = JSON.stringify(exportName);
+      throw refused(`the oldstyle handshake knows no names, and ${name} is wanted; leave it out`);
+    }
+    const bytes = await this.stream.take(12);
+    const found = sizeAndFlags(Buffer.concat([bytes.subarray(0, 8), bytes.subarray(10)]));
+    await this.stream.take(ZEROES_BYTES);
+    return { ...found, ...SAID_NOTHING };
   }
 
   async #reply(option: number): Promise<Reply> {
@@ -187,11 +233,15 @@ class OptionChannel {
 
 function exportInfo(data: Buffer): { sizeBytes: number; flags: number } {
   if (data.length !== 12) throw protocolError(`NBD_INFO_EXPORT has ${data.length} bytes, not 12`);
-  const size = data.readBigUInt64BE(2);
+  return sizeAndFlags(data.subarray(2));
+}
+
+function sizeAndFlags(data: Buffer): { sizeBytes: number; flags: number } {
+  const size = data.readBigUInt64BE(0);
   if (size > BigInt(Number.MAX_SAFE_INTEGER)) {
     throw new NbdError('ERR_VRING_NBD_EXPORT', `the export has ${size} bytes; 2^53-1 are possible`);
   }
-  return { sizeBytes: Number(size), flags: data.readUInt16BE(10) };
+  return { sizeBytes: Number(size), flags: data.readUInt16BE(8) };
 }
 
 /** "Block size constraints": powers of two, 1 to 64 KiB; a maximum of at least 1 MiB or all. */
@@ -212,16 +262,14 @@ function refused(message: string): NbdError {
   return new NbdError('ERR_VRING_NBD_REFUSED', message);
 }
 
-function tooOld(what: string): NbdError {
-  return refused(`the server speaks ${what}; a server with NBD_OPT_GO (after 2017) is needed`);
+function noTls(): NbdError {
+  return refused('the server has no TLS for nbds://; use nbd://, or give it a certificate');
 }
 
 function goRefused(type: number, data: Buffer, address: NbdAddress): NbdError {
   const said = data.length === 0 ? '' : `: '${peerText(data)}'`;
   const name = JSON.stringify(address.exportName);
   switch (type) {
-    case NBD_REP_ERR_UNSUP:
-      return tooOld('a handshake without NBD_OPT_GO');
     case NBD_REP_ERR_UNKNOWN:
       return refused(`the server has no export ${name}${said}; nbdinfo --list shows what it has`);
     case NBD_REP_ERR_POLICY:
@@ -232,42 +280,5 @@ function goRefused(type: number, data: Buffer, address: NbdAddress): NbdError {
       return refused(
         `the server refuses export ${name} with error ${type - NBD_REP_FLAG_ERROR}${said}`,
       );
-  }
-}
-
-function secureSocket(socket: Socket, tls: NonNullable<NbdAddress['tls']>): Promise<Socket> {
-  const { hostname, certificates } = tls;
-  const options: ConnectionOptions = { socket, host: hostname, ...tlsFiles(certificates) };
-  if (isIP(hostname) === 0) options.servername = hostname;
-  return new Promise((resolve, reject) => {
-    const secure = connectTls(options);
-    const failed = (cause: Error): void => {
-      const text = `TLS with ${hostname}: ${cause.message}`;
-      reject(new NbdError('ERR_VRING_NBD_REFUSED', text, { cause }));
-    };
-    secure.once('error', failed);
-    secure.once('close', () => failed(new Error('the connection ended during its handshake')));
-    secure.once('secureConnect', () => {
-      secure.removeAllListeners('error');
-      secure.removeAllListeners('close');
-      resolve(secure);
-    });
-  });
-}
-
-function tlsFiles(folder: string | null): ConnectionOptions {
-  if (folder === null) return {}; // the system's authorities
-  const file = (name: string): Buffer => readFileSync(join(folder, name));
-  try {
-    const ca = file('ca-cert.pem');
-    try {
-      return { ca, cert: file('client-cert.pem'), key: file('client-key.pem') };
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
-      return { ca }; // a server that asks for no certificate of ours
-    }
-  } catch (cause) {
-    const text = `${messageOf(cause)}; expected are ca-cert.pem, client-cert.pem, client-key.pem`;
-    throw new ConfigError('tls-certificates', text, { cause });
   }
 }

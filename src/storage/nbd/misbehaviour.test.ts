@@ -26,6 +26,13 @@ after(() => rmSync(folder, { recursive: true }));
 let sockets = 0;
 
 const GREETING = Buffer.from('4e42444d4147494349484156454f50540003', 'hex');
+const UNFIXED = Buffer.from('4e42444d4147494349484156454f50540000', 'hex');
+const oldstyle = (sizeBytes: bigint): Buffer =>
+  Buffer.concat([
+    Buffer.from('4e42444d414749430000420281861253', 'hex'),
+    words([64, sizeBytes], [32, 1]),
+    Buffer.alloc(124),
+  ]);
 const DISK_BYTES = 2 ** 20;
 const READ_AT = 4096;
 const READ_BYTES = 8192;
@@ -90,13 +97,18 @@ const HANDSHAKES: Readonly<Record<string, readonly [Script, RegExp]>> = {
     async (s) => s.write(Buffer.from('4e42444d4147494300000420281861530000', 'hex')),
     /IHAVEOPT is missing/,
   ],
-  'oldstyle indeed': [
-    async (s) => s.write(Buffer.from('4e42444d4147494300004202818612530000', 'hex')),
-    /oldstyle handshake/,
+  'an oldstyle size over 2^53': [
+    async (s) => s.write(oldstyle(2n ** 60n)),
+    /1152921504606846976 bytes; 2\^53-1 are possible/,
   ],
-  'not fixed newstyle': [
-    async (s) => s.write(Buffer.from('4e42444d4147494349484156454f50540000', 'hex')),
-    /newstyle that is not fixed/,
+  'an oldstyle size of no sectors': [async (s) => s.write(oldstyle(1000n)), /has 1000 bytes; a/],
+  'oldstyle, and nothing behind it': [
+    async (s) => s.end(oldstyle(2n ** 20n).subarray(0, 100)),
+    /hung up|connection ended/,
+  ],
+  'newstyle with a size over 2^53': [
+    async (s) => s.write(Buffer.concat([UNFIXED, words([64, 2n ** 60n], [16, 1])])),
+    /1152921504606846976 bytes; 2\^53-1 are possible/,
   ],
   'an answer without its magic': [
     async (s) => s.write(Buffer.concat([GREETING, Buffer.alloc(20)])),

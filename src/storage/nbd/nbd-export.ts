@@ -3,7 +3,8 @@
  * `nbdcopy`, `nbdinfo`, the kernel's `nbd-client`. It runs on the layer's own thread, beside its
  * device, and never closes the layer.
  *
- * NBD has no users: who can connect reads and writes the disk. A Unix socket has permissions.
+ * NBD has no users: who can connect reads and writes the disk. A Unix socket has permissions, TLS
+ * has certificates of clients.
  */
 import { rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
@@ -22,6 +23,9 @@ import {
 } from '../../wire/nbd.ts';
 import type { Layer } from '../layer/layer.ts';
 import { type ExportCounters, ServerConnection } from './server-connection.ts';
+import { ExportTls, type ExportTlsOptions } from './server-tls.ts';
+
+const SECTOR_BYTES = 512;
 
 /** `nbdcopy` opens four; each may hold 32 MiB of requests. */
 const DEFAULT_MAX_CONNECTIONS = 16;
@@ -34,6 +38,8 @@ export type NbdExportOptions = {
   readonly name?: string;
   readonly readOnly?: boolean;
   readonly maxConnections?: number;
+  /** Left out: in the clear. */
+  readonly tls?: ExportTlsOptions;
 };
 
 export type NbdExportStatus = ExportCounters & {
@@ -46,6 +52,7 @@ export type NbdExportStatus = ExportCounters & {
 export class NbdExport {
   readonly #layer: Layer;
   readonly #options: NbdExportOptions;
+  readonly #tls: ExportTls | null;
   readonly #server: Server;
   readonly #connections = new Set<ServerConnection>();
   readonly #counters: ExportCounters = {
@@ -61,7 +68,8 @@ export class NbdExport {
   #uri = '';
 
   /**
-   * @throws ConfigError: name, limit. VringError ERR_VRING_SOCKET_..., ERR_VRING_NBD_LISTEN.
+   * @throws ConfigError: name, limit, files of TLS.
+   * @throws VringError ERR_VRING_SOCKET_..., ERR_VRING_NBD_LISTEN.
    */
   static async start(layer: Layer, options: NbdExportOptions): Promise<NbdExport> {
     const { name = '', maxConnections = DEFAULT_MAX_CONNECTIONS } = options;
@@ -79,6 +87,7 @@ export class NbdExport {
   private constructor(layer: Layer, options: NbdExportOptions) {
     this.#layer = layer;
     this.#options = options;
+    this.#tls = options.tls === undefined ? null : new ExportTls(options.tls);
     this.#server = createServer((socket) => this.#accept(socket));
   }
 
@@ -110,18 +119,19 @@ export class NbdExport {
   async #listen(): Promise<void> {
     const { at, name = '' } = this.#options;
     const path = encodeURIComponent(name);
+    const scheme = this.#tls === null ? 'nbd' : 'nbds';
     try {
       if ('socket' in at) {
         this.#listener = listenUnix(at.socket, { mode: at.mode ?? 0o600 });
         await listening(this.#server, { fd: this.#listener.dup().take() });
-        this.#uri = `nbd+unix:///${path}?socket=${encodeURIComponent(at.socket)}`;
+        this.#uri = `${scheme}+unix:///${path}?socket=${encodeURIComponent(at.socket)}`;
         return;
       }
       await listening(this.#server, at);
       const bound = this.#server.address();
       const port = typeof bound === 'object' && bound !== null ? bound.port : at.port;
       const host = at.host.includes(':') ? `[${at.host}]` : at.host;
-      this.#uri = `nbd://${host}:${port}/${path}`;
+      this.#uri = `${scheme}://${host}:${port}/${path}`;
     } catch (cause) {
       this.#listener?.close();
       if (cause instanceof VringError) throw cause;
@@ -145,11 +155,13 @@ export class NbdExport {
       layer,
       readOnly,
       counters: this.#counters,
+      tls: this.#tls,
       facts: {
         name,
         description: 'vring disk',
         sizeBytes: layer.sizeBytes,
         flags: flagsOf(readOnly),
+        blockBytes: layer.blockBytes ?? SECTOR_BYTES,
       },
     });
     this.#connections.add(connection);

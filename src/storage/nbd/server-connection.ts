@@ -44,9 +44,11 @@ import { NbdError, protocolError } from './nbd-error.ts';
 import {
   ALLOCATION_ID,
   type Agreed,
+  type ClientChannel,
   type ExportFacts,
   serveHandshake,
 } from './server-handshake.ts';
+import type { ExportTls } from './server-tls.ts';
 
 const HANDSHAKE_TIMEOUT_MS = 10_000;
 const SECTOR_BYTES = 512;
@@ -81,13 +83,14 @@ export type ServerConnectionOptions = {
   readonly facts: ExportFacts;
   readonly readOnly: boolean;
   readonly counters: ExportCounters;
+  /** Null: there is none. */
+  readonly tls: ExportTls | null;
 };
 
 type Work = { readonly data: Buffer | null; readonly chunk: number };
 
 export class ServerConnection {
-  readonly #socket: Socket;
-  readonly #stream: ByteStream;
+  readonly #channel: ClientChannel;
   readonly #options: ServerConnectionOptions;
   #agreed: Agreed = { structured: false, allocation: false };
   #requests = 0;
@@ -98,10 +101,17 @@ export class ServerConnection {
   readonly ended: Promise<void>;
 
   constructor(socket: Socket, options: ServerConnectionOptions) {
-    this.#socket = socket;
+    this.#channel = { socket, stream: new ByteStream(socket) };
     this.#options = options;
-    this.#stream = new ByteStream(socket);
     this.ended = this.#serve();
+  }
+
+  get #stream(): ByteStream {
+    return this.#channel.stream;
+  }
+
+  get #socket(): Socket {
+    return this.#channel.socket;
   }
 
   close(): void {
@@ -127,7 +137,8 @@ export class ServerConnection {
       this.#stream.fail(protocolError(`no handshake within ${HANDSHAKE_TIMEOUT_MS} ms`));
     }, HANDSHAKE_TIMEOUT_MS);
     try {
-      const agreed = await serveHandshake(this.#socket, this.#stream, this.#options.facts);
+      const { facts, tls } = this.#options;
+      const agreed = await serveHandshake(this.#channel, facts, tls);
       if (agreed !== null) this.#agreed = agreed;
       return agreed !== null;
     } finally {

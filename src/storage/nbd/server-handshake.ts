@@ -1,6 +1,7 @@
 /**
  * The server's half of the fixed newstyle handshake, for one export. Whatever a client asks is
- * bounded: so many options, so many bytes each, and the caller's clock ends it all.
+ * bounded: so many options, so many bytes each, and the caller's clock ends it all. Where TLS is
+ * required, a client in the clear learns nothing but that.
  */
 import type { Socket } from 'node:net';
 import {
@@ -22,10 +23,12 @@ import {
   NBD_OPT_LIST,
   NBD_OPT_LIST_META_CONTEXT,
   NBD_OPT_SET_META_CONTEXT,
+  NBD_OPT_STARTTLS,
   NBD_OPT_STRUCTURED_REPLY,
   NBD_OPTION_MAGIC,
   NBD_REP_ACK,
   NBD_REP_ERR_INVALID,
+  NBD_REP_ERR_TLS_REQD,
   NBD_REP_ERR_TOO_BIG,
   NBD_REP_ERR_UNKNOWN,
   NBD_REP_ERR_UNSUP,
@@ -33,8 +36,9 @@ import {
   NBD_REP_META_CONTEXT,
   NBD_REP_SERVER,
 } from '../../wire/nbd.ts';
-import type { ByteStream } from './byte-stream.ts';
+import { ByteStream } from './byte-stream.ts';
 import { NbdError, protocolError } from './nbd-error.ts';
+import type { ExportTls } from './server-tls.ts';
 
 /** An export's name and queries, 4096 bytes each: over it the option is refused. */
 const MAX_OPTION_BYTES = 65_536;
@@ -53,56 +57,82 @@ export type ExportFacts = {
   readonly sizeBytes: number;
   /** NBD_FLAG_... */
   readonly flags: number;
+  /** Smallest write; 512 when left out. */
+  readonly blockBytes?: number;
 };
 
 export type Agreed = { readonly structured: boolean; readonly allocation: boolean };
 
+/** How a client is reached: by another socket once it is encrypted. */
+export type ClientChannel = { socket: Socket; stream: ByteStream };
+
 /**
- * Resolves when the client's first request follows; null: it only looked.
+ * Resolves when the client's first request follows on `channel`; null: it only looked.
  * @throws NbdError.
  */
 export async function serveHandshake(
-  socket: Socket,
-  stream: ByteStream,
+  channel: ClientChannel,
   facts: ExportFacts,
+  tls: ExportTls | null,
 ): Promise<Agreed | null> {
   const greeting = Buffer.alloc(18);
   greeting.writeBigUInt64BE(NBD_MAGIC, 0);
   greeting.writeBigUInt64BE(NBD_OPTION_MAGIC, 8);
   greeting.writeUInt16BE(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES, 16);
-  socket.write(greeting);
-  const flags = (await stream.take(4)).readUInt32BE(0);
+  channel.socket.write(greeting);
+  const flags = (await channel.stream.take(4)).readUInt32BE(0);
   if ((flags & ~(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) !== 0) {
     throw protocolError(`client flags 0x${flags.toString(16)}`);
   }
-  const session = new OptionSession(socket, facts, (flags & NBD_FLAG_NO_ZEROES) !== 0);
+  const noZeroes = (flags & NBD_FLAG_NO_ZEROES) !== 0;
+  const tlsState: TlsState = tls === null ? 'none' : tls.required ? 'required' : 'possible';
+  let session = new OptionSession(channel.socket, facts, noZeroes, tlsState);
   for (let count = 0; count < MAX_OPTIONS; count++) {
-    const head = await stream.take(16);
+    const head = await channel.stream.take(16);
     if (head.readBigUInt64BE(0) !== NBD_OPTION_MAGIC)
       throw protocolError('an option without IHAVEOPT');
     const option = head.readUInt32BE(8);
     const sizeBytes = head.readUInt32BE(12);
     if (sizeBytes > MAX_SKIPPED_BYTES) throw protocolError(`an option of ${sizeBytes} bytes`);
-    const data = await stream.take(sizeBytes);
+    const data = await channel.stream.take(sizeBytes);
     const next = session.handle(option, data);
-    if (next !== 'more') return next === 'done' ? session.agreed : null;
+    if (next === 'encrypt') {
+      await encrypt(channel, tls!);
+      // "Any previously negotiated state is forgotten."
+      session = new OptionSession(channel.socket, facts, noZeroes, 'on');
+    } else if (next !== 'more') {
+      return next === 'done' ? session.agreed : null;
+    }
   }
   throw protocolError(`more than ${MAX_OPTIONS} options`);
 }
 
-type Next = 'more' | 'done' | 'ended';
+async function encrypt(channel: ClientChannel, tls: ExportTls): Promise<void> {
+  const clear = channel.stream;
+  // What comes in the clear behind STARTTLS would be taken for what came encrypted.
+  if (clear.detach() > 0) throw protocolError('it sent data in the clear after STARTTLS');
+  const secure = await tls.secure(channel.socket);
+  channel.socket = secure;
+  channel.stream = new ByteStream(secure);
+  if (clear.failure !== null) channel.stream.fail(clear.failure); // the export was closed meanwhile
+}
+
+type TlsState = 'none' | 'possible' | 'required' | 'on';
+type Next = 'more' | 'done' | 'ended' | 'encrypt';
 
 class OptionSession {
   readonly #socket: Socket;
   readonly #facts: ExportFacts;
   readonly #noZeroes: boolean;
+  readonly #tls: TlsState;
   #structured = false;
   #allocation = false;
 
-  constructor(socket: Socket, facts: ExportFacts, noZeroes: boolean) {
+  constructor(socket: Socket, facts: ExportFacts, noZeroes: boolean, tls: TlsState) {
     this.#socket = socket;
     this.#facts = facts;
     this.#noZeroes = noZeroes;
+    this.#tls = tls;
   }
 
   get agreed(): Agreed {
@@ -110,8 +140,15 @@ class OptionSession {
   }
 
   handle(option: number, data: Buffer): Next {
-    if (option === NBD_OPT_EXPORT_NAME) return this.#exportName(data);
     if (option === NBD_OPT_ABORT) return this.#reply(option, NBD_REP_ACK, undefined, 'ended');
+    if (option === NBD_OPT_STARTTLS) return this.#startTls(data);
+    const isRefused = this.#tls === 'required';
+    if (option === NBD_OPT_EXPORT_NAME) {
+      // Nothing but hanging up is an answer to it.
+      if (isRefused) throw new NbdError('ERR_VRING_NBD_REFUSED', 'a client without TLS');
+      return this.#exportName(data);
+    }
+    if (isRefused) return this.#reply(option, NBD_REP_ERR_TLS_REQD);
     if (data.length > MAX_OPTION_BYTES) return this.#reply(option, NBD_REP_ERR_TOO_BIG);
     switch (option) {
       case NBD_OPT_LIST:
@@ -136,6 +173,14 @@ class OptionSession {
   #reply(option: number, type: number, data?: Uint8Array, next: Next = 'more'): Next {
     this.#socket.write(encodeNbdOptionReply(option, type, data));
     return next;
+  }
+
+  #startTls(data: Buffer): Next {
+    if (this.#tls === 'none') return this.#reply(NBD_OPT_STARTTLS, NBD_REP_ERR_UNSUP);
+    if (this.#tls === 'on' || data.length !== 0) {
+      return this.#reply(NBD_OPT_STARTTLS, NBD_REP_ERR_INVALID);
+    }
+    return this.#reply(NBD_OPT_STARTTLS, NBD_REP_ACK, undefined, 'encrypt');
   }
 
   /** The empty name is the default export, which is ours. */
@@ -172,8 +217,9 @@ class OptionSession {
     size.writeUInt16BE(facts.flags, 8);
     this.#inform(option, NBD_INFO_EXPORT, size);
     const blocks = Buffer.alloc(12);
-    blocks.writeUInt32BE(MIN_BLOCK_BYTES, 0);
-    blocks.writeUInt32BE(PREFERRED_BLOCK_BYTES, 4);
+    const { blockBytes = MIN_BLOCK_BYTES } = facts;
+    blocks.writeUInt32BE(blockBytes, 0);
+    blocks.writeUInt32BE(Math.max(blockBytes, PREFERRED_BLOCK_BYTES), 4);
     blocks.writeUInt32BE(NBD_DEFAULT_MAX_PAYLOAD_BYTES, 8);
     this.#inform(option, NBD_INFO_BLOCK_SIZE, blocks);
     if (wanted.has(NBD_INFO_NAME)) this.#inform(option, NBD_INFO_NAME, Buffer.from(facts.name));

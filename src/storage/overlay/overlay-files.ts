@@ -53,7 +53,8 @@ export class OverlayFiles {
     if (!this.#readOnly) await mkdir(this.folder, { recursive: true });
     const path = join(this.folder, LOCK);
     // Who only reads leaves no trace: a folder without this file was never opened.
-    if (!this.#readOnly || existsSync(path)) this.#lock = this.#openLocked(path, O_RDWR | O_CREAT);
+    if (!this.#readOnly || existsSync(path))
+      this.#lock = await this.#openLocked(path, O_RDWR | O_CREAT);
     try {
       return await this.#openLockedFolder();
     } catch (error) {
@@ -97,7 +98,7 @@ export class OverlayFiles {
     sizeBytes: number,
   ): Promise<Qcow2Layer> {
     const path = join(this.folder, file);
-    const layer = this.#fileLayer(path, O_RDWR | O_CREAT);
+    const layer = await this.#fileLayer(path, O_RDWR | O_CREAT);
     try {
       const backing = this.#backingOf(belowFile);
       await createQcow2(layer, { sizeBytes, ...(backing === null ? {} : { backing }) });
@@ -208,7 +209,7 @@ export class OverlayFiles {
     const there = await stat(path).catch(() => null);
     if (there === null || there.size === 0) return;
     let isEmpty = true;
-    const layer = this.#fileLayer(path, O_RDWR);
+    const layer = await this.#fileLayer(path, O_RDWR);
     try {
       const image = await Qcow2Layer.open({ below: layer, backing: null, readOnly: true });
       const pieces = await image.ownPieces(0, image.sizeBytes);
@@ -225,7 +226,7 @@ export class OverlayFiles {
 
   async #open(file: string, below: Layer, readOnly: boolean): Promise<Qcow2Layer> {
     const path = join(this.folder, file);
-    const layer = this.#fileLayer(path, O_RDWR);
+    const layer = await this.#fileLayer(path, O_RDWR);
     try {
       return await this.#wrap(layer, below, readOnly);
     } catch (error) {
@@ -238,15 +239,16 @@ export class OverlayFiles {
     return Qcow2Layer.open({ below, backing, readOnly, keepBacking: true });
   }
 
-  #fileLayer(path: string, flags: number): FileLayer {
-    return new FileLayer({ file: this.#openLocked(path, flags), path, readOnly: this.#readOnly });
+  async #fileLayer(path: string, flags: number): Promise<FileLayer> {
+    const file = await this.#openLocked(path, flags);
+    return new FileLayer({ file, path, readOnly: this.#readOnly });
   }
 
   /** Who reads an overlay does so beside others that read. */
-  #openLocked(path: string, flags: number): Fd {
+  async #openLocked(path: string, flags: number): Promise<Fd> {
     const file = openFd(path, this.#readOnly ? O_RDONLY : flags);
     try {
-      lockImage(file, this.#readOnly);
+      await lockImage(file, this.#readOnly);
       return file;
     } catch (error) {
       file.close();

@@ -137,6 +137,10 @@ export class OverlayLayer implements Layer {
     }
   }
 
+  hurry(isHurried: boolean): void {
+    this.#top.hurry(isHurried);
+  }
+
   counters(): Record<string, number> {
     return {
       ...this.#top.counters(),

@@ -77,7 +77,7 @@ async function openBacking(
     if (seen.has(`${dev}:${ino}`)) throw wrong('which is above it in its own chain');
     seen.add(`${dev}:${ino}`);
     layer = new FileLayer({ file, path, readOnly: true });
-    lockImage(file, true);
+    await lockImage(file, true);
   } catch (error) {
     file.close();
     throw error;

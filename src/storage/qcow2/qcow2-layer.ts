@@ -175,6 +175,11 @@ export class Qcow2Layer implements Layer {
     return this.#image.below.control(name, payload);
   }
 
+  hurry(isHurried: boolean): void {
+    this.#backing?.hurry(isHurried);
+    this.#image.below.hurry(isHurried);
+  }
+
   counters(): Record<string, number> {
     const own = this.#image.isWritable ? this.#image.clusters.counters() : {};
     return {

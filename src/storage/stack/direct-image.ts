@@ -9,7 +9,11 @@ import type { StackSpec } from './stack-spec.ts';
 export type DirectImageOptions = {
   readonly image: DiskImage;
   readonly stack: StackSpec;
+  /** As `StorageBoot.exportLimits`. */
+  readonly exportLimits: readonly SharedArrayBuffer[];
   readonly onProblem: (message: string) => void;
+  /** The thread has ended, and the exports with it. */
+  readonly onExportsLost?: (error: Error) => void;
   readonly environment?: NodeJS.ProcessEnv;
 };
 
@@ -71,7 +75,7 @@ export class DirectImage implements DiskImage {
   }
 
   async #open(): Promise<StorageThread> {
-    const { stack, onProblem, environment } = this.#options;
+    const { stack, exportLimits, onProblem, onExportsLost, environment } = this.#options;
     const { spec: source, readOnly } = this.#image;
     try {
       return await StorageThread.start({
@@ -79,11 +83,13 @@ export class DirectImage implements DiskImage {
         stack,
         source,
         readOnly,
+        exportLimits,
         bridge: null,
         onProblem,
         onCrash: (error) => {
           this.#thread = null;
           onProblem(`the storage thread of ${this.description} ended: ${error.message}`);
+          onExportsLost?.(error);
         },
         ...(environment === undefined ? {} : { environment }),
       });

@@ -2,10 +2,11 @@
 import { assert, unreachable } from '../../base/assert.ts';
 import { ConfigError } from '../../base/errors.ts';
 import { openFd } from '../../sys/index.ts';
-import { O_RDONLY, O_RDWR } from '../../wire/linux.ts';
+import { O_DIRECT, O_RDONLY, O_RDWR } from '../../wire/linux.ts';
 import { openCryptLayer } from '../crypt/crypt-layer.ts';
 import type { EngineSpec } from '../disk-image.ts';
 import { openFaultLayer } from '../fault/open-fault-layer.ts';
+import { DirectFileLayer } from '../layer/direct-file-layer.ts';
 import { FileLayer } from '../layer/file-layer.ts';
 import { openHttpLayer } from '../http/index.ts';
 import type { Layer } from '../layer/layer.ts';
@@ -15,6 +16,7 @@ import { NullLayer } from '../layer/null-layer.ts';
 import { openNbdLayer } from '../nbd/index.ts';
 import { OverlayLayer } from '../overlay/overlay-layer.ts';
 import { openQcow2Layer } from '../qcow2/open-qcow2.ts';
+import { openZonedLayer } from '../zoned/open-zoned.ts';
 import type { LayerSpec, SourceSpec, StackSpec } from './stack-spec.ts';
 
 export type OpenOptions = { readonly readOnly: boolean };
@@ -62,8 +64,11 @@ function wrapSource(source: EngineSpec, bottom: SourceSpec): Layer {
   // Opened once more, not duplicated: the kernel tells each open file of an error once, and a data
   // plane that uses the image beside us must hear of it, too. The image keeps its lock.
   const { path } = bottom;
-  const file = openFd(`/proc/self/fd/${source.fd}`, source.readOnly ? O_RDONLY : O_RDWR);
-  return new FileLayer({ file, path, readOnly: source.readOnly });
+  const { readOnly, bounce } = source;
+  const flags = (readOnly ? O_RDONLY : O_RDWR) | (bounce === undefined ? 0 : O_DIRECT);
+  const file = openFd(`/proc/self/fd/${source.fd}`, flags);
+  const options = { file, path, readOnly };
+  return bounce === undefined ? new FileLayer(options) : new DirectFileLayer(options, bounce);
 }
 
 async function openSource(spec: SourceSpec, { readOnly }: OpenOptions): Promise<Layer> {
@@ -99,9 +104,11 @@ async function openLayer(spec: LayerSpec, below: Layer, options: LayerOptions): 
     case 'crypt':
       return openCryptLayer(below, spec);
     case 'limit':
-      return new LimitLayer(below, spec);
+      return LimitLayer.of(below, spec);
     case 'fault':
       return openFaultLayer(below, spec);
+    case 'zoned':
+      return openZonedLayer(below, spec, options);
     default:
       return unreachable(spec);
   }

@@ -1,7 +1,9 @@
 /** From what a disk is made of to an image that a device can be served from; in the main thread. */
 import { LayeredImage } from '../bridge/layered-image.ts';
 import { createMemoryImage, type DiskImage, openFileImage } from '../disk-image.ts';
+import { patiently } from '../file/image-lock.ts';
 import { LimitedImage } from '../limit/limited-image.ts';
+import { checkRates, LimitCells } from '../limit/rate-limits.ts';
 import { DirectImage } from './direct-image.ts';
 import { createNullImage } from '../null-image.ts';
 import { checkStack } from './check-stack.ts';
@@ -12,6 +14,10 @@ export type OpenStackOptions = {
   readonly readOnly?: boolean;
   /** What people should hear: which disk, what, where, why; at most once a second. */
   readonly onProblem?: (message: string) => void;
+  /** What carries the disk's requests out has ended by itself: `DiskImage.failure`. */
+  readonly onCrash?: (error: Error) => void;
+  /** The thread that NBD exports run on has ended; the disk goes on. */
+  readonly onExportsLost?: (error: Error) => void;
   /** Of a storage thread: `workerEnvironment()` of the runtime. */
   readonly environment?: NodeJS.ProcessEnv;
 };
@@ -24,33 +30,40 @@ export type OpenStackOptions = {
 export async function openStack(options: OpenStackOptions): Promise<DiskImage> {
   const { stack } = options;
   checkStack(stack, 'layers');
-  const [top] = stack;
-  if (top?.kind !== 'limit') return openUnlimited(options);
   // Limits at the top hold in the data plane, where nothing waits for a thread.
-  const image = await openStack({ ...options, stack: stack.slice(1) });
-  try {
-    return new LimitedImage(image, top);
-  } catch (error) {
-    await image.close();
-    throw error;
+  const limits: LimitCells[] = [];
+  for (const part of stack) {
+    if (part.kind !== 'limit') break;
+    const cells = new LimitCells();
+    cells.rates = checkRates(part, 'limit');
+    limits.push(cells);
   }
+  const exportLimits = limits.map(({ buffer }) => buffer);
+  const rest = { ...options, stack: stack.slice(limits.length) };
+  const image = await openUnlimited(rest, exportLimits);
+  return limits.reduceRight((below: DiskImage, cells) => new LimitedImage(below, cells), image);
 }
 
-async function openUnlimited(options: OpenStackOptions): Promise<DiskImage> {
-  const { stack, readOnly = false, onProblem = () => undefined, environment } = options;
+async function openUnlimited(
+  options: OpenStackOptions,
+  exportLimits: readonly SharedArrayBuffer[],
+): Promise<DiskImage> {
+  const { stack, readOnly = false, onProblem = () => undefined } = options;
+  const { environment, onCrash, onExportsLost } = options;
   const bottom = stack.at(-1) as SourceSpec;
   const isBase = stack.some(({ kind }) => kind === 'overlay');
   const isLayered = stack.length > 1;
-  // A second open file with O_DIRECT, which no layer uses, would hold a lock of a base of its own.
-  const spec = bottom.kind === 'file' && isBase ? { ...bottom, direct: 'off' as const } : bottom;
-  const source = openDirect(spec, readOnly || isBase, isLayered);
+  const source = await openDirect(bottom, readOnly || isBase, isLayered);
   const where = environment === undefined ? {} : { environment };
+  const crash = onCrash === undefined ? {} : { onCrash };
+  const lost = onExportsLost === undefined ? {} : { onExportsLost };
   warnOfClearText(stack, onProblem);
   if (source !== null && !isLayered) {
-    return new DirectImage({ image: source, stack, onProblem, ...where });
+    return new DirectImage({ image: source, stack, exportLimits, onProblem, ...lost, ...where });
   }
   try {
-    return await LayeredImage.open({ stack, source, readOnly, onProblem, ...where });
+    const how = { stack, source, readOnly, exportLimits };
+    return await LayeredImage.open({ ...how, onProblem, ...crash, ...where });
   } catch (error) {
     await source?.close();
     throw error;
@@ -67,8 +80,12 @@ function warnOfClearText(stack: StackSpec, onProblem: (message: string) => void)
 }
 
 /** A file in which a format lives has any size. */
-function openDirect(spec: SourceSpec, readOnly: boolean, anySize: boolean): DiskImage | null {
-  if (spec.kind === 'file') return openFileImage({ ...spec, readOnly, anySize });
+async function openDirect(
+  spec: SourceSpec,
+  readOnly: boolean,
+  isLayered: boolean,
+): Promise<DiskImage | null> {
+  if (spec.kind === 'file') return patiently(() => openFileImage({ ...spec, readOnly, isLayered }));
   if (spec.kind === 'memory') return createMemoryImage(spec.sizeBytes, readOnly);
   if (spec.kind === 'null') return createNullImage(spec.sizeBytes, readOnly);
   return null;

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { parseBytes, parsePart, parseStack } from './parse-part.ts';
+import { parsePart, parseStack } from './parse-part.ts';
+import { parseBytes } from './part-options.ts';
 
 test('every kind as people write it', () => {
   const cases: [string, object][] = [
@@ -46,6 +47,19 @@ test('every kind as people write it', () => {
     ['crypt:/k,discard=pass', { kind: 'crypt', keyFile: '/k', discard: 'pass' }],
     ['fault:seed=7,cache=volatile', { kind: 'fault', seed: 7, cache: 'volatile' }],
     ['overlay:/srv/vm0', { kind: 'overlay', folder: '/srv/vm0' }],
+    ['zoned', { kind: 'zoned' }],
+    [
+      'zoned:64M,capacity=48M,conventional=4,open=8,active=16,granularity=512',
+      {
+        kind: 'zoned',
+        zoneBytes: 64 * 2 ** 20,
+        capacityBytes: 48 * 2 ** 20,
+        conventional: 4,
+        maxOpen: 8,
+        maxActive: 16,
+        granularityBytes: 512,
+      },
+    ],
     ['qcow2', { kind: 'qcow2' }],
     ['qcow2:backing=follow', { kind: 'qcow2', backing: 'follow' }],
   ];

@@ -8,7 +8,7 @@
 export type SourceSpec = FileSpec | MemorySpec | NullSpec | NbdSpec | HttpSpec | S3Spec;
 
 /** What stands on something. */
-export type LayerSpec = LimitSpec | FaultSpec | CryptSpec | OverlaySpec | Qcow2Spec;
+export type LayerSpec = LimitSpec | FaultSpec | CryptSpec | OverlaySpec | Qcow2Spec | ZonedSpec;
 
 export type PartSpec = LayerSpec | SourceSpec;
 
@@ -94,6 +94,8 @@ export type FaultRule = {
   | { readonly action: 'delay'; readonly ms: number }
   /** Write a part of it only, and fail. */
   | { readonly action: 'torn' }
+  /** The storage thread of the disk ends, as by a mistake of ours. */
+  | { readonly action: 'crash' }
 );
 /** LUKS2, AES-XTS. */
 export type CryptSpec = {
@@ -107,3 +109,21 @@ export type CryptSpec = {
 export type OverlaySpec = { readonly kind: 'overlay'; readonly folder: string };
 /** The format of what is below. `follow` opens backing files that the image names. */
 export type Qcow2Spec = { readonly kind: 'qcow2'; readonly backing?: 'refuse' | 'follow' };
+/**
+ * A host-managed zoned disk; below nothing but a limit. A blank medium becomes one, which needs
+ * `zoneBytes`; of one that is there, what is given must be right.
+ */
+export type ZonedSpec = {
+  readonly kind: 'zoned';
+  /** A power of two from 64 KiB on. */
+  readonly zoneBytes?: number;
+  /** Writable bytes of each zone; all when left out. */
+  readonly capacityBytes?: number;
+  /** Zones at the beginning that are written anywhere; none when left out. */
+  readonly conventional?: number;
+  /** Limits; 0, or left out: none. */
+  readonly maxOpen?: number;
+  readonly maxActive?: number;
+  /** What writes are multiples of; 4096 when left out. */
+  readonly granularityBytes?: number;
+};

@@ -4,7 +4,7 @@
  */
 import { ConfigError } from '../../base/errors.ts';
 import type { VirtioDevice } from '../../base/virtio-device.ts';
-import { MAX_DISK_BYTES, SECTOR_BYTES } from '../../storage/index.ts';
+import { MAX_DISK_BYTES, SECTOR_BYTES, type ZoneShape } from '../../storage/index.ts';
 import * as blk from '../../wire/virtio-blk.ts';
 import * as virtio from '../../wire/virtio.ts';
 import {
@@ -30,6 +30,8 @@ export type BlkDeviceOptions = {
   readonly secureErase?: boolean;
   /** What is known of the wear of the medium; offered as LIFETIME unless it is null. */
   readonly lifetime?: blk.BlkLifetime | null;
+  /** Host-managed zones: offered as ZONED, and no driver without it. */
+  readonly zones?: ZoneShape | null;
 };
 
 /** Largest ring: QEMU takes no more, and a request in each keeps a worker busy for long. */
@@ -66,6 +68,8 @@ export class BlkDevice implements VirtioDevice {
     }
     checkBlocks(options.sizeBytes, blockBytes);
     checkLifetime(options.lifetime ?? null);
+    const { zones = null } = options;
+    checkZones(zones, options);
     this.queueCount = queues;
     this.features = offeredFeatures(options);
     Atomics.store(this.cache, CACHE_WRITEBACK, 1);
@@ -89,6 +93,7 @@ export class BlkDevice implements VirtioDevice {
       maxSecureEraseSeg: MAX_RANGES,
       // Linux takes the smaller one of both for its discards.
       secureEraseSectorAlignment: PHYSICAL_BYTES / SECTOR_BYTES,
+      ...(zones === null ? {} : zonedFields(zones)),
     });
   }
 
@@ -104,6 +109,13 @@ export class BlkDevice implements VirtioDevice {
 
   get blockBytes(): number {
     return new DataView(this.#config.buffer).getUint32(blk.BlkConfig.fields.blkSize.at, true);
+  }
+
+  /** 5.2.5: a host-managed disk is no disk for a driver that does not know zones. */
+  refuses(acked: bigint): string | null {
+    const { VIRTIO_BLK_F_ZONED: ZONED } = blk;
+    if (!virtio.hasFeature(this.features, ZONED) || virtio.hasFeature(acked, ZONED)) return null;
+    return 'the disk is zoned, and the driver does not know zones (ZONED; Linux does from 6.3 on)';
   }
 
   readConfig(offset: number, sizeBytes: number): Uint8Array | null {
@@ -144,8 +156,31 @@ function checkLifetime(lifetime: blk.BlkLifetime | null): void {
   }
 }
 
+function checkZones(zones: ZoneShape | null, options: BlkDeviceOptions): void {
+  if (zones === null) return;
+  const { blockBytes, secureErase = false } = options;
+  if (secureErase) throw new ConfigError('secureErase', 'zones are reset, not erased; remove it');
+  if (blockBytes <= zones.granularityBytes) return;
+  const text = `${blockBytes} bytes, and zones are written in ${zones.granularityBytes}`;
+  throw new ConfigError('blockBytes', text);
+}
+
+function zonedFields(zones: ZoneShape) {
+  return {
+    zoneSectors: zones.zoneBytes / SECTOR_BYTES,
+    maxOpenZones: zones.maxOpen,
+    maxActiveZones: zones.maxActive,
+    maxAppendSectors: zones.maxAppendBytes / SECTOR_BYTES,
+    writeGranularity: zones.granularityBytes,
+    zonedModel: blk.VIRTIO_BLK_Z_HM,
+  };
+}
+
 function offeredFeatures(options: BlkDeviceOptions): bigint {
   const { readOnly, queues, packed, iommu, secureErase = false, lifetime = null } = options;
+  const isZoned = (options.zones ?? null) !== null;
+  // 5.2.5: no DISCARD beside zones; data goes by resets.
+  const changes = [blk.VIRTIO_BLK_F_DISCARD, blk.VIRTIO_BLK_F_WRITE_ZEROES];
   return virtio.featureSet(
     virtio.VIRTIO_F_VERSION_1,
     virtio.VIRTIO_RING_F_INDIRECT_DESC,
@@ -159,9 +194,8 @@ function offeredFeatures(options: BlkDeviceOptions): bigint {
     ...(packed ? [virtio.VIRTIO_F_RING_PACKED] : []),
     ...(iommu ? [virtio.VIRTIO_F_ACCESS_PLATFORM] : []),
     ...(queues > 1 ? [blk.VIRTIO_BLK_F_MQ] : []),
-    ...(readOnly
-      ? [blk.VIRTIO_BLK_F_RO]
-      : [blk.VIRTIO_BLK_F_DISCARD, blk.VIRTIO_BLK_F_WRITE_ZEROES]),
+    ...(readOnly ? [blk.VIRTIO_BLK_F_RO] : isZoned ? [] : changes),
+    ...(isZoned ? [blk.VIRTIO_BLK_F_ZONED] : []),
     ...(secureErase && !readOnly ? [blk.VIRTIO_BLK_F_SECURE_ERASE] : []),
     ...(lifetime === null ? [] : [blk.VIRTIO_BLK_F_LIFETIME]),
   );

@@ -4,9 +4,9 @@
  */
 import { VringError } from '../../base/errors.ts';
 import type { DataPlane, PlaneContext } from '../../runtime/data-plane.ts';
-import { type Engine, type EngineSpec, openEngine } from '../../storage/index.ts';
+import { type Engine, type EngineSpec, openEngine, type ZoneShape } from '../../storage/index.ts';
 import type { BlkLifetime } from '../../wire/virtio-blk.ts';
-import type { LastError } from '../disk/request-device.ts';
+import type { LastError } from '../disk/failed-flush.ts';
 import type { LatencyStatus } from '../disk/request-latency.ts';
 import { RequestPlane } from '../disk/request-plane.ts';
 import type { BlkVring } from './blk-vring.ts';
@@ -19,6 +19,8 @@ export type AddDisk = {
   /** As `BlkDeviceOptions.lifetime`. */
   readonly lifetime?: BlkLifetime | null;
   readonly cache: Int32Array;
+  /** Of a zoned disk: `DiskImage.zones`. */
+  readonly zones?: ZoneShape | null;
   /** `DiskStatus.failedFlush` of the same bytes, opened before. */
   readonly failedFlush?: number;
   readonly image: EngineSpec;
@@ -85,7 +87,9 @@ export class BlkPlane extends RequestPlane<BlkVring, DiskPlane> {
 
   #status(number: number): DiskStatus {
     const disk = this.device(number);
-    const { errors, lastError, faults, failedFlush } = disk;
+    const { errors, lastError, faults } = disk;
+    // A driver without a cache flushes nothing, and its durable writes fail for the same reason.
+    const failedFlush = disk.failedFlush || (disk.engine.failedFlush ?? 0);
     const vrings = disk.vrings.flatMap((vring) => {
       if (vring === null) return [];
       const { index, started, busy } = vring;

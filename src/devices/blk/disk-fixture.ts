@@ -112,7 +112,8 @@ export class DiskFixture {
     const { cache } = this.device;
     const { lifetime = null } = this.#options.device ?? {};
     const { failedFlush = 0 } = this.#options;
-    const common = { device: 0, queues, serial: 'serial-0123', lifetime, cache };
+    const { zones = null } = image;
+    const common = { device: 0, queues, serial: 'serial-0123', lifetime, cache, zones };
     const add = { ...common, failedFlush, image: image.spec };
     plane.command('addDisk', add);
     return plane;

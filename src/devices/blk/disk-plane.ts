@@ -7,8 +7,9 @@
  */
 import { assert } from '../../base/assert.ts';
 import type { VringAttach } from '../../runtime/data-plane.ts';
-import { type Engine, IO_FLUSH, IO_READ, IoBatch, IoDone } from '../../storage/index.ts';
+import { type Engine, IoBatch, IoDone, type ZoneShape } from '../../storage/index.ts';
 import { takeChains } from '../../virtqueue/device.hot.ts';
+import { startOrderAt } from '../../virtqueue/inflight-order.ts';
 import { FAULT_CHAIN_SHORT } from '../../virtqueue/faults.ts';
 import {
   BlkLifetime,
@@ -17,8 +18,10 @@ import {
   VIRTIO_BLK_F_LIFETIME,
   VIRTIO_BLK_F_SECURE_ERASE,
   VIRTIO_BLK_F_WRITE_ZEROES,
+  VIRTIO_BLK_F_ZONED,
 } from '../../wire/virtio-blk.ts';
 import { hasFeature } from '../../wire/virtio.ts';
+import { keepFailing } from '../disk/failed-flush.ts';
 import { firstId, flightOfId, type Flight, ringOfId } from '../disk/flight.ts';
 import { RequestDevice, type RequestDeviceOptions } from '../disk/request-device.ts';
 import { CACHE_WRITEBACK } from './blk-device.ts';
@@ -27,6 +30,14 @@ import { noteDone, useRows } from './finish-requests.hot.ts';
 import { REQUESTS_PER_BATCH } from './limits.ts';
 import { readRequests } from './read-requests.hot.ts';
 import { RequestRules } from './request-rules.ts';
+import { tagRequests } from './tag-requests.ts';
+
+/**
+ * Requests to a zoned disk are numbered from the time on, so that no number is ever used again:
+ * what a process that died had appended is known by it. A ring would have to take a million a
+ * second for as long as it runs to get ahead of its successor's.
+ */
+const ORDERS_PER_MS = 1024;
 
 export type DiskPlaneOptions = RequestDeviceOptions & {
   readonly engine: Engine;
@@ -34,6 +45,8 @@ export type DiskPlaneOptions = RequestDeviceOptions & {
   readonly serial: string;
   /** As `BlkDeviceOptions.lifetime`. */
   readonly lifetime?: BlkLifetime | null;
+  /** `AddDisk.zones`. */
+  readonly zones?: ZoneShape | null;
   /** `BlkDevice.cache`. */
   readonly cache: Int32Array;
   /** `AddDisk.failedFlush`. */
@@ -49,6 +62,7 @@ export class DiskPlane extends RequestDevice<Flight, BlkVring> {
   /** Rows of `#io` that the engine has taken; the rest waits for room, and so do the rings. */
   #submitted = 0;
   #flushes = false;
+  readonly #isZoned: boolean;
 
   constructor(options: DiskPlaneOptions) {
     super(options);
@@ -57,6 +71,9 @@ export class DiskPlane extends RequestDevice<Flight, BlkVring> {
     this.engine = engine;
     this.failedFlush = options.failedFlush ?? 0;
     this.#rules.readOnly = engine.readOnly ? 1 : 0;
+    const { zones = null } = options;
+    this.#isZoned = zones !== null;
+    if (zones !== null) this.#rules.maxAppendBytes = zones.maxAppendBytes;
     this.#rules.setSize(engine.sizeBytes);
     new TextEncoder().encodeInto(serial, this.#rules.serial);
     const { lifetime = null } = options;
@@ -81,6 +98,7 @@ export class DiskPlane extends RequestDevice<Flight, BlkVring> {
     this.#rules.zeroes = hasFeature(features, VIRTIO_BLK_F_WRITE_ZEROES) ? 1 : 0;
     this.#rules.erases = hasFeature(features, VIRTIO_BLK_F_SECURE_ERASE) ? 1 : 0;
     this.#rules.lifetimes = hasFeature(features, VIRTIO_BLK_F_LIFETIME) ? 1 : 0;
+    if (this.#isZoned) this.#attachZoned(vring, hasFeature(features, VIRTIO_BLK_F_ZONED));
     this.#flushes = hasFeature(features, VIRTIO_BLK_F_FLUSH);
     this.iotlb.attach(attach);
     vring.start(false);
@@ -140,9 +158,8 @@ export class DiskPlane extends RequestDevice<Flight, BlkVring> {
   }
 
   protected override hurry(): void {
-    if (!this.isCongested) return;
     this.engine.hurry?.();
-    this.complete();
+    if (this.isCongested) this.complete();
   }
 
   #start(vring: BlkVring, flight: Flight, taken: number): void {
@@ -156,6 +173,7 @@ export class DiskPlane extends RequestDevice<Flight, BlkVring> {
     flight.count = flight.left = count;
     flight.touched = true;
     if (count < taken) vring.dueFault = FAULT_CHAIN_SHORT;
+    if (this.#isZoned) tagRequests(vring.queue, flight, io);
     // What was read from memory that is gone by now must not reach the medium.
     if (this.memoryGone(vring)) {
       for (let row = 0; row < count; row++) flight.pending[row] = 0;
@@ -164,6 +182,13 @@ export class DiskPlane extends RequestDevice<Flight, BlkVring> {
     this.#submit();
     this.complete();
     if (flight.touched) this.land(vring, flight); // rows that needed no engine
+  }
+
+  /** A driver that knows nothing of zones reads at most: virtio 1.3, 5.2.5 wants no such driver. */
+  #attachZoned(vring: BlkVring, isNegotiated: boolean): void {
+    this.#rules.zones = isNegotiated ? 1 : 0;
+    this.#rules.readOnly = this.engine.readOnly || !isNegotiated ? 1 : 0;
+    startOrderAt(vring.queue, Date.now() * ORDERS_PER_MS);
   }
 
   /** False: the engine had no room. */
@@ -176,7 +201,10 @@ export class DiskPlane extends RequestDevice<Flight, BlkVring> {
   #reap(): number {
     const done = this.#done;
     const count = this.engine.reap(done);
-    if (this.failedFlush !== 0) this.#afterFailedFlush(done);
+    if (this.failedFlush !== 0) {
+      const inherits = (this.#options.failedFlush ?? 0) !== 0;
+      keepFailing(done, this, inherits, this.#rules.fua !== 0);
+    }
     for (let i = 0; i < count; i++) {
       const id = done.id[i]!;
       const vring = this.vrings[ringOfId(id)] as BlkVring;
@@ -189,22 +217,6 @@ export class DiskPlane extends RequestDevice<Flight, BlkVring> {
       if (flight.touched) this.land(vring, flight);
     }
     return count;
-  }
-
-  /**
-   * An engine that is new does not know that what an older one wrote was lost. Of its own failure
-   * an engine knows best whether it lasts.
-   */
-  #afterFailedFlush(done: IoDone): void {
-    const { failedFlush: inherited = 0 } = this.#options;
-    const isWriteThrough = this.#rules.fua !== 0;
-    for (let i = 0; i < done.count; i++) {
-      if (done.status[i] !== 0) continue;
-      const isFlush = done.op[i] === IO_FLUSH;
-      if (inherited === 0 && isFlush) this.failedFlush = 0;
-      const isDurable = isFlush || (isWriteThrough && done.op[i] !== IO_READ);
-      if (inherited !== 0 && isDurable) done.status[i] = inherited;
-    }
   }
 
   protected use(vring: BlkVring, flight: Flight): number {

@@ -10,10 +10,13 @@ const S_IOERR = 1; // VIRTIO_BLK_S_*
 const S_UNSUPP = 2;
 const EOPNOTSUPP = -95; // the same on every architecture that Node runs on
 
+const ZONE_STATUS = -5000; // IO_ZONE_INVALID and the others, less VIRTIO_BLK_S_ZONE_*
+
 const USED = -1; // Flight.pending
 const COUNT_WRITE = 1; // BlkVring.counts
 const COUNT_DISCARD = 3;
 const COUNT_ZEROES = 4;
+const COUNT_REJECTED = 7;
 const COUNT_FAILED = 8;
 const COUNT_READ_BYTES = 9;
 const COUNT_WRITTEN_BYTES = 10;
@@ -26,6 +29,11 @@ export function noteDone(done: IoDone, row: number, flight: Flight): number {
   flight.pending[at]!--;
   flight.touched = true;
   if (result === 0) return 0;
+  if (result <= ZONE_STATUS) {
+    flight.status[at] = ZONE_STATUS - result;
+    flight.kind[at] = COUNT_REJECTED; // the driver's mistake, not the medium's
+    return 0;
+  }
   const status = result === EOPNOTSUPP ? S_UNSUPP : S_IOERR;
   if (flight.status[at] !== S_IOERR) flight.status[at] = status;
   flight.kind[at] = COUNT_FAILED;

@@ -198,7 +198,8 @@ test('what the medium refuses is told once a second, and counted', () => {
   assert.equal(queue.reap().size, 3);
   const statuses = writes.map(({ status }) => queue.read(status, 1)[0]);
   assert.deepEqual(statuses, [blk.VIRTIO_BLK_S_IOERR, blk.VIRTIO_BLK_S_IOERR, 0]);
-  const error = { kind: 'io-error', device: 0, index: 0, op: 'write', at: 512, errno: 5, count: 1 };
+  const io = { op: 'write', at: 512, errno: 5, count: 1 };
+  const error = { kind: 'io-error', device: 0, index: 0, part: 0, ...io };
   assert.deepEqual(f.events, [error]);
   const { errors, lastError, vrings } = f.status();
   assert.equal(errors, 2);

@@ -1,9 +1,10 @@
 /** A disk over its limits: requests stay where they are, the ring sleeps, and lets go when asked. */
 import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { test } from 'node:test';
 import { LimitEngine } from '../../storage/limit/limit-engine.ts';
 import { LimitCells } from '../../storage/limit/rate-limits.ts';
-import { createMemoryImage, type EngineSpec, openEngine } from '../../storage/index.ts';
+import { createMemoryImage, type EngineSpec, openEngine, openStack } from '../../storage/index.ts';
 import type { IoDone } from '../../storage/io-batch.ts';
 import { createEventfd, Epoll } from '../../sys/index.ts';
 import { VIRTIO_BLK_T_OUT } from '../../wire/virtio-blk.ts';
@@ -111,3 +112,34 @@ test('a ring that is taken away hears of what its engine completes later', () =>
   f.close();
   completion.close();
 });
+
+test(
+  'nor for limits that are below layers, on the storage thread',
+  { timeout: 20_000 },
+  async () => {
+    const limit = { kind: 'limit', iops: 1, burstSeconds: 0 } as const;
+    const image = await openStack({
+      stack: [{ kind: 'fault' }, limit, { kind: 'memory', sizeBytes: 1 << 20 }],
+    });
+    const f = new DiskFixture({ image, open: openEngine, kickFd: 5000 });
+    const queue = f.queues[0]!;
+    for (let i = 0; i < 30; i++) {
+      const header = queue.header(VIRTIO_BLK_T_OUT, BigInt(i));
+      queue.add([header, queue.put(new Uint8Array(512))], [queue.status()], true);
+    }
+    f.plane.ready(f.watched.get(5000)!, performance.now());
+    f.poll();
+    const startMs = performance.now();
+    let base = f.plane.detachVring(0, 0);
+    assert.equal(base, DRAINING);
+    for (; base === DRAINING; base = f.plane.detachVring(0, 0)) {
+      await sleep(5);
+      for (const token of f.watched.values()) f.plane.ready(token, performance.now());
+      f.poll();
+    }
+    assert.equal(base, 30);
+    assert.ok(performance.now() - startMs < 5000, '30 at one a second');
+    f.close();
+    await image.close();
+  },
+);

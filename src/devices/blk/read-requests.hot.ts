@@ -9,6 +9,7 @@
 import type { IoBatch } from '../../storage/io-batch.ts';
 import { addSegments, gather } from '../disk/chain-data.hot.ts';
 import type { Flight } from '../disk/flight.ts';
+import { readZoneRequest } from './read-zone-requests.hot.ts';
 import type { RequestRules } from './request-rules.ts';
 
 const FAULT_CHAIN_SHORT = -15;
@@ -21,6 +22,10 @@ const MAX_RANGES_BYTES = 256; //        16 * MAX_RANGES
 const MAX_REQUEST_BYTES = 67108864; //  limits.ts
 const MAX_DISCARD_SECTORS = 2097152;
 const MAX_ZEROES_SECTORS = 65536;
+
+const SEG_FIRST = 512; // columns of ChainBatch.rows
+const READ_SEGS = 768;
+const WRITE_SEGS = 1024;
 
 const T_IN = 0; // VIRTIO_BLK_T_*
 const T_OUT = 1;
@@ -68,6 +73,8 @@ export function readRequests(
   const chains = flight.chains;
   const count = chains.count;
   for (let row = 0; row < count; row++) {
+    row = readPlain(flight, row, io, rules, arena, idBase);
+    if (row === count) break;
     if (readHeader(flight, row, rules, arena) < 0) return row;
     const type = rules.scratch.getUint32(0, true);
     const sector =
@@ -86,11 +93,68 @@ export function readRequests(
       readRanges(flight, row, io, rules, arena, type, idBase);
     } else if (type === T_GET_LIFETIME && rules.lifetimes !== 0) {
       answer(flight, row, rules.lifetime, arena);
+    } else if (rules.zones !== 0) {
+      readZoneRequest(flight, row, io, rules, type, sector, idBase);
     } else {
       refuse(flight, row, S_UNSUPP);
     }
   }
   return count;
+}
+
+/**
+ * Reads and writes from `row` on that are framed as Linux does it: a header, one piece of data, a
+ * status byte. Returns the row of the first that is anything else, or is wrong, which is read
+ * again and judged. Calls nothing, so that V8 loads what it needs of each array once.
+ */
+function readPlain(
+  flight: Flight,
+  row: number,
+  io: IoBatch,
+  rules: RequestRules,
+  arena: DataView,
+  idBase: number,
+): number {
+  const { chains, pending, bytes, status, statusAt, kind } = flight;
+  const { rows, segOffset, segLen, count } = chains;
+  const capacity = rules.capacity[0]!;
+  const writable = 1 - rules.readOnly;
+  const fua = rules.fua !== 0 ? IO_FUA : 0;
+  let to = io.count;
+  let segments = io.segments;
+  let n = row;
+  for (; n < count; n++) {
+    const reads = rows[n + READ_SEGS]!;
+    const first = rows[n + SEG_FIRST]!;
+    const isWrite = reads - 1; // 2 or 1 of the three segments are readable
+    if (reads + rows[n + WRITE_SEGS]! !== 3 || (isWrite & writable) !== isWrite) break;
+    if (segLen[first] !== HEADER_BYTES || segLen[first + 2] !== 1) break;
+    const size = segLen[first + 1]!;
+    const at = segOffset[first]!;
+    const type = arena.getInt32(at, true);
+    const sector = arena.getUint32(at + 8, true) + arena.getUint32(at + 12, true) * TWO_POW_32;
+    if (type !== isWrite || (size & (SECTOR_BYTES - 1)) !== 0 || size > MAX_REQUEST_BYTES) break;
+    if (sector > capacity || size / SECTOR_BYTES > capacity - sector) break;
+    statusAt[n] = segOffset[first + 2]!;
+    status[n] = S_OK;
+    kind[n] = isWrite; // COUNT_READ, COUNT_WRITE
+    bytes[n] = size;
+    pending[n] = 1;
+    io.op[to] = isWrite; // IO_READ, IO_WRITE
+    io.flags[to] = fua & -isWrite;
+    io.id[to] = idBase + n;
+    io.at[to] = sector * SECTOR_BYTES;
+    io.size[to] = size;
+    io.segFirst[to] = segments;
+    io.segCount[to] = 1;
+    io.segOffset[segments] = segOffset[first + 1]!;
+    io.segLen[segments] = size;
+    to++;
+    segments++;
+  }
+  io.count = to;
+  io.segments = segments;
+  return n;
 }
 
 /** The header goes to `rules.scratch`, the place of the status to the flight. */

@@ -15,6 +15,9 @@ export class RequestRules {
   zeroes = 0;
   erases = 0;
   lifetimes = 0;
+  /** The disk is zoned, and its driver knows. */
+  zones = 0;
+  maxAppendBytes = 0;
   /** What GET_ID answers. */
   readonly serial = new Uint8Array(VIRTIO_BLK_ID_BYTES);
   /** What GET_LIFETIME answers: `struct virtio_blk_lifetime`. */

@@ -80,7 +80,12 @@ for (const direct of ['off', 'on'] as const) {
       assert.equal(f.request(blk.VIRTIO_BLK_T_GET_ID, 0n, new Uint8Array(0), 20).status, 0);
     }
     // What is done within `submit` needs nobody; with a medium below there is something to wait for.
-    if (direct === 'on') assert.ok(sleeps > 0, 'the plane slept');
+    // On a busy machine it may be there each time that somebody looks.
+    for (let tries = 0; direct === 'on' && sleeps === 0; tries++) {
+      assert.ok(tries < 5000, 'the plane slept');
+      begin(queue, true, 4096, 1);
+      finish(1);
+    }
     assert.equal(readFileSync(path)[12 * 8 * 512], 2);
     for (let rest = 0; f.plane.awake > 0; rest++) {
       assert.ok(rest < 10_000, 'an idle plane falls asleep');

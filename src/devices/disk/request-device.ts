@@ -7,6 +7,7 @@ import type { PlaneContext, VringAttach } from '../../runtime/data-plane.ts';
 import { IO_FLUSH, ioName, type IoDone } from '../../storage/index.ts';
 import { arena, regionFaults, signalCall } from '../../sys/index.ts';
 import { FAULT_MEMORY_GONE, FAULT_NOTIFY_BLOCKED } from '../../virtqueue/faults.ts';
+import type { ErrorTally, LastError } from './failed-flush.ts';
 import type { Flight } from './flight.ts';
 import { RequestLatency } from './request-latency.ts';
 import type { FlightVring } from './flight-vring.ts';
@@ -14,23 +15,24 @@ import type { FlightVring } from './flight-vring.ts';
 /** Errors of the medium are told so often; the others are counted. */
 const IO_ERROR_EVENT_MS = 1000;
 
-export type LastError = { readonly op: string; readonly at: number; readonly errno: number };
-
 export type RequestDeviceOptions = {
   readonly device: number;
   readonly queues: number;
   readonly emit: PlaneContext['emit'];
 };
 
-export abstract class RequestDevice<Batch extends Flight, Vring extends FlightVring<Batch>> {
+export abstract class RequestDevice<
+  Batch extends Flight,
+  Vring extends FlightVring<Batch>,
+> implements ErrorTally {
+  readonly part = 0;
   readonly vrings: (Vring | null)[];
   readonly iotlb: PlaneIotlb<Vring>;
-  /** Requests that the medium failed, and the last of them. */
   errors = 0;
   lastError: LastError | null = null;
   faults = 0;
-  /** -errno of a flush that failed: what was written before may be lost. */
   failedFlush = 0;
+  toldErrorMs = -Infinity;
   readonly latency = new RequestLatency();
   protected readonly arena = arena();
   /** Of rings that are detached, in the names of `counters`. */
@@ -38,7 +40,6 @@ export abstract class RequestDevice<Batch extends Flight, Vring extends FlightVr
   readonly #regionFaults = regionFaults();
   readonly #number: number;
   readonly #emit: PlaneContext['emit'];
-  #toldErrorMs = -Infinity;
 
   constructor({ device, queues, emit }: RequestDeviceOptions) {
     this.#number = device;
@@ -113,17 +114,20 @@ export abstract class RequestDevice<Batch extends Flight, Vring extends FlightVr
     if (vring.busy === 0) this.breakDue(vring);
   }
 
-  /** The medium failed the request in this row. */
-  protected failed(vring: Vring, done: IoDone, row: number): void {
+  /** The medium failed the request in this row; `tally`: of one part of the device. */
+  protected failed(vring: Vring, done: IoDone, row: number, tally: ErrorTally = this): void {
     const [op, at, errno] = [ioName(done.op[row]!), done.at[row]!, -done.status[row]!];
-    this.errors++;
-    if (done.op[row] === IO_FLUSH) this.failedFlush = done.status[row]!;
-    this.lastError = { op, at, errno };
+    for (const each of new Set<ErrorTally>([this, tally])) {
+      each.errors++;
+      each.lastError = { op, at, errno };
+    }
+    if (done.op[row] === IO_FLUSH) tally.failedFlush = done.status[row]!;
     const nowMs = performance.now();
-    if (nowMs - this.#toldErrorMs < IO_ERROR_EVENT_MS) return;
-    this.#toldErrorMs = nowMs;
-    const [device, index, count] = [this.#number, vring.index, this.errors];
-    this.#emit({ kind: 'io-error', device, index, op, at, errno, count });
+    if (nowMs - tally.toldErrorMs < IO_ERROR_EVENT_MS) return;
+    tally.toldErrorMs = nowMs;
+    const { part, errors: count } = tally;
+    const [device, index] = [this.#number, vring.index];
+    this.#emit({ kind: 'io-error', device, index, part, op, at, errno, count });
   }
 
   /** The owner of the memory truncated it: everything that was read from it is void. */

@@ -26,6 +26,11 @@ export class RequestLatency {
   /** By op. */
   readonly sumMs = new Float64Array(LATENCY_OPS.length);
 
+  clear(): void {
+    this.buckets.fill(0);
+    this.sumMs.fill(0);
+  }
+
   status(): LatencyStatus {
     return {
       read: this.#statusOf(0),

@@ -3,8 +3,10 @@ export { NetDevice, type NetDeviceOptions } from './net-device.ts';
 export type {
   AddNetPort,
   AddTapPort,
+  AddUplinkPort,
+  AttachUplink,
   LoadNetState,
-  LoadTapCounters,
+  LoadUplinkCounters,
   NetPlaneOptions,
   NetPortStatus,
 } from './net-plane.ts';

@@ -13,7 +13,16 @@ import type { DataPlane, PlaneContext, VringAttach } from '../../runtime/data-pl
 import type { IotlbUpdate } from '../../vhost-user/index.ts';
 import { MacTable, type PortSettings, Switch } from '../../switch/index.ts';
 import { CaptureTap, type CaptureRing } from '../../capture/index.ts';
-import { TapPlane, type TapPlaneOptions } from '../../uplinks/index.ts';
+import {
+  type AttachedPlane,
+  PacketPlane,
+  type PacketPlaneOptions,
+  TapPlane,
+  type TapPlaneOptions,
+  type UplinkPlane,
+  XdpPlane,
+  type XdpPlaneOptions,
+} from '../../uplinks/index.ts';
 import { arena } from '../../sys/arena.ts';
 import { hurryThread } from '../../sys/thread.ts';
 import type { PortIotlb } from './port-iotlb.ts';
@@ -43,12 +52,25 @@ export type AddTapPort = TapPlaneOptions & {
   readonly port: number;
   readonly settings: PortSettings;
 };
+/** A port of an interface that is there already. */
+export type AddUplinkPort = {
+  readonly port: number;
+  readonly settings: PortSettings;
+  readonly uplink:
+    | (PacketPlaneOptions & { readonly kind: 'packet' })
+    | (XdpPlaneOptions & { readonly kind: 'xdp' });
+};
+/** Its sockets, which come and go with the interface. */
+export type AttachUplink = {
+  readonly port: number;
+  readonly queues: PacketPlaneOptions['queues'] | XdpPlaneOptions['queues'];
+};
 export type LoadNetState = {
   readonly port: number;
   readonly state: NetPlaneState;
   readonly switchCounters: Readonly<Record<string, number>>;
 };
-export type LoadTapCounters = {
+export type LoadUplinkCounters = {
   readonly port: number;
   readonly counters: Readonly<Record<string, number>>;
   readonly switchCounters: Readonly<Record<string, number>>;
@@ -62,8 +84,10 @@ export type NetPortStatus = {
 type Source = {
   readonly token: number;
   readonly port: number;
-  readonly kind: 'transmitq' | 'receiveq' | 'control' | 'tap';
+  readonly kind: 'transmitq' | 'receiveq' | 'control' | 'uplink';
   readonly vring: NetVring | null;
+  /** Found empty, it is looked at again for `spinMs` before it is armed. */
+  readonly spins: boolean;
   /** Position in `#awake`, -1 asleep. */
   awakeAt: number;
   lastWorkMs: number;
@@ -76,7 +100,7 @@ export class NetPlane implements DataPlane {
   readonly #freeTokens: number[] = [];
   readonly #awake: Source[] = [];
   readonly #netPorts: (NetPort | null)[] = [];
-  readonly #taps: (TapPlane | null)[] = [];
+  readonly #uplinks: (UplinkPlane | null)[] = [];
   /** Sources of each vring, so that they can be found again: [device][index]. */
   readonly #vringSources: (Source | null)[][] = [];
   #nowSeconds = 0;
@@ -116,7 +140,7 @@ export class NetPlane implements DataPlane {
       if (done > 0) {
         work += done;
         source.lastWorkMs = nowMs;
-      } else if (source.kind === 'tap' || nowMs - source.lastWorkMs > this.#context.spinMs) {
+      } else if (!source.spins || nowMs - source.lastWorkMs > this.#context.spinMs) {
         this.#arm(source, nowMs);
       }
     }
@@ -213,6 +237,12 @@ export class NetPlane implements DataPlane {
         return this.#addNetPort(payload as AddNetPort);
       case 'addTapPort':
         return this.#addTapPort(payload as AddTapPort);
+      case 'addUplinkPort':
+        return this.#addUplinkPort(payload as AddUplinkPort);
+      case 'attachUplink':
+        return this.#attachUplink(payload as AttachUplink);
+      case 'detachUplink':
+        return this.#detachUplink((payload as { port: number }).port);
       case 'removePort':
         return this.#removePort((payload as { port: number }).port);
       case 'updatePort': {
@@ -245,8 +275,8 @@ export class NetPlane implements DataPlane {
         return this.#netPort((payload as { port: number }).port).saveState();
       case 'loadState':
         return this.#loadState(payload as LoadNetState);
-      case 'loadTapCounters':
-        return this.#loadTapCounters(payload as LoadTapCounters);
+      case 'loadUplinkCounters':
+        return this.#loadUplinkCounters(payload as LoadUplinkCounters);
       case 'announce': {
         const { port, mac } = payload as { port: number; mac: Uint8Array };
         return this.#switch.hasPort(port) && this.#switch.announce(port, mac);
@@ -263,7 +293,7 @@ export class NetPlane implements DataPlane {
   }
 
   #work(source: Source): number {
-    if (source.kind === 'tap') return this.#switch.forward(source.port);
+    if (source.kind === 'uplink') return this.#switch.forward(source.port);
     const port = this.#netPorts[source.port] as NetPort;
     const vring = source.vring as NetVring;
     if (source.kind === 'control') return port.control(vring);
@@ -300,9 +330,9 @@ export class NetPlane implements DataPlane {
     source.awakeAt = this.#awake.push(source) - 1;
   }
 
-  #addSource(port: number, kind: Source['kind'], vring: NetVring | null): Source {
+  #addSource(port: number, kind: Source['kind'], vring: NetVring | null, spins = true): Source {
     const token = this.#freeTokens.pop() ?? this.#sources.length;
-    const source: Source = { token, port, kind, vring, awakeAt: -1, lastWorkMs: 0 };
+    const source: Source = { token, port, kind, vring, spins, awakeAt: -1, lastWorkMs: 0 };
     this.#sources[token] = source;
     return source;
   }
@@ -328,26 +358,51 @@ export class NetPlane implements DataPlane {
   }
 
   #addTapPort(add: AddTapPort): void {
-    const tap = new TapPlane(add);
-    this.#taps[add.port] = tap;
-    this.#switch.addPort(add.port, tap, add.settings);
-    const source = this.#addSource(add.port, 'tap', null);
-    this.#vringSources[add.port] = [source];
-    this.#context.watch(add.fd, source.token);
+    this.#addUplink(add.port, new TapPlane(add), add.settings);
+  }
+
+  #addUplinkPort({ port, settings, uplink }: AddUplinkPort): void {
+    const plane = uplink.kind === 'packet' ? new PacketPlane(uplink) : new XdpPlane(uplink);
+    this.#addUplink(port, plane, settings);
+  }
+
+  #addUplink(port: number, plane: UplinkPlane, settings: PortSettings): void {
+    this.#uplinks[port] = plane;
+    this.#switch.addPort(port, plane, settings);
+    const source = this.#addSource(port, 'uplink', null, plane.spins);
+    this.#vringSources[port] = [source];
+    this.#watchUplink(plane, source);
+  }
+
+  #watchUplink(plane: UplinkPlane, source: Source): void {
+    for (const fd of plane.fds) this.#context.watch(fd, source.token);
     this.#wake(source, performance.now());
+  }
+
+  /** The switch's rules for the port, its counters and addresses stay as they are. */
+  #attachUplink({ port, queues }: AttachUplink): void {
+    const plane = this.#uplinks[port] as AttachedPlane<unknown>;
+    plane.attach(queues);
+    this.#watchUplink(plane, this.#vringSources[port][0] as Source);
+  }
+
+  #detachUplink(port: number): void {
+    const plane = this.#uplinks[port] as AttachedPlane<unknown>;
+    for (const fd of plane.fds) this.#context.unwatch(fd);
+    plane.detach();
   }
 
   #removePort(port: number): void {
     // First what cannot fail: from here on nobody sends to the port.
     this.#switch.removePort(port);
-    const tap = this.#taps[port] ?? null;
+    const uplink = this.#uplinks[port] ?? null;
     const sources = this.#vringSources[port] ?? [];
-    this.#taps[port] = null;
+    this.#uplinks[port] = null;
     this.#vringSources[port] = [];
-    if (tap !== null) {
+    if (uplink !== null) {
       this.#removeSource(sources[0] as Source);
-      tap.close();
-      this.#context.unwatch(tap.fd);
+      for (const fd of uplink.fds) this.#context.unwatch(fd);
+      uplink.close();
     } else {
       assert(sources.every((source) => source === null || source === undefined));
     }
@@ -355,12 +410,13 @@ export class NetPlane implements DataPlane {
   }
 
   #setLink(link: { port: number; up: boolean; mtu?: number }): void {
-    const port = this.#netPorts[link.port] ?? this.#taps[link.port];
+    const uplink = this.#uplinks[link.port] ?? null;
+    const port = this.#netPorts[link.port] ?? uplink;
     if (port === null || port === undefined) return;
     port.linkUp = link.up;
     if (link.mtu !== undefined) port.mtu = link.mtu;
     // What the host queued while the link was down was announced then, and is not again.
-    if (port instanceof TapPlane) {
+    if (uplink !== null) {
       this.#wake(this.#vringSources[link.port][0] as Source, performance.now());
     }
   }
@@ -370,8 +426,8 @@ export class NetPlane implements DataPlane {
     this.#switch.raiseCounters(port, switchCounters);
   }
 
-  #loadTapCounters({ port, counters, switchCounters }: LoadTapCounters): void {
-    const own = this.#taps[port]?.counters ?? ({} as Record<string, number>);
+  #loadUplinkCounters({ port, counters, switchCounters }: LoadUplinkCounters): void {
+    const own = this.#uplinks[port]?.counters ?? ({} as Record<string, number>);
     for (const name of Object.keys(own) as (keyof typeof own)[]) own[name] = counters[name] ?? 0;
     this.#switch.raiseCounters(port, switchCounters);
   }
@@ -381,7 +437,9 @@ export class NetPlane implements DataPlane {
     if (net !== null && net !== undefined) {
       return { counters: { ...net.counters }, vrings: net.status() };
     }
-    return { counters: { ...this.#taps[port]?.counters }, vrings: [] };
+    const uplink = this.#uplinks[port];
+    uplink?.readKernelCounters();
+    return { counters: { ...uplink?.counters }, vrings: [] };
   }
 
   #netPort(device: number): NetPort {

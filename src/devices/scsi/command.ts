@@ -1,6 +1,7 @@
 /**
  * One command that is no READ or WRITE while it is carried out: its CDB, its data, its answer.
- * There is one object of it per device, pointed at one row after another.
+ * There is one object of it per device, pointed at one row after another; a command that goes on
+ * has a copy.
  */
 import { arena } from '../../sys/index.ts';
 import { IO_FLUSH } from '../../storage/index.ts';
@@ -8,6 +9,7 @@ import {
   SENSE_LBA,
   SENSE_WRITE_PROTECTED,
   STATUS_CHECK_CONDITION,
+  STATUS_RESERVATION_CONFLICT,
   STATUS_TASK_SET_FULL,
 } from '../../wire/scsi.ts';
 import { VIRTIO_SCSI_S_OVERRUN, VIRTIO_SCSI_S_TARGET_FAILURE } from '../../wire/virtio-scsi.ts';
@@ -15,6 +17,7 @@ import type { CommandRules } from './command-rules.ts';
 import { scatter } from './respond-slowly.ts';
 import { CMD_PER_LUN } from './limits.ts';
 import type { Lun } from './lun.ts';
+import type { JobOptions } from './medium-job.ts';
 import type { MediumWork } from './medium-work.ts';
 import { NONE } from './sense.ts';
 import { ScsiFlight } from './scsi-vring.ts';
@@ -79,6 +82,16 @@ export class Command {
     flight.sense[row] = sense;
     flight.field[row] = field;
     flight.information[row] = information;
+  }
+
+  /** Ends with TASK SET FULL: the driver sends it again. */
+  refuse(): void {
+    this.flight.status[this.row] = STATUS_TASK_SET_FULL;
+  }
+
+  /** Ends with RESERVATION CONFLICT. */
+  conflict(): void {
+    this.flight.status[this.row] = STATUS_RESERVATION_CONFLICT;
   }
 
   respond(response: number): void {
@@ -156,28 +169,52 @@ export class Command {
     segments: readonly (readonly [offset: number, len: number])[] = [],
   ): boolean {
     const { flight, row, unit: lun } = this;
-    const { io } = lun;
-    if (!lun.isCongested) {
-      io.clear();
-      lun.submitted = 0;
-    }
-    const isFirst = flight.pending[row] === 1; // its own, until it is carried out
-    const hasRoom = io.count < io.capacity && io.segments + segments.length <= io.segCapacity;
-    if (!hasRoom || (isFirst && lun.underWay >= CMD_PER_LUN)) {
-      if (isFirst) flight.status[row] = STATUS_TASK_SET_FULL;
+    if (!lun.hasRoom(segments.length)) {
+      // Its first request: while a row is carried out, 1 is pending.
+      if (flight.pending[row] === 1) this.refuse();
       else this.respond(VIRTIO_SCSI_S_TARGET_FAILURE);
       return false;
     }
+    if (!this.#occupy()) return false;
+    const { io } = lun;
     const to = io.add(op, at, sizeBytes, segments, flags);
     io.id[to] = this.idBase + row;
-    if (isFirst) lun.underWay++;
-    flight.pending[row]!++;
     if (!lun.touched) {
       lun.touched = true;
       lun.batchAt = to;
       this.rules.touched[this.rules.touchedCount++] = lun.index;
     }
     return true;
+  }
+
+  /** Goes on beyond this call: see medium-work.ts. */
+  begin(options: JobOptions): void {
+    if (this.#occupy()) this.work.add(this.#copy(), options);
+  }
+
+  /** Something of the row is under way. False: the unit has as many rows as it takes. */
+  #occupy(): boolean {
+    const { flight, row, unit: lun } = this;
+    if (flight.pending[row] === 1) {
+      if (lun.underWay >= CMD_PER_LUN) {
+        this.refuse();
+        return false;
+      }
+      lun.underWay++;
+    }
+    flight.pending[row]!++;
+    return true;
+  }
+
+  /** One that stays with its row. Its CDB is the next one's soon. */
+  #copy(): Command {
+    const copy = new Command(this.rules, this.work);
+    copy.flight = this.flight;
+    copy.row = this.row;
+    copy.idBase = this.idBase;
+    copy.lun = this.lun;
+    copy.target = this.target;
+    return copy;
   }
 
   /** What was written is durable when the command ends. */

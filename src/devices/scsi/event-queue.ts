@@ -40,6 +40,11 @@ export class EventQueue {
     else this.#missed = true;
   }
 
+  /** Some were lost: the driver looks at everything when it is told. */
+  miss(): void {
+    this.#missed = true;
+  }
+
   /** Another driver: it looks at everything by itself. */
   clear(): void {
     this.#events.length = 0;

@@ -1,6 +1,7 @@
 /** From completed requests of engines back to used chains. */
 import type { IoDone } from '../../storage/io-batch.ts';
 import { putUsed } from '../../virtqueue/device.hot.ts';
+import { latencyBucket } from '../disk/latency.hot.ts';
 import type { CommandRules } from './command-rules.ts';
 import type { Lun } from './lun.ts';
 import { respondSlowly } from './respond-slowly.ts';
@@ -15,11 +16,13 @@ const IO_READ = 0;
 
 const COUNT_READ = 0; // ScsiVring.counts
 const COUNT_WRITE = 1;
+const COUNT_UNMAP = 3;
 const COUNT_CHECK = 5;
 const COUNT_FULL = 6;
 const COUNT_RESPONSE = 7;
 const COUNT_READ_BYTES = 8;
 const COUNT_WRITTEN_BYTES = 9;
+const LATENCY_BUCKETS = 27; // request-latency.ts
 
 /** Enters one completion into its flight. Returns 1 if it is an error. */
 export function noteDone(done: IoDone, row: number, flight: ScsiFlight, lun: Lun): number {
@@ -39,12 +42,16 @@ export function noteDone(done: IoDone, row: number, flight: ScsiFlight, lun: Lun
   return 1;
 }
 
-/** Uses the rows of a flight that have completed, in runs. Returns how many. */
+/**
+ * Uses the rows of a flight that have completed, in runs. Returns how many. `tookMs`: since its
+ * chains were taken.
+ */
 export function useCommands(
   vring: ScsiVring,
   flight: ScsiFlight,
   rules: CommandRules,
   arena: DataView,
+  tookMs: number,
 ): number {
   const chains = flight.chains;
   const pending = flight.pending;
@@ -57,8 +64,12 @@ export function useCommands(
       respond(flight, row, rules, arena);
       pending[row] = USED;
       countRow(vring.counts, flight, row);
+      const index = flight.lun[row]!;
+      const lun = index < 0 ? null : rules.luns[index]!;
+      if (lun !== null) countRow(lun.counts, flight, row);
     }
     putUsed(vring.queue, chains, first, row - first);
+    noteTimes(rules, flight, first, row, tookMs);
     used += row - first;
   }
   flight.left -= used;
@@ -88,6 +99,41 @@ function respond(flight: ScsiFlight, row: number, rules: CommandRules, arena: Da
   let to = at + RESPONSE_BYTES;
   for (; to + 8 <= end; to += 8) arena.setFloat64(to, 0);
   for (; to < end; to++) arena.setUint8(to, 0);
+}
+
+/**
+ * Rows [first, end) took so long. Those refused, failed or not of the medium are not counted. The
+ * first kinds of rows are the ops of a RequestLatency, in its order.
+ */
+function noteTimes(
+  rules: CommandRules,
+  flight: ScsiFlight,
+  first: number,
+  end: number,
+  tookMs: number,
+): void {
+  const bucket = latencyBucket(tookMs);
+  const kinds = flight.kind;
+  const indices = flight.lun;
+  const luns = rules.luns;
+  for (let row = first; row < end;) {
+    const kind = kinds[row]!;
+    const index = indices[row]!;
+    let count = 0;
+    let bytes = 0;
+    // Neighbours are of one kind and one unit, mostly.
+    for (; row < end && kinds[row] === kind && indices[row] === index; row++) {
+      if (flight.status[row] !== 0 || flight.response[row] !== 0) continue;
+      count++;
+      bytes += flight.bytes[row]!;
+    }
+    if (kind > COUNT_UNMAP || count === 0 || index < 0) continue;
+    const lun = luns[index]!;
+    if (lun === null) continue;
+    lun.latency.buckets[kind * LATENCY_BUCKETS + bucket]! += count;
+    lun.latency.sumMs[kind]! += tookMs * count;
+    lun.movedBytes[kind]! += bytes;
+  }
 }
 
 function countRow(counts: Float64Array, flight: ScsiFlight, row: number): void {

@@ -8,7 +8,7 @@ import {
   MAX_UNMAP_RANGES,
   MAX_WRITE_SAME_BYTES,
 } from './limits.ts';
-import type { Lun } from './lun.ts';
+import { isStopped, type Lun } from './lun.ts';
 import { encodeSense, NONE } from './sense.ts';
 
 const VENDOR = 'vring   ';
@@ -38,7 +38,7 @@ export function inquiry(command: Command): void {
 export function requestSense(command: Command): void {
   const { lun } = command;
   let code = lun === null ? scsi.SENSE_LUN : lun.takeAttention();
-  if (lun !== null && code === 0 && lun.state !== 0) code = scsi.SENSE_STOPPED;
+  if (lun !== null && code === 0 && isStopped(lun)) code = scsi.SENSE_STOPPED;
   const asDescriptors = (command.u8(1) & 1) !== 0;
   command.answer(encodeSense(code, NONE, NONE, asDescriptors), command.u8(4));
 }

@@ -19,22 +19,36 @@ export const CMD_PER_LUN = 128;
 /** Most that READ and WRITE move; announced in VPD page B0 and `max_sectors`. */
 export const MAX_TRANSFER_BYTES = 16 * 1024 * 1024;
 
-/** What rare commands work through at a time, while other requests wait. */
+/** What a command of medium-work.ts works through at a time: what its scratch memory has. */
 export const WORK_BYTES = 1024 * 1024;
 
-/** That, and as much again for data that nobody wants, which engines may put there at any time. */
-export const WORK_MEMORY_BYTES = 2 * WORK_BYTES;
+/** Such commands of one unit that are under way at once; more wait. */
+export const UNIT_JOBS = 2;
+
+/**
+ * Scratch memory of all units, so that one that hangs keeps it from none; and as much as one has
+ * for data that nobody wants, which engines may put there at any time. It is address space: pages
+ * are there while a command uses them.
+ */
+export const WORK_MEMORY_BYTES = (MAX_LUNS * UNIT_JOBS + 1) * WORK_BYTES;
 
 /** Ranges of one UNMAP. */
 export const MAX_UNMAP_RANGES = 16;
 
-/** One range: zeros may have to be written where no hole can be made, while other requests wait. */
+/** One range: zeros may have to be written where no hole can be made. */
 export const MAX_UNMAP_BYTES = 64 * 1024 * 1024;
 
 /** WRITE SAME: the same, and a pattern is written in any case. */
 export const MAX_WRITE_SAME_BYTES = 32 * 1024 * 1024;
 
-/** COMPARE AND WRITE, which holds everything else up. */
+/** What WRITE BUFFER writes to and READ BUFFER reads, of each unit; the echo buffer. */
+export const BUFFER_BYTES = 65536;
+export const ECHO_BYTES = 4096;
+
+/** GET LBA STATUS looks so far: a format may have to read its tables for it. */
+export const MAX_STATUS_BYTES = 2 ** 30;
+
+/** COMPARE AND WRITE: what it compares and what it writes share the scratch memory of one. */
 export const MAX_COMPARE_BLOCKS = 128;
 
 /**

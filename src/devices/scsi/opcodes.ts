@@ -5,10 +5,22 @@
  */
 import * as scsi from '../../wire/scsi.ts';
 import { compareAndWrite, unmap, verify, writeAndVerify, writeSame } from './block-commands.ts';
+import { readBuffer, writeBuffer } from './buffer-commands.ts';
 import type { Command } from './command.ts';
+import { getLbaStatus } from './lba-status.ts';
+import { logSense } from './log-pages.ts';
 import { inquiry, requestSense } from './inquiry.ts';
-import type { Lun } from './lun.ts';
+import { isParked, isStopped, type Lun } from './lun.ts';
 import { modeSelect, modeSense } from './mode-pages.ts';
+import {
+  fullStatus,
+  persistentReserve,
+  readKeys,
+  readReservation,
+  release,
+  reportCapabilities,
+  reserve,
+} from './reserve-commands.ts';
 import * as unit from './unit-commands.ts';
 
 export type Opcode = {
@@ -48,13 +60,30 @@ const COMPARE = 'f8 ff ff ff ff ff ff ff ff 00 00 00 ff 1f 00';
 const OPCODES_IN = '0c 87 ff ff ff ff ff ff ff 00 00';
 const TASKS_IN = '0d 80 00 00 00 ff ff ff ff 00 00';
 
+const BUFFER = '1f ff ff ff ff ff ff ff 00';
+const NOTHING_6 = '00 00 00 00 00';
+const NOTHING_10 = '00 00 00 00 00 00 00 00 00';
+const reserveIn = (action: number): string => `0${action} 00 00 00 00 00 ff ff 00`;
+const reserveOut = (action: number): string => `0${action} ff 00 00 ff ff ff ff 00`;
+const RESERVE_ACTIONS = [
+  scsi.PR_REGISTER,
+  scsi.PR_RESERVE,
+  scsi.PR_RELEASE,
+  scsi.PR_CLEAR,
+  scsi.PR_PREEMPT,
+  scsi.PR_PREEMPT_AND_ABORT,
+  scsi.PR_REGISTER_AND_IGNORE,
+];
+
 const ROWS: readonly Row[] = [
-  [scsi.TEST_UNIT_READY, '00 00 00 00 00', unit.testUnitReady],
+  [scsi.TEST_UNIT_READY, NOTHING_6, unit.testUnitReady],
   [scsi.REQUEST_SENSE, '01 00 00 ff 00', requestSense, 'no unit'],
   [scsi.READ_6, MOVE_6, null],
   [scsi.WRITE_6, MOVE_6, null],
   [scsi.INQUIRY, '01 ff ff ff 00', inquiry, 'no unit'],
   [scsi.MODE_SELECT_6, '10 00 00 ff 00', modeSelect, 'stopped'],
+  [scsi.RESERVE_6, NOTHING_6, reserve, 'stopped'],
+  [scsi.RELEASE_6, NOTHING_6, release, 'stopped'],
   [scsi.MODE_SENSE_6, '08 ff ff ff 00', modeSense, 'stopped'],
   [scsi.START_STOP_UNIT, '01 00 0f f7 00', unit.startStop, 'stopped'],
   [scsi.SEND_DIAGNOSTIC, 'f7 00 ff ff 00', unit.sendDiagnostic, 'stopped'],
@@ -65,10 +94,27 @@ const ROWS: readonly Row[] = [
   [scsi.WRITE_AND_VERIFY_10, CHECK_10, writeAndVerify],
   [scsi.VERIFY_10, CHECK_10, verify],
   [scsi.SYNCHRONIZE_CACHE_10, FLUSH_10, unit.synchronizeCache],
+  [scsi.WRITE_BUFFER, BUFFER, writeBuffer, 'stopped'],
+  [scsi.READ_BUFFER, BUFFER, readBuffer, 'stopped'],
   [scsi.WRITE_SAME_10, MOVE_10, writeSame],
   [scsi.UNMAP, '01 00 00 00 00 1f ff ff 00', unmap],
+  [scsi.LOG_SENSE, '00 ff ff 00 ff ff ff ff 00', logSense, 'stopped'],
   [scsi.MODE_SELECT_10, '10 00 00 00 00 00 ff ff 00', modeSelect, 'stopped'],
+  [scsi.RESERVE_10, NOTHING_10, reserve, 'stopped'],
+  [scsi.RELEASE_10, NOTHING_10, release, 'stopped'],
   [scsi.MODE_SENSE_10, '18 ff ff 00 00 00 ff ff 00', modeSense, 'stopped'],
+  [scsi.PERSISTENT_RESERVE_IN, reserveIn(scsi.PR_READ_KEYS), readKeys, 'stopped'],
+  [scsi.PERSISTENT_RESERVE_IN, reserveIn(scsi.PR_READ_RESERVATION), readReservation, 'stopped'],
+  [
+    scsi.PERSISTENT_RESERVE_IN,
+    reserveIn(scsi.PR_REPORT_CAPABILITIES),
+    reportCapabilities,
+    'stopped',
+  ],
+  [scsi.PERSISTENT_RESERVE_IN, reserveIn(scsi.PR_READ_FULL_STATUS), fullStatus, 'stopped'],
+  ...RESERVE_ACTIONS.map((action): Row => {
+    return [scsi.PERSISTENT_RESERVE_OUT, reserveOut(action), persistentReserve, 'stopped'];
+  }),
   [scsi.READ_16, MOVE_16, null],
   [scsi.COMPARE_AND_WRITE, COMPARE, compareAndWrite],
   [scsi.WRITE_16, MOVE_16, null],
@@ -77,7 +123,7 @@ const ROWS: readonly Row[] = [
   [scsi.SYNCHRONIZE_CACHE_16, FLUSH_16, unit.synchronizeCache],
   [scsi.WRITE_SAME_16, SAME_16, writeSame],
   [scsi.SERVICE_ACTION_IN_16, CAPACITY_16, unit.readCapacity16],
-  [scsi.SERVICE_ACTION_IN_16, LBA_STATUS, unit.getLbaStatus],
+  [scsi.SERVICE_ACTION_IN_16, LBA_STATUS, getLbaStatus],
   [scsi.REPORT_LUNS, '00 ff 00 00 00 ff ff ff ff 00 00', unit.reportLuns, 'no unit'],
   [scsi.MAINTENANCE_IN, OPCODES_IN, reportOpcodes, 'stopped'],
   [scsi.MAINTENANCE_IN, TASKS_IN, unit.reportTaskFunctions, 'stopped'],
@@ -88,7 +134,12 @@ const ROWS: readonly Row[] = [
 ];
 
 /** Opcodes whose byte 1 has a service action, which is in `usage` as it is. */
-const WITH_ACTIONS = new Set([scsi.SERVICE_ACTION_IN_16, scsi.MAINTENANCE_IN]);
+const WITH_ACTIONS = new Set([
+  scsi.SERVICE_ACTION_IN_16,
+  scsi.MAINTENANCE_IN,
+  scsi.PERSISTENT_RESERVE_IN,
+  scsi.PERSISTENT_RESERVE_OUT,
+]);
 
 export const OPCODES: readonly Opcode[] = ROWS.map(([opcode, text, run, answers = 'ready']) => {
   const usage = Uint8Array.from([opcode, ...text.split(' ').map((byte) => Number(`0x${byte}`))]);
@@ -110,12 +161,16 @@ export function execute(command: Command): boolean {
   const entries = BY_OPCODE.get(command.u8(0)) ?? [];
   const action = command.u8(1) & 0x1f;
   const entry = entries.find((one) => one.action === null || one.action === action);
+  if (lun !== null && isParked(lun)) {
+    command.refuse();
+    return true;
+  }
   const attention = lun === null || entry?.answers === 'no unit' ? 0 : lun.takeAttention();
   if (lun === null && entry?.answers !== 'no unit') command.fail(scsi.SENSE_LUN);
   else if (attention !== 0) command.fail(attention);
   else if (entries.length === 0) command.fail(scsi.SENSE_OPCODE, 0);
   else if (entry === undefined) command.fail(scsi.SENSE_CDB_FIELD, 1);
-  else if (entry.answers === 'ready' && (lun as Lun).state !== 0) command.fail(scsi.SENSE_STOPPED);
+  else if (entry.answers === 'ready' && isStopped(lun as Lun)) command.fail(scsi.SENSE_STOPPED);
   else if (entry.run === null) return false;
   else if (hasOnly(command, entry)) entry.run(command);
   return true;

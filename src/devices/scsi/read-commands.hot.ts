@@ -3,7 +3,7 @@
  * and CDB wherever they lie, data-out behind them; response and sense data, data-in behind them.
  *
  * READ and WRITE of a unit that has nothing to say go to the unit's engine here. Every other
- * command is copied, and carried out by commands.ts. What comes from the guest is copied once, into
+ * command is copied, and carried out by opcodes.ts. What comes from the guest is copied once, into
  * numbers or scratch memory, and only the copy is judged and used.
  */
 import { addSegments, gather } from '../disk/chain-data.hot.ts';
@@ -46,6 +46,7 @@ const IO_FUA = 1;
 const COUNT_READ = 0; // Flight.kind
 const COUNT_WRITE = 1;
 const COUNT_OTHER = 4;
+const KIND_TAKEN = -1;
 
 const LUN_NONE = -1; // ScsiFlight.lun
 const LUN_WELL_KNOWN = -2;
@@ -53,7 +54,7 @@ const LUN_NO_TARGET = -3;
 
 /**
  * Fills the rows of `flight`, appends requests to the `io` of units, with ids from `idBase` on, and
- * lists the rows for commands.ts. Returns how many rows were read; fewer than there are chains: the
+ * lists the rows for opcodes.ts. Returns how many rows were read; fewer than there are chains: the
  * next one is FAULT_CHAIN_SHORT.
  */
 export function readCommands(
@@ -151,6 +152,7 @@ function defer(flight: ScsiFlight, row: number, rules: CommandRules, arena: Data
   const cdbs = rules.deferredCdb;
   for (let i = 0; i < cdbBytes; i++) cdbs[at * MAX_CDB_BYTES + i] = scratch.getUint8(CDB + i);
   flight.pending[row] = 1;
+  flight.kind[row] = KIND_TAKEN;
 }
 
 /** False: the command in `rules.scratch` is none of those that move blocks and do nothing else. */

@@ -25,6 +25,9 @@ export type ScsiDeviceOptions = {
   readonly iommu: boolean;
 };
 
+/** Bytes of CDBs, and of sense data. */
+export type DriverSizes = { readonly cdbBytes: number; readonly senseBytes: number };
+
 const QUEUE_SIZE_MAX = 1024;
 const SECTOR_BYTES = 512;
 
@@ -64,6 +67,17 @@ export class ScsiDevice implements VirtioDevice {
       ...(iommu ? [virtio.VIRTIO_F_ACCESS_PLATFORM] : []),
     );
     resetSizes(this.sizes);
+  }
+
+  /** What a driver has set, for who serves it next. */
+  get driverSizes(): DriverSizes {
+    const [cdbBytes, senseBytes] = [CDB_SIZE, SENSE_SIZE].map((at) => Atomics.load(this.sizes, at));
+    return { cdbBytes: cdbBytes!, senseBytes: senseBytes! };
+  }
+
+  set driverSizes({ cdbBytes, senseBytes }: DriverSizes) {
+    Atomics.store(this.sizes, CDB_SIZE, cdbBytes);
+    Atomics.store(this.sizes, SENSE_SIZE, senseBytes);
   }
 
   readConfig(offset: number, sizeBytes: number): Uint8Array | null {

@@ -240,9 +240,11 @@ export class ScsiFixture {
     const response = queue.put(Uint8Array.of(UNTOUCHED));
     const id = queue.add([queue.put(bytes)], [response]);
     this.poll();
+    const came = this.#came[0]!;
     let isBack = false;
     const answer = (): number | null => {
-      isBack ||= queue.reap().has(id);
+      for (const [other, len] of queue.reap()) came.set(other, len);
+      isBack ||= came.delete(id);
       return isBack ? queue.read(response.gpa, 1)[0]! : null;
     };
     return { answer };

@@ -5,49 +5,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { PrivateMemory } from '../../memory/index.ts';
-import { DRAINING, type VringAttach } from '../../runtime/data-plane.ts';
-import { createMemoryImage, openEngine } from '../../storage/index.ts';
+import { DRAINING } from '../../runtime/data-plane.ts';
 import { EIO } from '../../sys/index.ts';
 import { inflightQueueBytes } from '../../wire/inflight.ts';
 import * as scsi from '../../wire/scsi.ts';
 import * as virtio from '../../wire/virtio-scsi.ts';
 import { PACKED_BASE_FRESH } from '../../wire/virtio.ts';
-import { LateEngine } from '../disk/late-engine.ts';
-import { cdb, type ScsiAnswer, ScsiFixture, type Sent } from './scsi-fixture.ts';
-
-const NONE = new Uint8Array(0);
-const filled = (value: number, size: number): Uint8Array => new Uint8Array(size).fill(value);
-const write = (lba: number): Uint8Array => cdb(scsi.WRITE_10, 10, [2, 4, lba], [7, 2, 1]);
-const read = (lba: number): Uint8Array => cdb(scsi.READ_10, 10, [2, 4, lba], [7, 2, 1]);
-
-/** Two units of target 0, whose engines are late. */
-function late(
-  packed = false,
-  room = 64,
-  inflight: (index: number) => VringAttach['inflight'] = () => null,
-): { f: ScsiFixture; engines: LateEngine[] } {
-  const engines: LateEngine[] = [];
-  const units = [0, 1].map((lun) => ({ target: 0, lun, image: createMemoryImage(1 << 20) }));
-  const f = new ScsiFixture({
-    units,
-    packed,
-    queues: 3,
-    inflight,
-    open: (spec) => {
-      engines.push(new LateEngine(openEngine(spec), room, 1000 + engines.length));
-      return engines.at(-1)!;
-    },
-  });
-  return { f: f.ready(), engines };
-}
-
-function finish(f: ScsiFixture, engine: LateEngine, index = 0, status = 0): void {
-  engine.finish(index, status);
-  f.plane.ready(f.watched.get(engine.completionFd)!, performance.now());
-  f.poll();
-}
-
-const waits = (f: ScsiFixture, sent: Sent): boolean => f.answerOf(sent) === null;
+import { filled, finish, late, NONE, read, waits, write } from './late-fixture.ts';
+import { cdb, type ScsiAnswer } from './scsi-fixture.ts';
 
 for (const packed of [false, true]) {
   const ring = packed ? 'packed' : 'split';
@@ -152,48 +117,6 @@ test('an error of the medium: sense, place, event', async () => {
   }
   assert.equal(f.status().errors, 4);
   assert.equal(f.events[0]?.kind, 'io-error');
-  await f.close();
-});
-
-test('commands that work on the medium wait for their engine, and for nobody else', async () => {
-  const { f, engines } = late(false, 2);
-  const before = f.send(0, 0, write(0), filled(1, 512));
-  f.poll();
-  assert.ok(waits(f, before));
-  // settle() finishes what is held.
-  const verified = f.command(0, 0, cdb(scsi.VERIFY_10, 10, [1, 1, 2], [7, 2, 1]), filled(1, 512));
-  assert.equal(verified.status, 0);
-  assert.equal(f.answerOf(before)?.status, 0);
-  assert.equal(engines[0]!.held.length, 0);
-  await f.close();
-});
-
-test('what a VERIFY reads does not get among what COMPARE AND WRITE goes by', async () => {
-  const { f, engines } = late();
-  const [engine] = engines as [LateEngine];
-  // The youngest first: data of the VERIFY comes when that of the others is there.
-  engine.settle = () => {
-    while (engine.held.length > 0) engine.finish(engine.held.length - 1);
-  };
-  for (const [lba, value] of [
-    [0, 1],
-    [5, 2],
-  ] as const) {
-    f.send(0, 0, write(lba), filled(value, 512));
-    f.poll();
-    finish(f, engine);
-  }
-  const verified = f.send(0, 0, cdb(scsi.VERIFY_10, 10, [2, 4, 5], [7, 2, 1]));
-  f.poll();
-  assert.equal(engine.held.length, 1);
-  const swap = cdb(scsi.COMPARE_AND_WRITE, 16, [13, 1, 1]);
-  const both = Buffer.concat([filled(1, 512), filled(3, 512)]);
-  assert.equal(f.command(0, 0, swap, both).status, 0);
-  assert.equal(f.answerOf(verified)?.status, 0);
-  const sent = f.send(0, 0, read(0), NONE, 512);
-  f.poll();
-  finish(f, engine);
-  assert.deepEqual(f.answerOf(sent)?.data, filled(3, 512));
   await f.close();
 });
 

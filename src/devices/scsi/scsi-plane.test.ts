@@ -203,8 +203,8 @@ test('reported operation codes are those that are carried out', async () => {
     const told = f.command(0, 0, ask, NONE, 64).data;
     assert.deepEqual([told[1], ...told.subarray(4)], [3, ...usage]);
   }
-  const none = cdb(0xa3, 12, [1, 1, 0x0c], [2, 1, 3], [3, 1, 0x5f], [6, 4, 64]);
-  assert.equal(f.command(0, 0, none, NONE, 64).data[1], 1); // PERSISTENT RESERVE OUT
+  const none = cdb(0xa3, 12, [1, 1, 0x0c], [2, 1, 3], [3, 1, 0x5f], [4, 2, 7], [6, 4, 64]);
+  assert.equal(f.command(0, 0, none, NONE, 64).data[1], 1); // REGISTER AND MOVE
   const tasks = f.command(0, 0, cdb(0xa3, 12, [1, 1, 0x0d], [6, 4, 4]), NONE, 4).data;
   assert.deepEqual([...tasks], [0xda, 5, 0, 0]);
   await f.close();
@@ -235,7 +235,7 @@ test('wrong commands get their sense, and change nothing', async () => {
     ['WRITE SAME of nothing', '5/24/00', cdb(scsi.WRITE_SAME_16, 16, [1, 1, 1]), 10],
     ['REPORT LUNS too short', '5/24/00', cdb(scsi.REPORT_LUNS, 12, [6, 4, 8]), 6],
     ['a short UNMAP list', '5/1a/00', cdb(scsi.UNMAP, 10, [7, 2, 4])],
-    ['a persistent reservation', '5/20/00', cdb(0x5f, 10), 0],
+    ['a service action of PERSISTENT RESERVE', '5/24/00', cdb(0x5f, 10, [1, 1, 7]), 1],
   ];
   for (const [name, expected, bytes, field = null] of cases) {
     const isIn = bytes[0] !== scsi.UNMAP;

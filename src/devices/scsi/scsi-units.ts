@@ -9,11 +9,12 @@
  */
 import { assert } from '../../base/assert.ts';
 import type { VringAttach } from '../../runtime/data-plane.ts';
-import type { Engine } from '../../storage/index.ts';
+import { type Engine, IO_EXTENTS, IO_READ, IO_WRITE } from '../../storage/index.ts';
 import { putUsed, takeChains } from '../../virtqueue/device.hot.ts';
 import { FAULT_CHAIN_SHORT } from '../../virtqueue/faults.ts';
 import * as virtio from '../../wire/virtio-scsi.ts';
 import { hasFeature, VIRTIO_F_VERSION_1 } from '../../wire/virtio.ts';
+import { keepFailing } from '../disk/failed-flush.ts';
 import { firstId, flightOfId, ringOfId } from '../disk/flight.ts';
 import { RequestDevice, type RequestDeviceOptions } from '../disk/request-device.ts';
 import { Command } from './command.ts';
@@ -21,13 +22,21 @@ import { CommandRules } from './command-rules.ts';
 import { EventQueue } from './event-queue.ts';
 import { noteDone, useCommands } from './finish-commands.hot.ts';
 import { MAX_CDB_BYTES } from './limits.ts';
-import { ATTENTION_CAPACITY, ATTENTION_LUNS, ATTENTION_POWER_ON, Lun } from './lun.ts';
-import { MediumWork, WORK_ID, type WorkMemory } from './medium-work.ts';
+import {
+  ATTENTION_CAPACITY,
+  ATTENTION_LUNS,
+  ATTENTION_POWER_ON,
+  HOLDING,
+  Lun,
+  type LunOptions,
+} from './lun.ts';
+import { type Job, ringOf } from './medium-job.ts';
+import { MediumWork, slotOfId, type WorkMemory } from './medium-work.ts';
 import { execute } from './opcodes.ts';
 import { readCommands, readTransfer } from './read-commands.hot.ts';
 import { CDB_SIZE, resetSizes, SENSE_SIZE } from './scsi-device.ts';
-import { type ScsiFlight, ScsiVring } from './scsi-vring.ts';
-import { Tasks } from './tasks.ts';
+import { COUNT_OTHER, type ScsiFlight, ScsiVring } from './scsi-vring.ts';
+import { Tasks, tasksOf } from './tasks.ts';
 
 const { VIRTIO_SCSI_CONTROLQ: CONTROL, VIRTIO_SCSI_EVENTQ: EVENTS } = virtio;
 const CDB_AT = virtio.ScsiCommandRequest.size;
@@ -41,13 +50,7 @@ export type ScsiUnitsOptions = RequestDeviceOptions & {
   readonly work: WorkMemory;
 };
 
-export type UnitOptions = {
-  readonly target: number;
-  readonly lun: number;
-  readonly engine: Engine;
-  readonly blockBytes: number;
-  readonly serial: string;
-};
+export type UnitOptions = Omit<LunOptions, 'index'>;
 
 export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
   readonly #rules = new CommandRules();
@@ -62,7 +65,18 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
   constructor(options: ScsiUnitsOptions) {
     super(options);
     this.#sizes = options.sizes;
-    this.#work = new MediumWork(options.work, (lun) => void this.complete(lun.index));
+    this.#work = new MediumWork(options.work, {
+      tasks: (lun) => tasksOf(this.vrings.slice(virtio.VIRTIO_SCSI_REQUESTQ), lun),
+      isVoid: ({ flight, row }, id) => {
+        const vring = this.vrings[ringOfId(id)] as ScsiVring;
+        return flight.aborted[row] !== 0 || vring.fault !== 0 || this.memoryGone(vring);
+      },
+      ended: ({ flight, row }, id, lun, count) => {
+        flight.pending[row]! -= count;
+        if (flight.pending[row] === 0) lun.underWay--;
+        this.land(this.vrings[ringOfId(id)] as ScsiVring, flight);
+      },
+    });
     this.#command = new Command(this.#rules, this.#work);
   }
 
@@ -105,13 +119,42 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
     return true;
   }
 
+  /** Nothing new is taken, and drivers wait. True once nothing is under way, at no engine. */
+  parkUnit(lun: Lun): boolean {
+    const isParked = lun.park();
+    if (isParked) return true;
+    lun.engine.hurry?.();
+    this.complete(lun.index);
+    return lun.park();
+  }
+
+  /** With another engine, and perhaps with another size, of which its driver is told. */
+  unparkUnit(lun: Lun, engine: Engine, failedFlush: number): void {
+    const before = lun.blocks[0]!;
+    lun.unpark(engine, failedFlush);
+    if (lun.blocks[0] !== before) this.#sizeChanged(lun);
+  }
+
   /** Of a smaller unit nothing is under way any more: a write would make its file larger again. */
   resizeUnit(lun: Lun, sizeBytes: number): void {
     if (sizeBytes < lun.engine.sizeBytes) this.#settle(lun);
     lun.engine.resize(sizeBytes);
     lun.setSize(sizeBytes);
+    this.#sizeChanged(lun);
+  }
+
+  #sizeChanged(lun: Lun): void {
     lun.state |= ATTENTION_CAPACITY;
     this.#tell(lun, virtio.VIRTIO_SCSI_T_PARAM_CHANGE, CAPACITY_CHANGED);
+  }
+
+  /** Events that the driver has not been told of; who serves it next says that some were missed. */
+  get hasEvents(): boolean {
+    return this.#events.isWaiting;
+  }
+
+  set missedEvents(missed: boolean) {
+    if (missed) this.#events.miss();
   }
 
   attach(attach: VringAttach): ScsiVring {
@@ -142,12 +185,12 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
     return vring.isFull;
   }
 
-  work(vring: ScsiVring): number {
+  work(vring: ScsiVring, nowMs: number): number {
     if (!vring.usable || vring.dueFault !== 0 || vring.draining) return 0;
     if (vring.index === EVENTS) return this.#deliver(vring);
     // All of it is work: engines that were given some are to be looked at.
-    const others = vring.index === CONTROL ? this.#takeAll() : 0;
-    return others + this.#take(vring);
+    const others = vring.index === CONTROL ? this.#takeAll(nowMs) : 0;
+    return others + this.#take(vring, nowMs);
   }
 
   complete(part: number): number {
@@ -156,6 +199,7 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
     for (let progress = true; progress;) {
       const reaped = this.#reap(lun);
       completed += reaped;
+      if (lun.isWorking) this.#work.advance(lun);
       progress = (lun.isCongested && this.#submit(lun)) || reaped === lun.done.capacity;
     }
     if (this.#tasks.isWaiting && this.#tasks.look()) this.#landTasks();
@@ -167,7 +211,7 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
   }
 
   #settle(lun: Lun): void {
-    while (lun.engine.pending > 0 || lun.isCongested) {
+    while (lun.engine.pending > 0 || lun.isCongested || lun.isWorking) {
       lun.engine.settle();
       this.complete(lun.index);
     }
@@ -175,9 +219,8 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
 
   protected override hurry(): void {
     for (const lun of this.units) {
-      if (!lun.isCongested) continue;
       lun.engine.hurry?.();
-      this.complete(lun.index);
+      if (lun.isCongested) this.complete(lun.index);
     }
   }
 
@@ -186,7 +229,10 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
   }
 
   protected use(vring: ScsiVring, flight: ScsiFlight): number {
-    if (vring.index !== CONTROL) return useCommands(vring, flight, this.#rules, this.arena.view);
+    if (vring.index !== CONTROL) {
+      const tookMs = performance.now() - flight.takenMs;
+      return useCommands(vring, flight, this.#rules, this.arena.view, tookMs);
+    }
     Tasks.respond(flight, this.arena.view);
     let used = 0;
     for (let row = 0; row < flight.count; row++) {
@@ -200,7 +246,7 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
   }
 
   /** One batch of the ring. */
-  #take(vring: ScsiVring): number {
+  #take(vring: ScsiVring, nowMs: number): number {
     const flight = vring.board();
     if (flight === null) return 0;
     const taken = takeChains(vring.queue, flight.chains, flight.chains.capacity);
@@ -210,6 +256,7 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
       if (vring.busy === 0) this.breakDue(vring);
     } else {
       vring.chains += taken;
+      flight.takenMs = nowMs;
       if (vring.index === CONTROL) this.#startTasks(vring, flight, taken);
       else this.#start(vring, flight, taken);
     }
@@ -218,13 +265,13 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
   }
 
   /** What a task function is about was sent before it: nothing of that is left in a ring. */
-  #takeAll(): number {
+  #takeAll(nowMs: number): number {
     let taken = 0;
     for (let index = virtio.VIRTIO_SCSI_REQUESTQ; index < this.vrings.length; index++) {
       const vring = this.vrings[index] ?? null;
       if (vring === null) continue;
       vring.start(false);
-      for (let some = this.work(vring); some > 0; some = this.work(vring)) taken += some;
+      for (let some = -1; some !== 0; taken += some) some = this.work(vring, nowMs);
     }
     return taken;
   }
@@ -254,13 +301,17 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
     command.target = rules.deferredTarget[i]!;
     command.lun = flight.lun[row]! < 0 ? null : rules.luns[flight.lun[row]!]!;
     command.cdb = new DataView(buffer, at, MAX_CDB_BYTES);
+    flight.kind[row] = COUNT_OTHER;
     if (!execute(command)) {
       new Uint8Array(rules.scratch.buffer).set(rules.deferredCdb.subarray(at, at + 16), CDB_AT);
       readTransfer(flight, row, command.unit, rules, idBase);
     }
+    const { lun } = command;
+    if (lun !== null && lun.touched && (lun.state & HOLDING) !== 0) this.#work.hold(lun, command);
     flight.pending[row]!--;
     flight.touched = true;
     this.#submitTouched();
+    if (lun !== null && lun.isWorking) this.complete(lun.index);
   }
 
   #startTasks(vring: ScsiVring, flight: ScsiFlight, taken: number): void {
@@ -270,6 +321,8 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
     if (count < taken) vring.dueFault = FAULT_CHAIN_SHORT;
     this.#tasks.start(vring, flight);
     this.land(vring, flight);
+    // What waits and was ended need not wait any longer.
+    for (const lun of this.units) if (lun.isWorking) this.complete(lun.index);
   }
 
   #landTasks(): void {
@@ -301,23 +354,44 @@ export class ScsiUnits extends RequestDevice<ScsiFlight, ScsiVring> {
   #reap(lun: Lun): number {
     const { done } = lun;
     const count = lun.engine.reap(done);
+    if (lun.failedFlush !== 0) keepFailing(done, lun, lun.inheritsFailure, lun.writeCache === 0);
     for (let i = 0; i < count; i++) {
       const id = done.id[i]!;
-      if (id === WORK_ID) {
-        this.#work.done(done.status[i]!);
+      if (id < 0) {
+        this.#resume(lun, i);
         continue;
       }
       const vring = this.vrings[ringOfId(id)] as ScsiVring;
-      if (noteDone(done, i, vring.flights[flightOfId(id)]!, lun) !== 0) this.failed(vring, done, i);
+      if (noteDone(done, i, vring.flights[flightOfId(id)]!, lun) !== 0) {
+        this.#failed(vring, lun, i);
+      }
     }
     for (let i = 0; i < count; i++) {
       const id = done.id[i]!;
-      if (id === WORK_ID) continue;
+      if (id < 0) continue;
       const vring = this.vrings[ringOfId(id)] as ScsiVring;
       const flight = vring.flights[flightOfId(id)]!;
       if (flight.touched) this.land(vring, flight);
     }
     return count;
+  }
+
+  /** A job's request has completed, at `row` of `done`. */
+  #resume(lun: Lun, row: number): void {
+    const { done } = lun;
+    const slot = slotOfId(done.id[row]!);
+    const status = done.status[row]!;
+    if (status !== 0 && done.op[row] !== IO_EXTENTS) {
+      this.#failed(this.vrings[ringOf(lun.running[slot] as Job)] as ScsiVring, lun, row);
+    }
+    this.#work.resume(lun, slot, status);
+  }
+
+  #failed(vring: ScsiVring, lun: Lun, row: number): void {
+    const op = lun.done.op[row];
+    if (op === IO_READ) lun.readErrors++;
+    else if (op === IO_WRITE) lun.writeErrors++;
+    this.failed(vring, lun.done, row, lun);
   }
 
   /** Rows of the batch that no engine has seen: they are dropped with their ring. */

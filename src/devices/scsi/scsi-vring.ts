@@ -9,6 +9,8 @@ export const COUNT_WRITE = 1;
 export const COUNT_FLUSH = 2;
 export const COUNT_UNMAP = 3;
 export const COUNT_OTHER = 4;
+/** In place of a kind: the row was taken, and is not being carried out yet. */
+export const KIND_TAKEN = -1;
 /** Ended with CHECK CONDITION, whatever its kind. */
 export const COUNT_CHECK = 5;
 /** Ended with TASK SET FULL. */
@@ -20,7 +22,7 @@ export const COUNT_WRITTEN_BYTES = 9;
 /** Of the control queue, and of the event queue. */
 export const COUNT_TASKS = 10;
 export const COUNT_EVENTS = 11;
-const COUNTS = 12;
+export const COUNTS = 12;
 
 /** `ScsiFlight.lun`: no such unit of the target, the REPORT LUNS unit, no such target. */
 export const LUN_NONE = -1;
@@ -46,6 +48,22 @@ export class ScsiFlight extends Flight {
   readonly residual = new Int32Array(BATCH);
 }
 
+/** By name: of a ring, or of a unit. */
+export function namedCounts(counts: Float64Array): Record<string, number> {
+  return {
+    reads: counts[COUNT_READ]!,
+    writes: counts[COUNT_WRITE]!,
+    flushes: counts[COUNT_FLUSH]!,
+    unmaps: counts[COUNT_UNMAP]!,
+    others: counts[COUNT_OTHER]!,
+    checks: counts[COUNT_CHECK]!,
+    taskSetFull: counts[COUNT_FULL]!,
+    responses: counts[COUNT_RESPONSE]!,
+    readBytes: counts[COUNT_READ_BYTES]!,
+    writtenBytes: counts[COUNT_WRITTEN_BYTES]!,
+  };
+}
+
 /** One virtqueue of a SCSI device as its worker sees it. */
 export class ScsiVring extends FlightVring<ScsiFlight> {
   readonly counts = new Float64Array(COUNTS);
@@ -62,16 +80,7 @@ export class ScsiVring extends FlightVring<ScsiFlight> {
     const { counts } = this;
     return {
       ...super.counters(),
-      reads: counts[COUNT_READ]!,
-      writes: counts[COUNT_WRITE]!,
-      flushes: counts[COUNT_FLUSH]!,
-      unmaps: counts[COUNT_UNMAP]!,
-      others: counts[COUNT_OTHER]!,
-      checks: counts[COUNT_CHECK]!,
-      taskSetFull: counts[COUNT_FULL]!,
-      responses: counts[COUNT_RESPONSE]!,
-      readBytes: counts[COUNT_READ_BYTES]!,
-      writtenBytes: counts[COUNT_WRITTEN_BYTES]!,
+      ...namedCounts(counts),
       tasks: counts[COUNT_TASKS]!,
       events: counts[COUNT_EVENTS]!,
     };

@@ -12,6 +12,7 @@ import * as virtio from '../../wire/virtio-scsi.ts';
 import type { CommandRules } from './command-rules.ts';
 import { scatter } from './respond-slowly.ts';
 import { ATTENTION_NEXUS_LOSS, ATTENTION_RESET, type Lun } from './lun.ts';
+import type { Task } from './medium-job.ts';
 import { COUNT_TASKS, type ScsiFlight, type ScsiVring } from './scsi-vring.ts';
 
 const {
@@ -27,9 +28,6 @@ const {
 
 /** The longest of the requests. */
 const REQUEST_BYTES = virtio.ScsiTaskRequest.size;
-
-/** A command under way. */
-type Task = { readonly flight: ScsiFlight; readonly row: number };
 
 /** A function that waits for commands to end. */
 type Waiting = { readonly flight: ScsiFlight; readonly row: number; tasks: Task[] };
@@ -145,7 +143,7 @@ export class Tasks {
         return respond(this.#tasks(lun, tag).length > 0 ? SUCCEEDED : COMPLETE);
       case virtio.VIRTIO_SCSI_T_TMF_QUERY_TASK_SET:
         return respond(this.#tasks(lun, null).length > 0 ? SUCCEEDED : COMPLETE);
-      default: // CLEAR ACA among them: there are no auto contingent allegiances
+      default: // CLEAR ACA among them, as SAM-5 7.4 wants it of who has none (NORMACA is 0)
         return respond(REJECTED);
     }
   }
@@ -169,19 +167,24 @@ export class Tasks {
 
   /** Commands of the unit that are under way; of this tag, or all. */
   #tasks(lun: Lun, tag: bigint | null): Task[] {
-    const [lo, hi] = [Number((tag ?? 0n) & 0xffff_ffffn) | 0, Number((tag ?? 0n) >> 32n) | 0];
-    const found: Task[] = [];
-    for (const vring of this.#vrings()) {
-      for (const flight of vring?.flights ?? []) {
-        for (let row = 0; flight.left > 0 && row < flight.count; row++) {
-          if (flight.pending[row]! <= 0 || flight.lun[row] !== lun.index) continue;
-          if (tag !== null && (flight.tagLo[row] !== lo || flight.tagHi[row] !== hi)) continue;
-          found.push({ flight, row });
-        }
+    const tasks = tasksOf(this.#vrings(), lun);
+    if (tag === null) return tasks;
+    const [lo, hi] = [Number(tag & 0xffff_ffffn) | 0, Number(tag >> 32n) | 0];
+    return tasks.filter(({ flight, row }) => flight.tagLo[row] === lo && flight.tagHi[row] === hi);
+  }
+}
+
+/** Commands of the unit that are under way. */
+export function tasksOf(vrings: readonly (ScsiVring | null)[], lun: Lun): Task[] {
+  const found: Task[] = [];
+  for (const vring of vrings) {
+    for (const flight of vring?.flights ?? []) {
+      for (let row = 0; flight.left > 0 && row < flight.count; row++) {
+        if (flight.pending[row]! > 0 && flight.lun[row] === lun.index) found.push({ flight, row });
       }
     }
-    return found;
   }
+  return found;
 }
 
 /** At most REQUEST_BYTES of it, copied. */

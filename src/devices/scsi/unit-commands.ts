@@ -4,7 +4,7 @@ import * as scsi from '../../wire/scsi.ts';
 import { encodeScsiLun } from '../../wire/virtio-scsi.ts';
 import type { Command } from './command.ts';
 import { PHYSICAL_BYTES } from './inquiry.ts';
-import { STOPPED } from './lun.ts';
+import { isStopped, STOPPED } from './lun.ts';
 import { COUNT_FLUSH, LUN_WELL_KNOWN } from './scsi-vring.ts';
 
 export function testUnitReady(): void {
@@ -30,20 +30,6 @@ export function readCapacity16(command: Command): void {
   view.setUint32(8, unit.blockBytes);
   bytes[13] = Math.max(0, Math.log2(PHYSICAL_BYTES / unit.blockBytes)); // blocks per physical one
   bytes[14] = 0xc0; // LBPME, LBPRZ: what is unmapped reads as zeros
-  command.answer(bytes, command.u32(10));
-}
-
-/** Engines are not asked which of their blocks are mapped: all are, or nobody knows. */
-export function getLbaStatus(command: Command): void {
-  const { unit } = command;
-  const lba = command.u64(2);
-  const left = unit.blocks[0]! - lba;
-  if (left <= 0) return command.fail(scsi.SENSE_LBA, 2);
-  const bytes = new Uint8Array(24);
-  const view = new DataView(bytes.buffer);
-  view.setUint32(0, bytes.length - 4);
-  view.setBigUint64(8, BigInt(lba));
-  view.setUint32(16, Math.min(left, 0xffff_ffff));
   command.answer(bytes, command.u32(10));
 }
 
@@ -83,8 +69,10 @@ export function startStop(command: Command): void {
   const { unit } = command;
   const [powerCondition, isStart] = [command.u8(4) >> 4, (command.u8(4) & 1) !== 0];
   if (powerCondition !== 0) return command.fail(scsi.SENSE_CDB_FIELD, 4);
-  if (isStart) unit.state &= ~STOPPED;
-  else {
+  if (isStart) {
+    if (isStopped(unit)) unit.starts++;
+    unit.state &= ~STOPPED;
+  } else {
     if ((command.u8(4) & 4) === 0) command.flush(); // NO_FLUSH
     unit.state |= STOPPED;
   }

@@ -60,7 +60,7 @@ function openPlane(name: string, accepts: number): { fd: Fd; plane: TapPlane; na
   const { fd, name: actual } = openTap(name, { vnetHdrBytes: 12 });
   setTapOffloads(fd.number, accepts === 0 ? NO_OFFLOADS : OFFLOADS);
   const scratchAt = PrivateMemory.allocate(TAP_SCRATCH_BYTES).offset;
-  const plane = new TapPlane({ fd: fd.number, mtu: 1500, linkUp: true, scratchAt, accepts });
+  const plane = new TapPlane({ fds: [fd.number], mtu: 1500, linkUp: true, scratchAt, accepts });
   return { fd, plane, name: actual };
 }
 

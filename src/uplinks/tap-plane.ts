@@ -6,11 +6,11 @@ import {
   ACCEPT_TSO6,
   ACCEPT_USO,
   type FrameBatch,
-  type PortPlane,
 } from '../switch/index.ts';
 import { arena, readArena, writevArena } from '../sys/arena.ts';
 import { ETH_HEADER_BYTES } from '../wire/ethernet.ts';
-import { appendRead, gatherWrite } from './tap.hot.ts';
+import { appendRead, gatherWrite, queueOf } from './tap.hot.ts';
+import { newUplinkCounters, type UplinkPlane } from './uplink-plane.ts';
 
 const VNET_BYTES = 12;
 /** Frames that one round reads: a TAP costs one system call per frame. */
@@ -31,8 +31,8 @@ const EINVAL = 22;
 const ENOBUFS = 105;
 
 export type TapPlaneOptions = {
-  /** Of `openTap`, non-blocking; stays the caller's. */
-  readonly fd: number;
+  /** Of `openTap`, non-blocking, one per queue; stay the caller's. */
+  readonly fds: readonly number[];
   /** Bytes of IP that fit one frame. */
   readonly mtu: number;
   readonly linkUp: boolean;
@@ -52,39 +52,33 @@ export const TAP_ACCEPTS_USO = TAP_ACCEPTS | ACCEPT_USO;
  * One read(2) or writev(2) per frame. Frames are read into scratch slots of our own, so that
  * `release` has nothing to give back; a written frame's header is put together in scratch, the
  * rest is written from where the source has it. Nothing waits: what the kernel does not take now
- * is dropped and counted. The worker watches `fd`; after `receive` returned less than it could,
- * the kernel has no more.
+ * is dropped and counted. The worker watches `fds`; after `receive` returned nothing, the kernel
+ * has no more. Of several queues the kernel chooses by flow, and learns from ours: an answer comes
+ * to the queue that its flow was written to.
  */
-export class TapPlane implements PortPlane {
-  readonly fd: number;
+export class TapPlane implements UplinkPlane {
+  readonly fds: readonly number[];
   readonly accepts: number;
+  /** A look costs a system call per queue. */
+  readonly spins = false;
+  readonly counters = newUplinkCounters();
   linkUp: boolean;
   mtu: number;
-
-  readonly counters = {
-    /** Frames that the kernel handed over while the link was set down. */
-    rxDropDisabled: 0,
-    /** Frames without a whole header, or failed reads. */
-    rxErrors: 0,
-    /** The kernel has no room for more. */
-    txDropBusy: 0,
-    /** The interface is down on the host's side. */
-    txDropDown: 0,
-    /** The kernel refused the frame or its header, or it was in too many pieces. */
-    txDropRefused: 0,
-    /** Any other failed write. */
-    txDropError: 0,
-  };
 
   readonly #arena = arena();
   readonly #headAt: number;
   readonly #slotsAt: number;
   readonly #offsets = new Float64Array(WRITE_RANGES);
   readonly #lengths = new Int32Array(WRITE_RANGES);
+  /** The fd of a TAP with one queue, else -1. */
+  readonly #only: number;
+  /** The queue that the next `receive` looks at first. */
+  #next = 0;
   #closed = false;
 
   constructor(options: TapPlaneOptions) {
-    this.fd = options.fd;
+    this.fds = options.fds;
+    this.#only = options.fds.length === 1 ? options.fds[0] : -1;
     this.mtu = options.mtu;
     this.linkUp = options.linkUp;
     this.accepts = options.accepts ?? TAP_ACCEPTS;
@@ -104,10 +98,19 @@ export class TapPlane implements PortPlane {
     batch.count = 0;
     batch.segments = 0;
     if (this.#closed) return 0;
+    const { length } = this.fds;
+    for (let tried = 0; tried < length && batch.count === 0; tried++) {
+      this.#receiveFrom(this.fds[this.#next], batch);
+      this.#next = this.#next + 1 === length ? 0 : this.#next + 1;
+    }
+    return batch.count;
+  }
+
+  #receiveFrom(fd: number, batch: FrameBatch): void {
     const most = batch.capacity < READ_FRAMES ? batch.capacity : READ_FRAMES;
     for (let n = 0; n < most; n++) {
       const at = this.#slotsAt + n * READ_SLOT_BYTES;
-      const got = readArena(this.fd, at, READ_SLOT_BYTES);
+      const got = readArena(fd, at, READ_SLOT_BYTES);
       if (got === -EAGAIN || got === 0) break;
       if (got <= VNET_BYTES) {
         this.counters.rxErrors++;
@@ -116,7 +119,6 @@ export class TapPlane implements PortPlane {
       if (this.linkUp) appendRead(batch, this.#arena.view, at, got);
       else this.counters.rxDropDisabled++;
     }
-    return batch.count;
   }
 
   release(_batch: FrameBatch): void {}
@@ -127,8 +129,9 @@ export class TapPlane implements PortPlane {
       const i = list[k];
       const { view } = this.#arena;
       const ranges = gatherWrite(batch, i, view, this.#headAt, this.#offsets, this.#lengths);
+      const fd = this.#only >= 0 ? this.#only : this.fds[queueOf(batch, i, this.fds.length)];
       const result =
-        ranges === 0 ? -EINVAL : writevArena(this.fd, this.#offsets, this.#lengths, 0, ranges);
+        ranges === 0 ? -EINVAL : writevArena(fd, this.#offsets, this.#lengths, 0, ranges);
       if (result >= 0) delivered++;
       else if (this.#refused(-result, count - k)) break;
     }
@@ -136,6 +139,8 @@ export class TapPlane implements PortPlane {
   }
 
   flush(): void {}
+
+  readKernelCounters(): void {}
 
   /** Idempotent. The fd is its owner's to close. */
   close(): void {

@@ -83,3 +83,44 @@ export function gatherWrite(
   }
   return segCount + 1;
 }
+
+const TYPE_VLAN = 0x8100;
+const TYPE_IPV4 = 0x0800;
+const TYPE_IPV6 = 0x86dd;
+
+/**
+ * The queue of a frame: by its addresses, those of IP, and the ports of what is no fragment. The
+ * same for all frames of a flow, so that they stay in order.
+ */
+export function queueOf(batch: FrameBatch, i: number, queues: number): number {
+  const { headerView: view } = batch;
+  const at = batch.headerAt[i];
+  const end = at + batch.headerLen[i];
+  let hash = view.getInt32(at) ^ view.getInt32(at + 4) ^ view.getInt32(at + 8);
+  let ip = at + 14;
+  let type = view.getUint16(at + 12);
+  if (type === TYPE_VLAN && end >= at + 18) {
+    type = view.getUint16(at + 16);
+    ip += 4;
+  }
+  let ports = 0;
+  if (type === TYPE_IPV4 && ip + 20 <= end) {
+    hash = mix(mix(hash, view.getInt32(ip + 12)), view.getInt32(ip + 16));
+    const whole = (view.getUint16(ip + 6) & 0x3fff) === 0; // MF and the offset
+    if (whole && hasPorts(view.getUint8(ip + 9))) ports = ip + (view.getUint8(ip) & 15) * 4;
+  } else if (type === TYPE_IPV6 && ip + 40 <= end) {
+    for (let word = ip + 8; word < ip + 40; word += 4) hash = mix(hash, view.getInt32(word));
+    if (hasPorts(view.getUint8(ip + 6))) ports = ip + 40;
+  }
+  if (ports !== 0 && ports + 4 <= end) hash = mix(hash, view.getInt32(ports));
+  return (mix(hash, 0) >>> 16) % queues;
+}
+
+function mix(hash: number, word: number): number {
+  return Math.imul(hash ^ word ^ (hash >>> 15), 0x2c1b3c6d);
+}
+
+/** TCP and UDP. */
+function hasPorts(protocol: number): boolean {
+  return protocol === 6 || protocol === 17;
+}

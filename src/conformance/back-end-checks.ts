@@ -13,6 +13,7 @@ import { negotiationChecks } from './checks/negotiation.ts';
 import { ringChecks } from './checks/rings.ts';
 import { ringStateChecks } from './checks/ring-states.ts';
 import { tableChecks } from './checks/table.ts';
+import { zonedChecks } from './checks/zoned.ts';
 
 export const BACK_END_CHECKS: readonly Check[] = [
   ...negotiationChecks,
@@ -22,6 +23,7 @@ export const BACK_END_CHECKS: readonly Check[] = [
   ...memoryChecks,
   ...configChecks,
   ...deviceChecks,
+  ...zonedChecks,
   ...migrationChecks,
   ...iotlbChecks,
   ...inflightChecks,

@@ -3,6 +3,7 @@
  * request that the device completes by itself, so that a processed ring can be told from an idle
  * one.
  */
+import { VIRTIO_BLK_F_ZONED } from '../wire/virtio-blk.ts';
 import { VIRTIO_NET_F_MRG_RXBUF } from '../wire/virtio-net.ts';
 import {
   encodeScsiLun,
@@ -218,7 +219,7 @@ export const PROFILES: Readonly<Record<string, DeviceProfile>> = {
     deviceId: VIRTIO_ID_BLOCK,
     rings: 1,
     workRing: 0,
-    virtio: [],
+    virtio: [VIRTIO_BLK_F_ZONED], // a host-managed disk refuses drivers without it
     disabled: 'waits',
     configBytes: 8,
     readOnly: { offset: 0, bytes: 8 },

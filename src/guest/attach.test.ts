@@ -65,7 +65,8 @@ test('a driver is introduced: features, memory, and its rings where they were', 
   assert.equal(
     names.join(' '),
     'setOwner setStatus setFeatures setStatus setMemTable setVringNum setVringBase ' +
-      'setVringAddr setVringEnable setVringKick setVringCall setStatus',
+      'setVringAddr setVringCall setVringEnable setVringKick setStatus',
+    'the kick starts the ring, so all else of a ring comes before it',
   );
   assert.ok(backend.calls.includes('setVringBase 1 5'));
   assert.equal(backend.calls.at(-1), 'setStatus 15', 'DRIVER_OK comes last');

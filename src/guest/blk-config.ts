@@ -13,7 +13,9 @@ import {
   VIRTIO_BLK_F_SIZE_MAX,
   VIRTIO_BLK_F_TOPOLOGY,
   VIRTIO_BLK_F_WRITE_ZEROES,
+  VIRTIO_BLK_F_ZONED,
   VIRTIO_BLK_SECTOR_BYTES,
+  VIRTIO_BLK_Z_HM,
 } from '../wire/virtio-blk.ts';
 import { hasFeature } from '../wire/virtio.ts';
 
@@ -36,6 +38,18 @@ export type BlkDeviceConfig = {
   readonly discard: RangeLimits | null;
   readonly writeZeroes: (RangeLimits & { readonly mayUnmap: boolean }) | null;
   readonly secureErase: RangeLimits | null;
+  /** Of a host-managed zoned disk; null also of those that may be used as plain ones. */
+  readonly zones: BlkZones | null;
+};
+
+export type BlkZones = {
+  readonly zoneBytes: number;
+  /** 0: no limit. */
+  readonly maxOpen: number;
+  readonly maxActive: number;
+  readonly maxAppendBytes: number;
+  /** Writes to sequential zones begin and end at multiples of it. */
+  readonly granularityBytes: number;
 };
 
 /** Of the requests that name ranges instead of carrying data. */
@@ -58,6 +72,7 @@ const FIELD_ENDS: readonly (readonly [bit: number, end: number])[] = [
   [VIRTIO_BLK_F_DISCARD, 48],
   [VIRTIO_BLK_F_WRITE_ZEROES, 60],
   [VIRTIO_BLK_F_SECURE_ERASE, 72],
+  [VIRTIO_BLK_F_ZONED, 96],
 ];
 const CAPACITY_BYTES = 8;
 /** Byte offsets of a disk are numbers here. */
@@ -83,6 +98,11 @@ export async function readBlkConfig(
   const blockBytes = has(VIRTIO_BLK_F_BLK_SIZE) ? config.blkSize : VIRTIO_BLK_SECTOR_BYTES;
   if (blockBytes < VIRTIO_BLK_SECTOR_BYTES || !Number.isInteger(Math.log2(blockBytes))) {
     throw problem(`a block size of ${blockBytes}; a power of two from 512 on is expected`);
+  }
+  const isZoned = has(VIRTIO_BLK_F_ZONED) && config.zonedModel === VIRTIO_BLK_Z_HM;
+  if (isZoned && (config.zoneSectors === 0 || config.writeGranularity < 512)) {
+    const [sectors, bytes] = [config.zoneSectors, config.writeGranularity];
+    throw problem(`zones of ${sectors} sectors, written in ${bytes} bytes; neither can be`);
   }
   const limits = (sectors: number, ranges: number, alignment: number): RangeLimits => ({
     maxBytes: sectors * VIRTIO_BLK_SECTOR_BYTES,
@@ -120,6 +140,15 @@ export async function readBlkConfig(
           config.maxSecureEraseSeg,
           config.secureEraseSectorAlignment,
         )
+      : null,
+    zones: isZoned
+      ? {
+          zoneBytes: config.zoneSectors * VIRTIO_BLK_SECTOR_BYTES,
+          maxOpen: config.maxOpenZones,
+          maxActive: config.maxActiveZones,
+          maxAppendBytes: config.maxAppendSectors * VIRTIO_BLK_SECTOR_BYTES,
+          granularityBytes: config.writeGranularity,
+        }
       : null,
   };
 }

@@ -35,7 +35,14 @@ export async function connectBlkGuest(options: BlkConnectOptions): Promise<BlkGu
   const spec = specOf(options);
   const first = await open(spec, options, options.signal, true);
   const again = { connect: (signal: AbortSignal) => open(spec, options, signal, false) };
-  return BlkGuest.start(first, options, options.reconnect === true ? again : null);
+  const guest = await BlkGuest.start(first, options, options.reconnect === true ? again : null);
+  if (options.reconnect !== true || guest.config.zones === null || guest.hasInflight) return guest;
+  const name = guest.backend.description;
+  await guest.close();
+  const text =
+    `${name} serves a zoned disk without INFLIGHT_SHMFD: what it had begun when it died would be ` +
+    'given to the next one again, and a write to a zone cannot be done twice; do not reconnect';
+  throw new VringError('ERR_VRING_GUEST_FEATURE', text);
 }
 
 function specOf({ backend, socket }: BlkConnectOptions): BackendSpec {

@@ -6,9 +6,6 @@ import {
   VIRTIO_BLK_F_FLUSH,
   VIRTIO_BLK_ID_BYTES,
   VIRTIO_BLK_SECTOR_BYTES,
-  VIRTIO_BLK_S_IOERR,
-  VIRTIO_BLK_S_OK,
-  VIRTIO_BLK_S_UNSUPP,
   VIRTIO_BLK_T_DISCARD,
   VIRTIO_BLK_T_FLUSH,
   VIRTIO_BLK_T_GET_ID,
@@ -21,17 +18,13 @@ import {
   blkRequestName,
 } from '../wire/virtio-blk.ts';
 import { hasFeature } from '../wire/virtio.ts';
+import { askDisk } from './ask-disk.ts';
 import type { RangeLimits } from './blk-config.ts';
 import type { BlkGuest } from './blk-driver.ts';
 import type { BlkRequest } from './blk-requests.ts';
 
 /** Requests of one transfer that are under way at the same time. */
 const DEPTH = 16;
-
-const STATUS_CODES: Readonly<Record<number, string>> = {
-  [VIRTIO_BLK_S_IOERR]: 'ERR_VRING_BLK_IOERR',
-  [VIRTIO_BLK_S_UNSUPP]: 'ERR_VRING_BLK_UNSUPP',
-};
 
 export class BlkDisk {
   readonly guest: BlkGuest;
@@ -103,21 +96,7 @@ export class BlkDisk {
   }
 
   async #ask(request: BlkRequest): Promise<Uint8Array> {
-    const { status, data } = await this.guest.requests.send(request);
-    if (status === VIRTIO_BLK_S_OK) return data;
-    const name = blkRequestName(request.type);
-    const at = request.type === VIRTIO_BLK_T_FLUSH ? '' : ` at sector ${request.sector}`;
-    const bytes = request.write?.length ?? request.readBytes ?? 0;
-    const what =
-      status === VIRTIO_BLK_S_IOERR
-        ? 'an I/O error'
-        : status === VIRTIO_BLK_S_UNSUPP
-          ? 'that it does not support this'
-          : `status ${status}`;
-    throw new VringError(
-      STATUS_CODES[status] ?? 'ERR_VRING_BLK_STATUS',
-      `${this.guest.backend.description} answered ${name}${at} (${bytes} bytes) with ${what}`,
-    );
+    return (await askDisk(this.guest, request)).data;
   }
 
   /** A transfer as requests of the longest kind, some of them at a time. */

@@ -8,7 +8,9 @@ import type { BlkQueue } from './blk-queue.ts';
 
 const HEADER_BYTES = 16; //     virtio_blk_outhdr: type, ioprio, sector
 const SECTOR = 8;
-const STATUS = 16; //           of a slot: the byte that the device writes last
+const STATUS = 32; //           of a slot: the byte that the device writes last
+const T_ZONE_APPEND = 15; //    VIRTIO_BLK_T_*
+const APPEND_BYTES = 8; //      in front of the status: the sector that data went to
 const NO_STATUS = 0xff; //      no VIRTIO_BLK_S_* has this value
 const FAULT_DEVICE_HEADER = -17; // as in virtqueue/faults.ts
 const UNIT = 1 / 4294967296;
@@ -71,8 +73,9 @@ function describe(q: BlkQueue, first: number, count: number): number {
       left -= piece;
       pieces++;
     }
-    segGpa[segments] = slotGpa[slot] + STATUS;
-    segLen[segments++] = 1;
+    const answer = type[slot] === T_ZONE_APPEND ? APPEND_BYTES : 0;
+    segGpa[segments] = slotGpa[slot] + STATUS - answer;
+    segLen[segments++] = 1 + answer;
     const reads = toDevice[slot] === 1 ? pieces : 0;
     readSegs[i] = 1 + reads;
     writeSegs[i] = 1 + pieces - reads;
@@ -88,7 +91,7 @@ function describe(q: BlkQueue, first: number, count: number): number {
  * the data, are the caller's until `releaseBlk`. Returns how many, or a fault.
  */
 export function reapBlk(q: BlkQueue): number {
-  const { queue, doneSlot, doneStatus, doneBytes, order, toDevice, dataBytes } = q;
+  const { queue, doneSlot, doneStatus, doneBytes, order, toDevice, dataBytes, type } = q;
   const { ring, used, slotOfId, slotOffset, arena } = queue;
   q.doneCount = 0;
   const count = reapUsed(ring, used, used.capacity);
@@ -103,7 +106,8 @@ export function reapBlk(q: BlkQueue): number {
     doneBytes[i] = len;
     order[slot] = -1;
     if (status === NO_STATUS) faults++;
-    const due = toDevice[slot] === 1 ? 1 : dataBytes[slot] + 1;
+    const answer = type[slot] === T_ZONE_APPEND ? APPEND_BYTES : 0;
+    const due = toDevice[slot] === 1 ? 1 + answer : dataBytes[slot] + 1;
     if (status === 0 && len !== due) q.wrongLengths++;
   }
   q.doneCount = count;

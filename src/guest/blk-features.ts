@@ -13,6 +13,7 @@ import {
   VIRTIO_BLK_F_SIZE_MAX,
   VIRTIO_BLK_F_TOPOLOGY,
   VIRTIO_BLK_F_WRITE_ZEROES,
+  VIRTIO_BLK_F_ZONED,
 } from '../wire/virtio-blk.ts';
 import {
   VIRTIO_F_IN_ORDER,
@@ -27,7 +28,7 @@ import {
 } from '../wire/virtio.ts';
 import { parseChoice, type FeatureChoice } from './features.ts';
 
-/** All that is taken when it is offered. Zones are not: the driver does not know how to write. */
+/** All that is taken when it is offered. */
 const DEFAULT_FEATURES: readonly number[] = [
   VIRTIO_F_VERSION_1,
   VIRTIO_RING_F_EVENT_IDX,
@@ -45,6 +46,7 @@ const DEFAULT_FEATURES: readonly number[] = [
   VIRTIO_BLK_F_WRITE_ZEROES,
   VIRTIO_BLK_F_LIFETIME,
   VIRTIO_BLK_F_SECURE_ERASE,
+  VIRTIO_BLK_F_ZONED,
 ];
 
 const KNOWN_FEATURES: readonly number[] = [...DEFAULT_FEATURES, VIRTIO_F_RING_PACKED];

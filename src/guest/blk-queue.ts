@@ -15,8 +15,9 @@ import { PACKED_BASE_FRESH } from '../wire/virtio.ts';
 import { GuestQueue, queueBytes, type QueuePlan, type RingFormat } from './guest-queue.ts';
 
 const PAGE_BYTES = 4096;
-/** Header of 16 bytes and status byte. */
+/** Header of 16 bytes; at 24 the sector of an append, at 32 the status byte. */
 const SLOT_BYTES = 64;
+const APPEND_SECTOR_AT = 24;
 /** Descriptors of a request beside those of its data. */
 export const BLK_OVERHEAD_SEGMENTS = 2;
 
@@ -115,6 +116,12 @@ export class BlkQueue {
   /** Data of a slot. */
   data(slot: number, lenBytes: number): Uint8Array {
     return new Uint8Array(this.queue.arena.buffer, this.slotData[slot], lenBytes);
+  }
+
+  /** Of a zone append that came back well: where its data went. */
+  appendSector(slot: number): number {
+    const { arena, slotOffset } = this.queue;
+    return Number(arena.getBigUint64(slotOffset[slot] + APPEND_SECTOR_AT, true));
   }
 
   vring(base: number, gpaAddresses: boolean): FrontendVring {

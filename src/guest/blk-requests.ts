@@ -24,6 +24,8 @@ export type BlkCompletion = {
   readonly data: Uint8Array;
   /** Bytes that the device says it wrote, the status among them. */
   readonly writtenBytes: number;
+  /** Of a zone append that went well: the sector that its data went to. */
+  readonly appendSector: number;
 };
 
 /** Requests that wait for a slot. */
@@ -92,6 +94,7 @@ export class BlkRequests {
         status: queue.doneStatus[i],
         data: readBytes > 0 ? queue.data(slot, readBytes).slice() : NO_BYTES,
         writtenBytes: queue.doneBytes[i],
+        appendSector: queue.appendSector(slot),
       });
     }
     // Their slots are free when the caller is done with them.

@@ -213,6 +213,9 @@ function checkPlan(options: BlkWorkloadOptions) {
   }
   const writes = readPercent < 100 || options.fill === true;
   if (config.readOnly && writes) wrong('--reads', 'the disk is read-only, and only 100 fits it');
+  if (config.zones !== null && writes) {
+    wrong('--reads', 'the disk is zoned, and only 100 fits it; see verify-zones');
+  }
   const region: BlkRegion = { offset, sizeBytes };
   const alignment = config.discard?.alignmentBytes ?? block;
   return {

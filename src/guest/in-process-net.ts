@@ -145,7 +145,7 @@ class InProcessNet {
     const add: AddTapPort = {
       port: UPLINK,
       settings: THROUGH,
-      fd: fd.number,
+      fds: [fd.number],
       scratchAt: this.#memory(TAP_SCRATCH_BYTES),
       accepts: uso ? TAP_ACCEPTS_USO : TAP_ACCEPTS,
       mtu,

@@ -3,6 +3,12 @@ export type { BlkMix, BlkRegion, OpName } from './blk-chooser.ts';
 export type { BlkDeviceConfig, RangeLimits } from './blk-config.ts';
 export { BLK_BACKEND_FORMS, connectBlkGuest, type BlkConnectOptions } from './blk-connect.ts';
 export { BlkDisk } from './blk-disk.ts';
+export { ZonedDisk, type ZoneAction, type ZoneReport } from './zoned-disk.ts';
+export {
+  runZoneWorkload,
+  type ZoneWorkloadOptions,
+  type ZoneWorkloadReport,
+} from './zone-workload.ts';
 export { BlkGuest, type BlkGuestOptions, type DoneHandler } from './blk-driver.ts';
 export { parseBlkFeatures } from './blk-features.ts';
 export { MAX_JOURNAL_UNITS, type Finding, type JournalReport } from './blk-journal.ts';

@@ -20,6 +20,11 @@ export type MigrationOptions = {
   readonly timeoutMs?: number;
   /** Called about every 20 ms while memory is copied. With postcopy the first call ends precopy. */
   readonly onCopying?: (status: MigrationStatus) => void | Promise<void>;
+  /**
+   * Called when everything is there and neither side runs, for who compares them. The destination
+   * must have been launched with `-S`; it is let run afterwards. Not with postcopy.
+   */
+  readonly beforeRunning?: () => void | Promise<void>;
 };
 
 /** `query-migrate`, the parts that we use. */
@@ -102,7 +107,12 @@ async function watch(
   for (;;) {
     const now = await query(source);
     if (now.status === 'completed') {
-      await running(destination, deadline);
+      if (options.beforeRunning !== undefined) {
+        await arrived(destination, deadline, false);
+        await options.beforeRunning();
+        await destination.qmp('cont');
+      }
+      await arrived(destination, deadline, true);
       return resultOf(now);
     }
     if (['failed', 'cancelled', 'postcopy-paused'].includes(now.status ?? '')) {
@@ -125,11 +135,11 @@ async function query(side: LinuxGuest): Promise<MigrationStatus> {
 }
 
 /** The source is done when its last byte is sent; the destination still loads devices. */
-async function running(destination: LinuxGuest, deadline: number): Promise<void> {
+async function arrived(destination: LinuxGuest, deadline: number, mustRun: boolean): Promise<void> {
   for (;;) {
     const state = (await destination.qmp('query-status')) as { running: boolean; status: string };
     const incoming = (await query(destination)).status ?? 'completed';
-    if (state.running && incoming === 'completed') return;
+    if ((state.running || !mustRun) && incoming === 'completed') return;
     if (performance.now() > deadline) {
       const text = `the destination is ${state.status}, its migration ${incoming}`;
       throw new VringError('ERR_VRING_MIGRATION', text);

@@ -169,7 +169,9 @@ export class LinuxGuest {
     assert(Buffer.byteLength(command) <= MAX_COMMAND_BYTES, 'a guest command fits the terminal');
     return this.#inOrder(async () => {
       const id = this.#nextId++;
-      const text = `^${BEGIN_MARKER} ${id}\\r?\\n([^]*?)${END_MARKER} ${id} (\\d+)\\r?$`;
+      // With its line end: `$` would be content with the first digit of a status, if the console
+      // brings no more for now.
+      const text = `^${BEGIN_MARKER} ${id}\\r?\\n([^]*?)${END_MARKER} ${id} (\\d+)\\r?\\n`;
       const found = this.#expect(new RegExp(text, 'm'), options.timeoutMs ?? COMMAND_TIMEOUT_MS);
       this.#child.stdin?.write(`${id} ${command}\n`);
       try {

@@ -6,6 +6,7 @@ import {
   ERR_DISK_EXISTS,
   ERR_DISK_LIMIT,
   ERR_DISK_NOT_FOUND,
+  ERR_SCSI_NOT_FOUND,
   ERR_DISK_OPEN,
 } from './disks/disk-control.ts';
 import {
@@ -34,6 +35,7 @@ const STATUS: Readonly<Record<string, number>> = {
   [ERR_PORT_LIMIT]: 409,
   [ERR_CAPTURE_BUSY]: 409,
   [ERR_DISK_NOT_FOUND]: 404,
+  [ERR_SCSI_NOT_FOUND]: 404,
   [ERR_DISK_EXISTS]: 409,
   [ERR_DISK_LIMIT]: 409,
   [ERR_DISK_OPEN]: 409,
@@ -44,6 +46,7 @@ const STATUS: Readonly<Record<string, number>> = {
   ERR_VRING_DISK_EXPORTS: 409,
   ERR_VRING_DISK_RESIZE: 409,
   ERR_VRING_SOCKET_IN_USE: 409,
+  ERR_VRING_SCSI_UNIT: 409,
   ERR_VRING_CLOSED: 503,
 };
 

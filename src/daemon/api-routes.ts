@@ -16,6 +16,7 @@ import { captureStream, eventStream } from './api-stream.ts';
 import { parsePort } from './config.ts';
 import type { Call, Route } from './api-route.ts';
 import { DISK_ROUTES } from './disks/disk-routes.ts';
+import { SCSI_ROUTES } from './disks/scsi-routes.ts';
 import { HandOverRequestSchema } from './hand-over-format.ts';
 import { resolveVlan } from './port-config.ts';
 import { PortInput, PortUpdateInput, portName } from './port-input.ts';
@@ -107,6 +108,7 @@ export const ROUTES: readonly Route[] = [
     },
   },
   ...DISK_ROUTES,
+  ...SCSI_ROUTES,
   {
     id: 'listMacs',
     method: 'GET',

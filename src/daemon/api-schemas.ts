@@ -69,7 +69,7 @@ export const SessionStatusSchema = z
 export const PortStatusSchema = z
   .object({
     name: z.string(),
-    kind: z.enum(['vhost-user', 'tap', 'vduse']),
+    kind: z.enum(['vhost-user', 'tap', 'packet', 'xdp', 'vduse']),
     endpoint: z.string(),
     state: z.enum(['listening', 'connecting', 'negotiating', 'up', 'broken', 'down']),
     reason: z

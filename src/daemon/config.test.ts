@@ -50,6 +50,7 @@ test('a port has documented defaults', () => {
   ]);
   assert.deepEqual(rest, {
     disks: [],
+    scsi: [],
     control: { path: '/run/vring/switch.sock', mode: 0o660, owner: null },
     http: null,
     stateFile: null,
@@ -94,15 +95,15 @@ const WRONG: readonly (readonly [yaml: string, ...lines: string[]])[] = [
   ['a: 1\na: 2\n', 's.yaml:2:1: s.yaml: not YAML: Map keys must be unique'],
   [
     '- vm0',
-    's.yaml:1:1: (top level): ["vm0"] is not a mapping with ports, disks, control, http, mac or ' +
-      'spinMicroseconds',
+    's.yaml:1:1: (top level): ["vm0"] is not a mapping with ports, disks, scsi, control, http, ' +
+      'mac or spinMicroseconds',
   ],
   ['ports:', 's.yaml:1:7: ports: null is not a list of ports'],
   ['prots: []', 's.yaml:1:1: prots: unknown key; did you mean "ports"?'],
   [
     'xyzzy: 1',
-    's.yaml:1:1: xyzzy: unknown key; known keys are ports, disks, stateFile, control, http, mac, ' +
-      'spinMicroseconds',
+    's.yaml:1:1: xyzzy: unknown key; known keys are ports, disks, scsi, stateFile, control, http, ' +
+      'mac, spinMicroseconds',
   ],
   [
     `ports:\n${PORT}  mtu: 70000\n`,
@@ -134,11 +135,11 @@ const WRONG: readonly (readonly [yaml: string, ...lines: string[]])[] = [
   ],
   [
     'ports:\n- name: vm0\n  kind: vhost\n',
-    's.yaml:3:9: ports[0].kind: "vhost" is not one of vhost-user, tap, vduse',
+    's.yaml:3:9: ports[0].kind: "vhost" is not one of vhost-user, tap, packet, xdp, vduse',
   ],
   [
     'ports:\n- name: vm0\n',
-    's.yaml:2:3: ports[0].kind: missing; expected one of vhost-user, tap, vduse',
+    's.yaml:2:3: ports[0].kind: missing; expected one of vhost-user, tap, packet, xdp, vduse',
   ],
   [
     'ports:\n- name: vm0\n  kind: vhost-user\n',
@@ -240,7 +241,7 @@ test('the body of POST /v1/ports passes the same checks', () => {
   assert.equal(parsePort({ name: 'up', kind: 'tap', interface: 'tap0' }).name, 'up');
   assert.deepEqual(
     linesOf(() => parsePort(null)),
-    ['(top level): null is not one of vhost-user, tap, vduse'],
+    ['(top level): null is not one of vhost-user, tap, packet, xdp, vduse'],
   );
   assert.deepEqual(
     linesOf(() => parsePort({ name: 'up', kind: 'tap', interface: 'a/b' })),

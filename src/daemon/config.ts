@@ -12,8 +12,10 @@ import {
   type RawProblem,
 } from './config-problem.ts';
 import { resolveDisk } from './disks/disk-input.ts';
-import { findTwins } from './disks/disk-twins.ts';
+import { findTwins, type PlacedAdapter } from './disks/disk-twins.ts';
 import type { DiskConfig } from './disks/disk-types.ts';
+import { resolveAdapter } from './disks/scsi-input.ts';
+import type { AdapterConfig } from './disks/scsi-types.ts';
 import { resolveOwner, type AccountFiles } from './owner.ts';
 import {
   checkSocketPath,
@@ -68,10 +70,10 @@ export function buildConfig(sources: ConfigSources): SwitchConfig {
     const { place } = at as (typeof ports)[number];
     problems.push(place({ keys: [...at.keys, key], problem }));
   });
-  const disks = resolveDisks(file, ports, problems, sources.accounts);
+  const stored = resolveDisks(file, ports, problems, sources.accounts);
   const rest = resolveSwitch(file.input, file.place, sources, problems);
   if (problems.length > 0) throw new ConfigProblems(problems);
-  return { ports: ports.map(({ port }) => port), disks, ...rest };
+  return { ports: ports.map(({ port }) => port), ...stored, ...rest };
 }
 
 /** Checks the body of `POST /v1/ports`; paths are those of the body. */
@@ -84,22 +86,27 @@ export function parsePort(value: unknown): PortConfig {
   throw new ConfigProblems(raw.map((p) => placed(p, null)));
 }
 
-/** Disks of the file, each with a name and a socket of its own. */
+/** Disks and SCSI adapters of the file, each with a name and a socket of its own. */
 function resolveDisks(
   file: FileSource,
   ports: readonly PlacedPort[],
   problems: ConfigProblem[],
   accounts?: AccountFiles,
-): DiskConfig[] {
+): { disks: DiskConfig[]; scsi: AdapterConfig[] } {
+  const adapters: PlacedAdapter[] = [];
   const disks: { disk: DiskConfig; keys: readonly PropertyKey[] }[] = [];
   const raw: RawProblem[] = [];
   for (const [i, input] of file.input.disks.entries()) {
     const disk = resolveDisk(input, ['disks', i], raw, accounts);
     if (disk !== null) disks.push({ disk, keys: ['disks', i] });
   }
-  raw.push(...findTwins(disks, ports));
+  for (const [i, input] of file.input.scsi.entries()) {
+    const adapter = resolveAdapter(input, ['scsi', i], raw, accounts);
+    if (adapter !== null) adapters.push({ adapter, keys: ['scsi', i] });
+  }
+  raw.push(...findTwins(disks, adapters, ports));
   problems.push(...raw.map(file.place));
-  return disks.map(({ disk }) => disk);
+  return { disks: disks.map(({ disk }) => disk), scsi: adapters.map(({ adapter }) => adapter) };
 }
 
 type FileSource = { input: SwitchInput; place: (raw: RawProblem) => ConfigProblem };
@@ -173,6 +180,8 @@ function toValue(doc: Document, name: string): unknown {
   for (const i of ports.keys()) modes.push(['ports', i, 'socketMode']);
   const disks = Array.isArray(value.disks) ? value.disks : [];
   for (const i of disks.keys()) modes.push(['disks', i, 'socketMode']);
+  const adapters = Array.isArray(value.scsi) ? value.scsi : [];
+  for (const i of adapters.keys()) modes.push(['scsi', i, 'socketMode']);
   for (const keys of modes) {
     const node = doc.getIn(keys as unknown[], true);
     if (!isScalar(node) || typeof node.value !== 'number' || node.source === undefined) continue;
@@ -212,7 +221,7 @@ function resolveSwitch(
   place: (raw: RawProblem) => ConfigProblem,
   sources: ConfigSources,
   problems: ConfigProblem[],
-): Omit<SwitchConfig, 'ports' | 'disks'> {
+): Omit<SwitchConfig, 'ports' | 'disks' | 'scsi'> {
   const report = (keys: readonly PropertyKey[], problem: string) => {
     const fromFlag = keys.join('.') === 'http' ? sources.http : sources.control;
     if (fromFlag === undefined) problems.push(place({ keys, problem }));

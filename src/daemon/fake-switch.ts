@@ -37,9 +37,9 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
   /** Counters grow with time, unless a test wants the same every time. */
   frozen = false;
 
-  static async start(config: Pick<SwitchConfig, 'ports' | 'disks'>): Promise<FakeSwitch> {
+  static async start(config: Pick<SwitchConfig, 'ports' | 'disks' | 'scsi'>): Promise<FakeSwitch> {
     const fake = new FakeSwitch();
-    fake.disks = new FakeDisks(config.disks);
+    fake.disks = new FakeDisks(config.disks, config.scsi);
     for (const port of config.ports) await fake.addPort(port);
     return fake;
   }
@@ -175,7 +175,7 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
 }
 
 function endpointOf(config: PortConfig): string {
-  if (config.kind === 'tap') return config.interface;
+  if ('interface' in config) return config.interface;
   if (config.kind === 'vduse') return config.device;
   return config.mode === 'client' ? `${config.path},client` : config.path;
 }

@@ -9,9 +9,10 @@ import * as z from 'zod';
 import { MAX_DISKS, MAX_PORTS } from '../base/limits.ts';
 import { VlanSchema } from './api-schemas.ts';
 import { VringError } from '../base/errors.ts';
+import { AdapterFinalSchema, AdapterPlanSchema } from './disks/scsi-hand-over.ts';
 import { DiskFinalSchema, DiskPlanSchema, SessionPartSchema } from './disks/disk-hand-over.ts';
 import { ERR_HAND_OVER } from './hand-over-channel.ts';
-import { MAX_MAC_ENTRIES } from './port-input.ts';
+import { MAX_MAC_ENTRIES, MAX_UPLINK_QUEUES } from './port-input.ts';
 import type { PortConfig } from './switch-types.ts';
 
 const owner = z.object({ uid: z.int().min(0), gid: z.int().min(0) });
@@ -43,7 +44,27 @@ const PortConfigSchema = z.discriminatedUnion('kind', [
     iommu: z.boolean(),
     postcopy: z.boolean(),
   }),
-  z.object({ ...common, kind: z.literal('tap'), interface: text }),
+  z.object({
+    ...common,
+    kind: z.literal('tap'),
+    interface: text,
+    queues: z.int().min(1).max(MAX_UPLINK_QUEUES),
+  }),
+  z.object({
+    ...common,
+    kind: z.literal('packet'),
+    interface: text,
+    queues: z.int().min(1).max(MAX_UPLINK_QUEUES),
+    qdiscBypass: z.boolean(),
+  }),
+  z.object({
+    ...common,
+    kind: z.literal('xdp'),
+    interface: text,
+    queues: z.int().min(1).max(MAX_UPLINK_QUEUES).nullable(),
+    copyMode: z.enum(['auto', 'copy', 'zero-copy']),
+    attach: z.enum(['auto', 'native', 'generic']),
+  }),
   z.object({
     ...common,
     kind: z.literal('vduse'),
@@ -69,8 +90,8 @@ const PortPlanSchema = z.object({
     .max(MAX_PORTS - 1),
   config: PortConfigSchema,
   linkUp: z.boolean(),
-  /** TAP: its queue, and ACCEPT_* bits. */
-  tap: z.object({ fd, accepts: z.int() }).nullable(),
+  /** TAP: its queues, and ACCEPT_* bits. */
+  tap: z.object({ fds: z.array(fd).min(1).max(MAX_UPLINK_QUEUES), accepts: z.int() }).nullable(),
   /** Memory of its session. */
   memory: SessionPartSchema.nullable(),
 });
@@ -89,6 +110,7 @@ export const HandOverPlanSchema = z.object({
   control: fd,
   ports: z.array(PortPlanSchema).max(MAX_PORTS),
   disks: z.array(DiskPlanSchema).max(MAX_DISKS),
+  adapters: z.array(AdapterPlanSchema).max(MAX_DISKS),
   events: z
     .array(
       z.object({
@@ -116,7 +138,7 @@ const PortFinalSchema = z.object({
   /** vhost-user: as in docs/device-state.md, text; without learned addresses. */
   device: z.string().nullable(),
   switchCounters: counters,
-  /** TAP: counters of its data half. */
+  /** Uplinks: counters of the data half. */
   tapCounters: counters.nullable(),
   session: SessionPartSchema.nullable(),
 });
@@ -127,6 +149,7 @@ export const HandOverStateSchema = z.object({
   stoppedAtMs: z.number(),
   ports: z.array(PortFinalSchema).max(MAX_PORTS),
   disks: z.array(DiskFinalSchema).max(MAX_DISKS),
+  adapters: z.array(AdapterFinalSchema).max(MAX_DISKS),
 });
 export type HandOverState = z.infer<typeof HandOverStateSchema>;
 

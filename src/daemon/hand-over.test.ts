@@ -25,6 +25,8 @@ import {
   HandOverStateSchema,
   parseBody,
 } from './hand-over-format.ts';
+import { adapterInput, parseAdapter, unitInput } from './disks/scsi-input.ts';
+import type { AdapterConfig } from './disks/scsi-types.ts';
 import type { SwitchConfig, VhostUserPortConfig } from './switch-types.ts';
 
 const CONFIG = {
@@ -73,6 +75,7 @@ function planOf(fds: SentFds, control: Fd): HandOverPlan {
     control: fds.add(control),
     ports: [port],
     disks: [DISK_PLAN],
+    adapters: [],
     events: [],
   };
 }
@@ -87,7 +90,10 @@ function fixture(broken: Partial<HandOverSource> = {}) {
     plan: planOf,
     suspend: async () => {
       calls.push('suspend');
-      return { state: { stoppedAtMs: 5, ports: [], disks: [] }, macs: Uint8Array.of(1, 2, 3, 4) };
+      return {
+        state: { stoppedAtMs: 5, ports: [], disks: [], adapters: [] },
+        macs: Uint8Array.of(1, 2, 3, 4),
+      };
     },
     resume: async () => void calls.push('resume'),
     surrender: async () => void calls.push('surrender'),
@@ -181,7 +187,7 @@ test('another format is refused before anything is connected', () => {
   const request = { socket: '/nowhere', format: HAND_OVER_FORMAT + 1, version: '9.9' };
   throws(() => connectSuccessor(request), {
     code: 'ERR_VRING_HAND_OVER_FORMAT',
-    message: /vring 9\.9: .*format \d+, this one knows 2/,
+    message: /vring 9\.9: .*format \d+, this one knows 3/,
   });
   throws(() => connectSuccessor({ ...request, format: HAND_OVER_FORMAT }), /ENOENT/);
 });
@@ -205,8 +211,8 @@ test('a newer configuration keeps what runs, adds what is new, and may not chang
     merged.added.ports.map(({ name }) => name),
     ['vm1'],
   );
-  const { ports, disks } = plan;
-  deepEqual(mergeConfig(plan, null).taken, { ports, disks });
+  const { ports, disks, adapters } = plan;
+  deepEqual(mergeConfig(plan, null).taken, { ports, disks, adapters });
   const kept = mergeConfig(plan, { ...newer, ports: [] });
   deepEqual([kept.taken.ports.length, kept.added.ports.length], [1, 0], 'no file ends a guest');
   deepEqual([kept.taken.disks, kept.added.disks], [disks, []]);
@@ -220,6 +226,51 @@ test('a newer configuration keeps what runs, adds what is new, and may not chang
   deepEqual([taken.disks[0]!.config['limits'], added.disks], [{ iops: 5 }, [other]]);
   const elsewhere = { ...newer, disks: [{ ...DISK, layers: parseDisk(E).layers }] };
   throws(() => mergeConfig(plan, elsewhere), /disk d: layers is .*e\.img.* cannot change; .* disk/);
+});
+
+test('units of a newer configuration are attached; an adapter that runs stays as it is', () => {
+  const unit = (place: string): object => ({ unit: place, layers: ['memory:1M'] });
+  const adapter = (units: object[], more: object = {}): AdapterConfig => {
+    return parseAdapter({ name: 'a', socket: '/run/a', units, ...more });
+  };
+  const [runs, api] = adapter([unit('0:0'), unit('0:1')]).units;
+  const facts = { sizeBytes: 2 ** 20, readOnly: false };
+  const plan = {
+    ...planOf({ add: () => 0 } as unknown as SentFds, -1 as unknown as Fd),
+    adapters: [
+      {
+        config: adapterInput(adapter([])),
+        origin: 'config' as const,
+        works: true,
+        memory: null,
+        units: [runs!, api!].map((one) => {
+          return { config: unitInput(one), origin: 'api' as const, facts };
+        }),
+      },
+    ],
+  };
+  const limited = { ...unit('0:0'), limits: { iops: 5 } };
+  const newer = (...scsi: AdapterConfig[]): SwitchConfig => ({ ...CONFIG, ports: [], scsi });
+  const other = parseAdapter({ name: 'b', socket: '/run/b' });
+  const merged = mergeConfig(plan, newer(adapter([limited, unit('3:0')]), other));
+  const [taken] = merged.taken.adapters;
+  deepEqual(
+    taken!.units.map(({ config, origin }) => [config['unit'], origin, config['limits']]),
+    [
+      ['0:0', 'config', { iops: 5 }],
+      ['0:1', 'api', null],
+    ],
+  );
+  deepEqual(merged.added.adapters, [other]);
+  deepEqual(merged.added.units, [{ adapter: 'a', units: adapter([unit('3:0')]).units }]);
+  deepEqual(mergeConfig(plan, newer()).taken.adapters, plan.adapters, 'no file ends a guest');
+  const wider = newer(adapter([], { queues: 2 }));
+  throws(
+    () => mergeConfig(plan, wider),
+    /adapter a: queues is 2 and was 1, .* SCSI adapter cannot/,
+  );
+  const moved = newer(adapter([{ unit: '0:1', layers: ['memory:2M'] }]));
+  throws(() => mergeConfig(plan, moved), /disk a:0:1: layers is .* a running disk cannot change/);
 });
 
 test('a plan that is none is refused with the place', () => {

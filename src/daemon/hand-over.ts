@@ -95,7 +95,8 @@ export async function handOver(
   await source.rehearse();
   const planFds = new SentFds();
   const plan = source.plan(planFds, control);
-  const timeoutMs = plan.disks.length === 0 ? SWITCH_TIMEOUT_MS : SWITCH_DISKS_TIMEOUT_MS;
+  const images = plan.disks.length + plan.adapters.length;
+  const timeoutMs = images === 0 ? SWITCH_TIMEOUT_MS : SWITCH_DISKS_TIMEOUT_MS;
   await channel.send('prepare', plan, planFds);
   await expect(channel, 'ready', PREPARE_TIMEOUT_MS);
   try {

@@ -2,6 +2,8 @@
 import { readdirSync } from 'node:fs';
 import { DISK_COUNTERS, DISK_GAUGES, LATENCY_METRIC } from './disks/disk-metrics.ts';
 import type { DiskStatus } from './disks/disk-types.ts';
+import { SCSI_COUNTERS, SCSI_GAUGES } from './disks/scsi-metrics.ts';
+import type { AdapterStatus } from './disks/scsi-types.ts';
 import { dropOf } from './switch-control.ts';
 import type {
   MacEntry,
@@ -27,6 +29,7 @@ export type Snapshot = {
   readonly macs: readonly MacEntry[];
   readonly workers: readonly WorkerStatus[];
   readonly disks: readonly DiskStatus[];
+  readonly adapters: readonly AdapterStatus[];
 };
 export type Metric = {
   readonly name: string;
@@ -184,6 +187,7 @@ export const COUNTERS: readonly Metric[] = [
     read: otherQueueCounters,
   },
   ...DISK_COUNTERS,
+  ...SCSI_COUNTERS,
   {
     name: 'vring_worker_polls_total',
     help: 'Rounds of a worker over its queues',
@@ -273,6 +277,7 @@ export const GAUGES: readonly Metric[] = [
     read: perQueue((queue) => Number(queue.enabled && queue.started && queue.fault === null)),
   },
   ...DISK_GAUGES,
+  ...SCSI_GAUGES,
   {
     name: 'vring_mac_table_entries',
     help: 'Learned MAC addresses',

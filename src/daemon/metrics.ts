@@ -69,13 +69,14 @@ export class Metrics {
   #scrape(): Promise<Snapshot> {
     this.#snapshot ??= (async () => {
       const control = this.#control();
-      const [ports, macs, workers, disks] = await Promise.all([
+      const [ports, macs, workers, disks, adapters] = await Promise.all([
         control.ports(),
         control.macTable(),
         control.workers(),
         control.disks.disks(),
+        control.disks.adapters(),
       ]);
-      return { ports, macs, workers, disks };
+      return { ports, macs, workers, disks, adapters };
     })();
     return this.#snapshot;
   }

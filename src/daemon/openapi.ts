@@ -8,7 +8,7 @@ type Json = Record<string, unknown>;
 
 const ERRORS: Readonly<Record<number, string>> = {
   400: 'The request is wrong; `error.path` says where.',
-  404: 'There is no such port or disk.',
+  404: 'There is no such port, disk or adapter.',
   409: 'Taken, busy or not there: a name, a socket, an interface, a capture, an image.',
   500: 'The switch or the kernel failed.',
   503: 'The switch starts or ends, or too many streams are open.',

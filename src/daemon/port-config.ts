@@ -30,7 +30,13 @@ export function resolvePort(
   };
   let port: PortConfig;
   if (input.kind === 'tap') {
-    port = { ...common, kind: 'tap', interface: input.interface };
+    port = { ...common, kind: 'tap', interface: input.interface, queues: input.queues };
+  } else if (input.kind === 'packet') {
+    const { kind, interface: name, queues, qdiscBypass } = input;
+    port = { ...common, kind, interface: name, queues, qdiscBypass };
+  } else if (input.kind === 'xdp') {
+    const { kind, interface: name, queues, copyMode, attach } = input;
+    port = { ...common, kind, interface: name, queues: queues ?? null, copyMode, attach };
   } else if (input.kind === 'vduse') {
     const { kind, device, packed, mrgRxbuf, bind, keep } = input;
     const mac = input.mac?.toLowerCase() ?? null;
@@ -118,7 +124,7 @@ function resolveOffload(
 
 /** What a port leads to, and its key in the configuration. */
 function endpointOf(port: PortConfig): readonly ['interface' | 'path' | 'device', string] {
-  if (port.kind === 'tap') return ['interface', port.interface];
+  if ('interface' in port) return ['interface', port.interface];
   return port.kind === 'vduse' ? ['device', port.device] : ['path', port.path];
 }
 

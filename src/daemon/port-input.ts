@@ -6,6 +6,7 @@
 import * as z from 'zod';
 import { MAX_DISKS, MAX_PORTS } from '../base/limits.ts';
 import { DiskInput } from './disks/disk-input.ts';
+import { AdapterInput } from './disks/scsi-input.ts';
 import {
   bool,
   fileMode,
@@ -23,6 +24,8 @@ import { DEFAULT_CONTROL_PATH } from './switch-control.ts';
 export const MAX_INTERFACE_BYTES = 15;
 /** MAX_VRINGS is 129: 64 pairs and the control queue. */
 export const MAX_QUEUE_PAIRS = 64;
+/** Queues of one uplink; the frames of all come to one worker. */
+export const MAX_UPLINK_QUEUES = 64;
 /** Most learned addresses of one switch; the table is made for this many. */
 export const MAX_MAC_ENTRIES = 65536;
 
@@ -149,14 +152,74 @@ const vhostUserPort = mapping(
   'a mapping with name, kind and path',
 );
 
+const interfaceName = (example: string) =>
+  text(
+    /^(?!\.\.?$)[^\s/:\0,]{1,15}$/,
+    `an interface name of 1 to ${MAX_INTERFACE_BYTES} bytes, such as ${example}`,
+  );
+
 const tapPort = mapping(
   {
     ...common,
     kind: z.literal('tap').meta({ description: 'A TAP interface of this host.' }),
-    interface: text(
-      /^(?!\.\.?$)[^\s/:\0,]{1,15}$/,
-      `an interface name of 1 to ${MAX_INTERFACE_BYTES} bytes, such as tap0`,
-    ).meta({ description: 'Name of the TAP interface; made when it does not exist.' }),
+    interface: interfaceName('tap0').meta({
+      description: 'Name of the TAP interface; made when it does not exist.',
+    }),
+    queues: int(1, MAX_UPLINK_QUEUES, 'queues').default(1).meta({
+      description:
+        'Queues of the interface, chosen by flow. One that exists must be `multi_queue`.',
+    }),
+  },
+  'a mapping with name, kind and interface',
+);
+
+const packetPort = mapping(
+  {
+    ...common,
+    kind: z.literal('packet').meta({
+      description: "An interface of this host, beside the host's own stack: AF_PACKET.",
+    }),
+    interface: interfaceName('eth1').meta({ description: 'Name of the interface; it exists.' }),
+    queues: int(1, MAX_UPLINK_QUEUES, 'queues')
+      .default(1)
+      .meta({ description: 'Sockets that share what arrives, by flow.' }),
+    qdiscBypass: bool()
+      .default(true)
+      .meta({
+        description:
+          'Send past the queueing discipline of the interface: faster, and what does not fit its ' +
+          'queue is dropped.',
+      }),
+  },
+  'a mapping with name, kind and interface',
+);
+
+const xdpPort = mapping(
+  {
+    ...common,
+    kind: z.literal('xdp').meta({
+      description: "An interface of this host, instead of the host's own stack: AF_XDP.",
+    }),
+    interface: interfaceName('eth1').meta({ description: 'Name of the interface; it exists.' }),
+    queues: int(1, MAX_UPLINK_QUEUES, 'queues').optional().meta({
+      description: 'Receive queues of the interface that the port has, from 0 on; all if absent.',
+    }),
+    copyMode: z
+      .enum(['auto', 'copy', 'zero-copy'], { error: 'one of auto, copy, zero-copy' })
+      .default('auto')
+      .meta({
+        description:
+          '`zero-copy`: the driver uses our memory, or the port is refused; `copy`: the kernel ' +
+          'copies; `auto`: zero copy where the driver has it.',
+      }),
+    attach: z
+      .enum(['auto', 'native', 'generic'], { error: 'one of auto, native, generic' })
+      .default('auto')
+      .meta({
+        description:
+          "Where the XDP program runs: in the driver (`native`), in the kernel's stack " +
+          '(`generic`), or in the driver if it can.',
+      }),
   },
   'a mapping with name, kind and interface',
 );
@@ -190,9 +253,11 @@ const vdusePort = mapping(
   'a mapping with name, kind and device',
 );
 
-export const PortInput = z.discriminatedUnion('kind', [vhostUserPort, tapPort, vdusePort], {
-  error: 'one of vhost-user, tap, vduse',
-});
+export const PortInput = z.discriminatedUnion(
+  'kind',
+  [vhostUserPort, tapPort, packetPort, xdpPort, vdusePort],
+  { error: 'one of vhost-user, tap, packet, xdp, vduse' },
+);
 export type PortInput = z.output<typeof PortInput>;
 
 /** `PATCH /v1/ports/{name}`. */
@@ -221,12 +286,19 @@ export const SwitchInput = mapping(
       .max(MAX_DISKS, { error: `a list of at most ${MAX_DISKS} disks` })
       .default([])
       .meta({ description: `The disks, at most ${MAX_DISKS}; more can be added later.` }),
+    scsi: z
+      .array(AdapterInput, { error: 'a list of SCSI adapters' })
+      .max(MAX_DISKS, { error: `a list of at most ${MAX_DISKS} SCSI adapters` })
+      .default([])
+      .meta({
+        description: `SCSI adapters, with disks at most ${MAX_DISKS}; more can be added later.`,
+      }),
     stateFile: text(/^\/[^\0]{1,4094}$/, 'an absolute path')
       .optional()
       .meta({
         description:
-          'Where disks that the API added are remembered. When absent: beside the control ' +
-          'socket, which a restart survives and a reboot does not.',
+          'Where disks and SCSI adapters that the API added are remembered. When absent: beside ' +
+          'the control socket, which a restart survives and a reboot does not.',
       }),
     control: mapping(
       {
@@ -263,6 +335,6 @@ export const SwitchInput = mapping(
       .default(50)
       .meta({ description: 'How long a worker polls an empty queue before it sleeps.' }),
   },
-  'a mapping with ports, disks, control, http, mac or spinMicroseconds',
+  'a mapping with ports, disks, scsi, control, http, mac or spinMicroseconds',
 );
 export type SwitchInput = z.output<typeof SwitchInput>;

@@ -67,7 +67,7 @@ test('a client port, a tap port, a relative path', () => {
 const WRONG: readonly (readonly [spec: string, problem: string])[] = [
   [
     'vm0',
-    '--port vm0: "vm0" is not a port; write NAME=vhost-user:PATH[,OPTION...], NAME=tap:INTERFACE[,OPTION...] or NAME=vduse:DEVICE[,OPTION...]',
+    '--port vm0: "vm0" is not a port; write NAME=vhost-user:PATH[,OPTION...], NAME=tap:INTERFACE[,OPTION...] (also packet: and xdp:) or NAME=vduse:DEVICE[,OPTION...]',
   ],
   [
     '=tap:x',
@@ -75,7 +75,7 @@ const WRONG: readonly (readonly [spec: string, problem: string])[] = [
   ],
   [
     'a=vhostuser:/x',
-    '--port a: KIND: "vhostuser" is not one of vhost-user, tap, vduse; did you mean "vhost-user"?',
+    '--port a: KIND: "vhostuser" is not one of vhost-user, tap, packet, xdp, vduse; did you mean "vhost-user"?',
   ],
   ['a=tap:', '--port a: INTERFACE: "" is not an interface name of 1 to 15 bytes, such as tap0'],
   [
@@ -99,7 +99,11 @@ const WRONG: readonly (readonly [spec: string, problem: string])[] = [
     '--port a: trunk: 9999 is not a whole number from 1 to 4094 (a VLAN ID)',
   ],
   ['a=tap:x,trunk=1+', '--port a: trunk: "" is not a whole number from 1 to 4094 (a VLAN ID)'],
-  ['a=tap:x,queues=2', '--port a: queues: a tap port has no such option; remove it'],
+  ['a=tap:x,queues=0', '--port a: queues: 0 is not a whole number from 1 to 64 (queues)'],
+  ['a=packet:x,mode=copy', '--port a: mode: a packet port has no such option; remove it'],
+  ['a=xdp:x,mode=zero', '--port a: mode: "zero" is not one of auto, copy, zero-copy'],
+  ['a=xdp:x,attach=hw', '--port a: attach: "hw" is not one of auto, native, generic'],
+  ['a=xdp:x,qdisc-bypass=on', '--port a: qdisc-bypass: an xdp port has no such option; remove it'],
   [
     'a=vduse:n0,queues=2',
     '--port a: queues: a vduse port has no such option (VDUSE has no control queue, and without it a driver uses one pair of queues); remove it',

@@ -9,7 +9,7 @@ import { PortInput } from './port-input.ts';
 
 /** For help texts and errors. */
 export const PORT_SPEC_FORM =
-  'NAME=vhost-user:PATH[,OPTION...], NAME=tap:INTERFACE[,OPTION...] or ' +
+  'NAME=vhost-user:PATH[,OPTION...], NAME=tap:INTERFACE[,OPTION...] (also packet: and xdp:) or ' +
   'NAME=vduse:DEVICE[,OPTION...]';
 
 type Setter = (raw: Raw, value: string) => void;
@@ -40,7 +40,12 @@ const OPTIONS: Readonly<Record<string, Option>> = {
   client: { key: 'mode', flag: true, set: (raw) => (raw.mode = 'client') },
   server: { key: 'mode', flag: true, set: (raw) => (raw.mode = 'server') },
   reflect: { key: 'reflect', flag: true, set: (raw) => (raw.reflect = true) },
-  queues: plain('queuePairs', number),
+  queues: {
+    key: 'queuePairs',
+    set: (raw, value) => {
+      raw[raw['kind'] === 'vhost-user' ? 'queuePairs' : 'queues'] = number(value);
+    },
+  },
   vlan: plain('vlan', number),
   trunk: {
     key: 'vlan.allowed',
@@ -55,7 +60,10 @@ const OPTIONS: Readonly<Record<string, Option>> = {
       raw.vlan = { ...(raw.vlan as object), native: value === 'none' ? null : number(value) };
     },
   },
-  mode: plain('socketMode', String),
+  mode: {
+    key: 'socketMode',
+    set: (raw, value) => (raw[raw['kind'] === 'xdp' ? 'copyMode' : 'socketMode'] = value),
+  },
   owner: plain('socketOwner', String),
   mtu: plain('mtu', number),
   packed: plain('packed', onOff),
@@ -68,10 +76,12 @@ const OPTIONS: Readonly<Record<string, Option>> = {
   mac: plain('mac', String),
   bind: plain('bind', String),
   keep: plain('keep', onOff),
+  attach: plain('attach', String),
+  'qdisc-bypass': plain('qdiscBypass', onOff),
   'mac-limit': plain('macLimit', number),
 };
 
-const KINDS = ['vhost-user', 'tap', 'vduse'] as const;
+const KINDS = ['vhost-user', 'tap', 'packet', 'xdp', 'vduse'] as const;
 type Kind = (typeof KINDS)[number];
 
 const isKind = (text: string): text is Kind => (KINDS as readonly string[]).includes(text);
@@ -80,8 +90,8 @@ const isKind = (text: string): text is Kind => (KINDS as readonly string[]).incl
 const ONLY_OF: Readonly<Record<string, readonly Kind[]>> = {
   client: ['vhost-user'],
   server: ['vhost-user'],
-  queues: ['vhost-user'],
-  mode: ['vhost-user'],
+  queues: ['vhost-user', 'tap', 'packet', 'xdp'],
+  mode: ['vhost-user', 'xdp'],
   owner: ['vhost-user'],
   iommu: ['vhost-user'],
   postcopy: ['vhost-user'],
@@ -90,6 +100,8 @@ const ONLY_OF: Readonly<Record<string, readonly Kind[]>> = {
   mac: ['vhost-user', 'vduse'],
   bind: ['vduse'],
   keep: ['vduse'],
+  attach: ['xdp'],
+  'qdisc-bypass': ['packet'],
 };
 
 const hasOption = (kind: Kind, name: string): boolean => ONLY_OF[name]?.includes(kind) ?? true;
@@ -134,6 +146,7 @@ function onOffWords(problem: string): string {
 function optionOf(dottedKey: string): string | null {
   if (dottedKey === 'mode') return 'client';
   if (dottedKey === 'vlan.vid') return 'vlan';
+  if (dottedKey === 'copyMode') return 'mode';
   for (const [name, option] of Object.entries(OPTIONS)) if (option.key === dottedKey) return name;
   return null;
 }
@@ -154,7 +167,7 @@ export function parsePortSpec(spec: string): ParsedSpec {
     return fail(`KIND: ${JSON.stringify(kind)} is not one of ${KINDS.join(', ')}${hint}`);
   }
   const raw: Raw = { name, kind };
-  if (kind === 'tap') raw.interface = target;
+  if (kind === 'tap' || kind === 'packet' || kind === 'xdp') raw.interface = target;
   else if (kind === 'vduse') raw.device = target;
   else raw.path = target === '' ? '' : resolve(target);
   const problem = readOptions(raw, kind, optionWords);
@@ -177,7 +190,8 @@ function readOptions(raw: Raw, kind: Kind, words: readonly string[]): string | n
     if (!hasOption(kind, name)) {
       const why = WHY_NOT[`${kind} ${name}`];
       const reason = why === undefined ? '' : ` (${why})`;
-      return `${name}: a ${kind} port has no such option${reason}; remove it`;
+      const aKind = kind === 'xdp' ? 'an xdp' : `a ${kind}`;
+      return `${name}: ${aKind} port has no such option${reason}; remove it`;
     }
     if (option.flag && at >= 0) return `${name}: takes no value; write just "${name}"`;
     if (!option.flag && at < 0) return `${name}: needs a value; write "${name}=..."`;

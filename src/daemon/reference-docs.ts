@@ -60,9 +60,9 @@ function routeTable(): string {
 /** Tables of every key, with what it takes, its default and its meaning. */
 function configTables(): string {
   const schema = switchJsonSchema() as JsonNode;
-  const [vhostUser, tap, vduse] = schema.properties?.ports?.items?.oneOf ?? [];
+  const [vhostUser, tap, packet, xdp, vduse] = schema.properties?.ports?.items?.oneOf ?? [];
   const shared = new Set(Object.keys(tap?.properties ?? {}));
-  for (const own of ['kind', 'interface']) shared.delete(own);
+  for (const own of ['kind', 'interface', 'queues']) shared.delete(own);
   const only = (node: JsonNode | undefined, keep: (key: string) => boolean): JsonNode => ({
     ...node,
     properties: Object.fromEntries(
@@ -84,10 +84,20 @@ function configTables(): string {
       only(tap, (key) => !shared.has(key)),
     ),
     section(
+      'Ports of kind `packet`',
+      only(packet, (key) => !shared.has(key)),
+    ),
+    section(
+      'Ports of kind `xdp`',
+      only(xdp, (key) => !shared.has(key)),
+    ),
+    section(
       'Ports of kind `vduse`',
       only(vduse, (key) => !shared.has(key)),
     ),
     section('Every disk', schema.properties?.disks?.items ?? {}),
+    section('Every SCSI adapter', schema.properties?.scsi?.items ?? {}),
+    section('Every unit of one', schema.properties?.scsi?.items?.properties?.units?.items ?? {}),
   ].join('\n');
 }
 

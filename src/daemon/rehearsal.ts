@@ -54,7 +54,7 @@ async function perform(stage: Stage, path: string, packed: boolean): Promise<voi
     const state = parseBody(
       HandOverStateSchema,
       'switch',
-      copyOf({ stoppedAtMs: 0, ports, disks: [] }),
+      copyOf({ stoppedAtMs: 0, ports, disks: [], adapters: [] }),
     );
     await within(last, (fds) => taker.restore(state.ports[0]!, fds));
     await taker.resume();

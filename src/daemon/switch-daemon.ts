@@ -15,6 +15,7 @@ import { ERR_HAND_OVER } from './hand-over-channel.ts';
 import type { HandOverRequest } from './hand-over-format.ts';
 import type { SwitchControl } from './switch-control.ts';
 import type { DiskStatus } from './disks/disk-types.ts';
+import type { AdapterStatus } from './disks/scsi-types.ts';
 import type { PortStatus, SwitchConfig, SwitchEvent } from './switch-types.ts';
 
 export type StartSwitch = (config: SwitchConfig) => Promise<SwitchControl>;
@@ -112,6 +113,9 @@ export class SwitchDaemon {
       disks: (await this.control.disks.disks()).map(({ name, socket, state }) => {
         return { name, socket, state };
       }),
+      scsi: (await this.control.disks.adapters()).map(({ name, socket, state, units }) => {
+        return { name, socket, state, units };
+      }),
     };
   }
 
@@ -132,6 +136,7 @@ export type Readiness = {
   readonly http: string | null;
   readonly ports: readonly Pick<PortStatus, 'name' | 'endpoint'>[];
   readonly disks: readonly Pick<DiskStatus, 'name' | 'socket' | 'state'>[];
+  readonly scsi: readonly Pick<AdapterStatus, 'name' | 'socket' | 'state' | 'units'>[];
 };
 
 /** `vring: ready: 2 ports, 1 disk, control socket /run/vring/switch.sock` */

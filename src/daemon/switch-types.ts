@@ -1,5 +1,6 @@
 /** The vocabulary of the switch's control plane: what configuration, API and CLI speak. */
 import type { DiskConfig } from './disks/disk-types.ts';
+import type { AdapterConfig } from './disks/scsi-types.ts';
 
 export type VlanConfig =
   | { readonly mode: 'access'; readonly vid: number }
@@ -46,7 +47,31 @@ export type VhostUserPortConfig = PortCommon & {
   readonly postcopy: boolean;
 };
 
-export type TapPortConfig = PortCommon & { readonly kind: 'tap'; readonly interface: string };
+export type TapPortConfig = PortCommon & {
+  readonly kind: 'tap';
+  readonly interface: string;
+  readonly queues: number;
+};
+
+/** An interface that is there, beside the host's own stack: AF_PACKET. */
+export type PacketPortConfig = PortCommon & {
+  readonly kind: 'packet';
+  readonly interface: string;
+  /** Sockets that share what arrives. */
+  readonly queues: number;
+  /** Past the interface's queueing discipline. */
+  readonly qdiscBypass: boolean;
+};
+
+/** An interface that is there, instead of the host's own stack: AF_XDP. */
+export type XdpPortConfig = PortCommon & {
+  readonly kind: 'xdp';
+  readonly interface: string;
+  /** Queues of the interface, from 0 on; null for all. */
+  readonly queues: number | null;
+  readonly copyMode: 'auto' | 'copy' | 'zero-copy';
+  readonly attach: 'auto' | 'native' | 'generic';
+};
 
 export type VdusePortConfig = PortCommon & {
   readonly kind: 'vduse';
@@ -61,11 +86,19 @@ export type VdusePortConfig = PortCommon & {
   readonly keep: boolean;
 };
 
-export type PortConfig = VhostUserPortConfig | TapPortConfig | VdusePortConfig;
+export type UplinkPortConfig = PacketPortConfig | XdpPortConfig;
+
+export type PortConfig =
+  | VhostUserPortConfig
+  | TapPortConfig
+  | PacketPortConfig
+  | XdpPortConfig
+  | VdusePortConfig;
 
 export type SwitchConfig = {
   readonly ports: readonly PortConfig[];
   readonly disks?: readonly DiskConfig[];
+  readonly scsi?: readonly AdapterConfig[];
   /** Where disks that the API added are remembered; null: beside the control socket. */
   readonly stateFile?: string | null;
   readonly control: {

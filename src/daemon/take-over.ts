@@ -10,10 +10,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { messageOf, SysError, VringError } from '../base/errors.ts';
 import { acceptUnix, type Fd, listenUnix, peerCredentials, pollFd } from '../sys/index.ts';
-import type { DiskConfig } from './disks/disk-types.ts';
 import { expect, sayFailed } from './hand-over.ts';
 import { ERR_HAND_OVER, HAND_OVER_FORMAT, HandOverChannel } from './hand-over-channel.ts';
-import { mergeConfig } from './hand-over-config.ts';
+import { mergeConfig, type MergedConfig } from './hand-over-config.ts';
 import {
   HandOverPlanSchema,
   type HandOverRequest,
@@ -82,7 +81,7 @@ export async function takeOver(options: TakeOverOptions): Promise<TakenOver> {
       made.report('taken-over', `from ${from}; the guests waited ${pauseMs.toFixed(1)} ms`);
       const daemon = await serve(config, made, listener);
       for (const port of added.ports) await addPort(made, port);
-      for (const disk of added.disks) await addDisk(made, disk);
+      await addStorage(made, added, (kind, text) => made!.report(kind, text));
       return { daemon, pauseMs, predecessor: { pid: plan.pid, version: plan.version } };
     } finally {
       prepared.fds.close();
@@ -165,10 +164,25 @@ async function addPort(made: VirtualSwitch, port: SwitchConfig['ports'][number])
   }
 }
 
-async function addDisk(made: VirtualSwitch, disk: DiskConfig): Promise<void> {
-  try {
-    await made.disks.addConfigured(disk);
-  } catch (thrown) {
-    made.report('disk-failed', `disk ${disk.name} was not added: ${messageOf(thrown)}`);
+async function addStorage(
+  { disks }: VirtualSwitch,
+  added: Pick<MergedConfig['added'], 'disks' | 'adapters' | 'units'>,
+  report: (kind: string, message: string) => void,
+): Promise<void> {
+  const trying = async (what: string, work: () => Promise<void>): Promise<void> => {
+    try {
+      await work();
+    } catch (thrown) {
+      report('disk-failed', `${what} was not added: ${messageOf(thrown)}`);
+    }
+  };
+  for (const disk of added.disks) {
+    await trying(`disk ${disk.name}`, () => disks.addConfigured(disk));
+  }
+  for (const adapter of added.adapters) {
+    await trying(`SCSI adapter ${adapter.name}`, () => disks.addConfiguredAdapter(adapter));
+  }
+  for (const { adapter, units } of added.units) {
+    await trying(`a unit of ${adapter}`, () => disks.attachConfigured(adapter, units));
   }
 }

@@ -1,5 +1,5 @@
 import { VringError } from '../base/errors.ts';
-import type { AddTapPort, LoadTapCounters, NetPortStatus } from '../devices/net/index.ts';
+import type { AddTapPort, LoadUplinkCounters, NetPortStatus } from '../devices/net/index.ts';
 import { PrivateMemory } from '../memory/index.ts';
 import type { Fd } from '../sys/fd.ts';
 import {
@@ -27,7 +27,8 @@ export class TapPort implements SwitchPort {
   readonly number: number;
   linkUp = true;
   readonly #context: PortContext;
-  #fd: Fd | null = null;
+  /** One per queue. */
+  #fds: Fd[] = [];
   #scratch: PrivateMemory | null = null;
   #accepts = 0;
   #mtu: number;
@@ -43,26 +44,38 @@ export class TapPort implements SwitchPort {
 
   async open(): Promise<void> {
     const { config } = this;
-    const { fd, name } = openTap(config.interface, { vnetHdrBytes: 12 });
-    this.#fd = fd;
+    const name = this.#openQueues();
     const { csum, tso, uso } = config.offload;
     const on = csum && tso;
     const wanted = { csum, tso4: on, tso6: on, ecn: on, ufo: false, uso: csum && uso };
-    const { uso: kernelTakesUso } = setTapOffloads(fd.number, wanted);
+    let kernelTakesUso = false; // offloads are the interface's, whichever queue they are set by
+    for (const fd of this.#fds) kernelTakesUso = setTapOffloads(fd.number, wanted).uso;
     setInterfaceMtu(name, config.mtu);
     setInterfaceUp(name, true);
-    await this.#attach(fd, kernelTakesUso ? TAP_ACCEPTS_USO : TAP_ACCEPTS);
+    await this.#attach(kernelTakesUso ? TAP_ACCEPTS_USO : TAP_ACCEPTS);
     this.#context.report('port-up', `${config.name}: attached to ${name}`);
   }
 
-  async #attach(fd: Fd, accepts: number): Promise<void> {
+  /** Returns the name of the interface. */
+  #openQueues(): string {
+    const { interface: wanted, queues } = this.config;
+    let name = wanted;
+    for (let i = 0; i < queues; i++) {
+      const opened = openTap(name, { vnetHdrBytes: 12, multiQueue: queues > 1 });
+      this.#fds.push(opened.fd);
+      name = opened.name;
+    }
+    return name;
+  }
+
+  async #attach(accepts: number): Promise<void> {
     const { config } = this;
     this.#accepts = accepts;
     this.#scratch = PrivateMemory.allocate(TAP_SCRATCH_BYTES);
     const add: AddTapPort = {
       port: this.number,
       settings: settingsOf(config),
-      fd: fd.number,
+      fds: this.#fds.map((fd) => fd.number),
       scratchAt: this.#scratch.offset,
       accepts,
       mtu: this.#mtu,
@@ -74,7 +87,7 @@ export class TapPort implements SwitchPort {
   plan(fds: SentFds): PortPlan {
     const settings = { vlan: this.#context.vlan(), mtu: this.#mtu };
     const config = { ...this.config, ...settings } as PortPlan['config'];
-    const tap = { fd: fds.add(this.#fd!), accepts: this.#accepts };
+    const tap = { fds: this.#fds.map((fd) => fds.add(fd)), accepts: this.#accepts };
     return { number: this.number, config, linkUp: this.linkUp, tap, memory: null };
   }
 
@@ -103,26 +116,29 @@ export class TapPort implements SwitchPort {
 
   async adopt(plan: PortPlan, fds: ReceivedFds): Promise<void> {
     this.linkUp = plan.linkUp;
-    this.#fd = fds.take(plan.tap?.fd ?? -1, `the interface of port ${plan.config.name}`);
-    await this.#attach(this.#fd, plan.tap!.accepts);
+    const { fds: places, accepts } = plan.tap ?? { fds: [-1], accepts: 0 };
+    for (const at of places) {
+      this.#fds.push(fds.take(at, `the interface of port ${plan.config.name}`));
+    }
+    await this.#attach(accepts);
   }
 
   async restore(state: PortFinal): Promise<void> {
     this.#gone = state.reason;
     const { tapCounters, switchCounters } = state;
-    const load: LoadTapCounters = {
+    const load: LoadUplinkCounters = {
       port: this.number,
       counters: tapCounters ?? {},
       switchCounters,
     };
-    await this.#context.worker.request('loadTapCounters', load);
+    await this.#context.worker.request('loadUplinkCounters', load);
   }
 
   async close(): Promise<void> {}
 
   release(): void {
-    this.#fd?.close();
-    this.#fd = null;
+    for (const fd of this.#fds) fd.close();
+    this.#fds = [];
     this.#scratch?.close();
     this.#scratch = null;
   }
@@ -164,7 +180,7 @@ export class TapPort implements SwitchPort {
   }
 
   #lookForInterface(): void {
-    if (this.#fd === null || this.#gone !== null) return;
+    if (this.#fds.length === 0 || this.#gone !== null) return;
     try {
       interfaceMac(this.config.interface);
     } catch (cause) {

@@ -25,8 +25,7 @@ import {
 import type { VdpaPresence } from '../vhost-kernel/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
 import { type Fd, hurryThread } from '../sys/index.ts';
-import type { DiskPlan } from './disks/disk-hand-over.ts';
-import { StorageTarget } from './disks/storage-target.ts';
+import { type StoragePlan, StorageTarget } from './disks/storage-target.ts';
 import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
 import {
   type HandOverPlan,
@@ -55,6 +54,7 @@ import type {
 } from './switch-types.ts';
 import { rehearse } from './rehearsal.ts';
 import { TapPort } from './tap-port.ts';
+import { UplinkPort } from './uplink-port.ts';
 import { VdusePort } from './vduse-port.ts';
 import { VERSION } from './version.ts';
 import { VhostUserPort } from './vhost-user-port.ts';
@@ -124,7 +124,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     const self = new VirtualSwitch(config);
     try {
       for (const port of config.ports) await self.addPort(port);
-      await self.disks.start(config.disks ?? []);
+      await self.disks.start(config.disks ?? [], config.scsi ?? []);
       return self;
     } catch (error) {
       await self.close();
@@ -138,7 +138,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
    */
   static async adopt(
     config: SwitchConfig,
-    plans: { readonly ports: readonly PortPlan[]; readonly disks: readonly DiskPlan[] },
+    plans: StoragePlan & { readonly ports: readonly PortPlan[] },
     events: readonly SwitchEvent[],
     fds: ReceivedFds,
   ): Promise<VirtualSwitch> {
@@ -152,7 +152,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
         self.#entries[plan.number] = { port, vlan: plan.config.vlan };
         await port.adopt(plan, fds);
       }
-      await self.disks.adopt(plans.disks, fds);
+      await self.disks.adopt(plans, fds);
       return self;
     } catch (error) {
       await self.surrender();
@@ -168,7 +168,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     await this.#worker.request('learnMacs', words);
     await Promise.all([
       ...state.ports.map((each) => this.#entries[each.number]?.port.restore(each, fds)),
-      this.disks.restore(state.disks, fds),
+      this.disks.restore(state, fds),
     ]);
   }
 
@@ -180,7 +180,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       config: { control: own, http, stateFile, mac, spinMicroseconds },
       control: fds.add(control),
       ports: this.#ports().map((port) => port.plan(fds)),
-      disks: this.disks.plan(fds),
+      ...this.disks.plan(fds),
       events: this.events(),
     };
   }
@@ -193,7 +193,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     const ports = this.#ports().map((port) => port.suspend(fds));
     const disks = this.disks.suspend(fds);
     this.#suspending = Promise.allSettled([...ports, disks]);
-    const state = { stoppedAtMs, ports: await Promise.all(ports), disks: await disks };
+    const state = { stoppedAtMs, ports: await Promise.all(ports), ...(await disks) };
     const words = this.#macTable.snapshot();
     return { state, macs: new Uint8Array(words.buffer) };
   }
@@ -408,6 +408,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       report,
     };
     if (config.kind === 'tap') return new TapPort(config, context);
+    if (config.kind === 'packet' || config.kind === 'xdp') return new UplinkPort(config, context);
     if (config.kind === 'vduse') return new VdusePort(config, context);
     return new VhostUserPort(config, context);
   }
@@ -443,7 +444,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
         throw portExists(endpointOf(config), other.name);
     }
     const disk = config.kind === 'vhost-user' ? this.disks.ownerOf(config.path) : null;
-    if (disk !== null) throw portExists(endpointOf(config), `(disk) ${disk}`);
+    if (disk !== null) throw portExists(endpointOf(config), `(${disk})`);
   }
 
   /** Name of the port that has the socket, or null. */
@@ -486,6 +487,6 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
 }
 
 function endpointOf(config: PortConfig): string {
-  if (config.kind === 'tap') return `interface ${config.interface}`;
+  if ('interface' in config) return `interface ${config.interface}`;
   return config.kind === 'vduse' ? `VDUSE device ${config.device}` : `socket ${config.path}`;
 }

@@ -42,6 +42,35 @@ function call(method: string, path: string, body?: unknown): Promise<Answer> {
   });
 }
 
+test('adapters and their units, which are disks', async () => {
+  const unit = { unit: '0:0', layers: ['memory:1M'] };
+  const added = await call('POST', '/v1/scsi', { name: 'a', socket: '/run/a', units: [unit] });
+  assert.deepEqual([added.status, added.json.units], [201, ['a:0:0']]);
+  const attached = await call('POST', '/v1/scsi/a/units', { ...unit, unit: '7:1', serial: 'x' });
+  const { unit: place, serial } = attached.json;
+  assert.deepEqual([attached.status, place], [201, { adapter: 'a', target: 7, lun: 1 }]);
+  assert.equal(serial, 'x');
+  assert.deepEqual((await call('GET', '/v1/scsi/a')).json.units, ['a:0:0', 'a:7:1']);
+  assert.equal((await call('GET', '/v1/disks/a%3A7%3A1')).json.name, 'a:7:1');
+  const { text } = await call('GET', '/metrics');
+  assert.match(text, /vring_disk_reads_total\{disk="a:7:1"\} 100/);
+  assert.match(text, /vring_scsi_units\{adapter="a"\} 2/);
+  assert.match(text, /vring_scsi_state\{adapter="a",state="up"\} 1/);
+  assert.match(text, /vring_scsi_counter_total\{adapter="a",counter="events"\} 2/);
+  assert.equal((await call('DELETE', '/v1/disks/a:7:1')).status, 204);
+  assert.deepEqual((await call('GET', '/v1/scsi')).json[0].units, ['a:0:0']);
+  const wrong = await call('POST', '/v1/scsi/a/units', { unit: '0:256', layers: ['memory:1M'] });
+  assert.deepEqual([wrong.status, wrong.json.error.path], [400, 'unit']);
+  assert.match(wrong.json.error.message, /"0:256" is not a unit as TARGET:LUN, from "0:0"/);
+  const block = { ...unit, blockSize: 1024 };
+  const { json } = await call('POST', '/v1/scsi', { name: 'b', socket: '/run/b', units: [block] });
+  assert.match(json.error.message, /units\[0\]\.blockSize: 1024 is not one of 512, 4096/);
+  const none = await call('POST', '/v1/scsi/none/units', unit);
+  assert.deepEqual([none.status, none.json.error.code], [404, 'ERR_VRING_SCSI_NOT_FOUND']);
+  assert.equal((await call('DELETE', '/v1/scsi/a')).status, 204);
+  assert.equal((await call('GET', '/v1/scsi/a')).status, 404);
+});
+
 test('disks are listed, added, changed and removed', async () => {
   const { json: list } = await call('GET', '/v1/disks');
   assert.deepEqual(
@@ -70,10 +99,13 @@ test('what layers do is asked of them', async () => {
   await call('POST', '/v1/disks/vm0/commit', {});
   const rules = [{ op: 'read', action: 'error', errno: 'EIO' }];
   assert.equal((await call('POST', '/v1/disks/vm0/faults', { rules })).status, 204);
+  const cut = await call('POST', '/v1/disks/vm0/cut', { seed: 7 });
+  assert.deepEqual(cut.json, { seed: 7, requests: 3, kept: 1, lost: 1, torn: 1 });
   assert.deepEqual(fake.disks.asked, [
     ['rollback', { name: 's', force: true }],
     ['commit', undefined],
     ['faults', rules],
+    ['cut', 7],
   ]);
 });
 
@@ -93,6 +125,7 @@ const REFUSED: readonly (readonly [
   ['PATCH', '/v1/disks/vm0', { size: 1024 }, 400, /size: unknown key; did you mean \\"sizeBytes/],
   ['POST', '/v1/disks/vm0/snapshots', { name: '../x' }, 400, /is not the name of a snapshot/],
   ['POST', '/v1/disks/vm0/faults', { rules: [{ op: 'read' }] }, 400, /action: missing/],
+  ['POST', '/v1/disks/vm0/cut', { seed: -1 }, 400, /seed: -1 is not a whole number from 0/],
   ['PUT', '/v1/disks', {}, 405, /knows GET, POST, not PUT/],
 ];
 

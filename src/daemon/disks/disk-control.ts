@@ -1,6 +1,7 @@
 /** What the control plane asks of disks. `StorageTarget` implements it. */
 import { VringError } from '../../base/errors.ts';
-import type { FaultRule } from '../../storage/index.ts';
+import type { CutResult, FaultRule } from '../../storage/index.ts';
+import type { AdapterConfig, AdapterStatus, UnitConfig } from './scsi-types.ts';
 import type {
   DiskConfig,
   DiskExport,
@@ -30,10 +31,22 @@ export interface DiskControl {
   commitStatus(name: string): Promise<LayerAnswer>;
   deleteSnapshot(name: string, snapshot: string): Promise<LayerAnswer>;
   setFaults(name: string, rules: readonly FaultRule[]): Promise<void>;
+  /** Of a disk with a volatile cache; it fails from then on, until it is reopened. */
+  cutPower(name: string, seed?: number): Promise<CutResult>;
+  /** Units of adapters are disks: all of the above is theirs, too, by their name. */
+  adapters(): Promise<AdapterStatus[]>;
+  adapter(name: string): Promise<AdapterStatus>;
+  addAdapter(config: AdapterConfig): Promise<AdapterStatus>;
+  /** Ends its session; the images of its units stay. */
+  removeAdapter(name: string): Promise<void>;
+  /** `removeDisk` detaches it. */
+  attachUnit(adapter: string, config: UnitConfig): Promise<DiskStatus>;
 }
 
 /** No disk has this name. */
 export const ERR_DISK_NOT_FOUND = 'ERR_VRING_DISK_NOT_FOUND';
+/** No SCSI adapter has this name. */
+export const ERR_SCSI_NOT_FOUND = 'ERR_VRING_SCSI_NOT_FOUND';
 /** The name or socket belongs to another disk. */
 export const ERR_DISK_EXISTS = 'ERR_VRING_DISK_EXISTS';
 /** There are MAX_DISKS. */

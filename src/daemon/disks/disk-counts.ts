@@ -2,7 +2,7 @@
  * What a disk has counted since it was added. The data plane counts from zero whenever the image is
  * opened; what came before, here or at a predecessor, is added.
  */
-import type { DiskStatus as PlaneStatus } from '../../devices/blk/index.ts';
+import type { LatencyStatus } from '../../devices/blk/index.ts';
 import { errnoName } from '../../sys/index.ts';
 import type { DiskLatency, DiskStatus } from './disk-types.ts';
 
@@ -10,6 +10,17 @@ export type DiskCounts = Pick<
   DiskStatus,
   'inFlight' | 'errors' | 'lastError' | 'faults' | 'counters' | 'latency'
 >;
+
+/** What a data plane says of a disk, or of a unit of an adapter. */
+export type PlaneCounts = {
+  /** Requests, or batches of them. */
+  readonly underWay: number;
+  readonly errors: number;
+  readonly lastError: { readonly op: string; readonly at: number; readonly errno: number } | null;
+  readonly faults: number;
+  readonly totals: Readonly<Record<string, number>>;
+  readonly latency: Partial<LatencyStatus>;
+};
 
 export const NO_COUNTS: DiskCounts = {
   inFlight: 0,
@@ -20,9 +31,8 @@ export const NO_COUNTS: DiskCounts = {
   latency: {},
 };
 
-export function countsOf(plane: PlaneStatus): DiskCounts {
-  const { errors, faults, lastError: last, totals: counters, vrings } = plane;
-  const inFlight = vrings.reduce((sum, { busy }) => sum + busy, 0);
+export function countsOf(plane: PlaneCounts): DiskCounts {
+  const { underWay: inFlight, errors, faults, lastError: last, totals: counters } = plane;
   const lastError = last && { op: last.op, at: last.at, errno: errnoName(last.errno) };
   const latency = Object.fromEntries(
     Object.entries(plane.latency).map(([op, { buckets: counts, sumUs: sumMicroseconds }]) => {

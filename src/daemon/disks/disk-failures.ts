@@ -6,26 +6,45 @@ import type { DiskReason } from './disk-types.ts';
 const FIRST_RETRY_MS = 1_000;
 const LAST_RETRY_MS = 30_000;
 
+export type FailureWords = {
+  readonly failed: string;
+  readonly works: string;
+  /** Whoever does not want to wait. */
+  readonly remedy: string;
+};
+
+const OF_DISKS: FailureWords = {
+  failed: 'disk-failed',
+  works: 'disk-recovered',
+  remedy: ', or by vring disks reopen',
+};
+
 export class DiskFailures {
   /** Why the disk does not work, or why its last session ended. */
   reason: DiskReason | null = null;
   readonly #retry: () => void;
   readonly #report: (kind: string, message: string) => void;
+  readonly #words: FailureWords;
   #delayMs = FIRST_RETRY_MS;
   #timer: NodeJS.Timeout | null = null;
   #told: string | null = null;
 
-  constructor(retry: () => void, report: (kind: string, message: string) => void) {
+  constructor(
+    retry: () => void,
+    report: (kind: string, message: string) => void,
+    words: FailureWords = OF_DISKS,
+  ) {
     this.#retry = retry;
     this.#report = report;
+    this.#words = words;
   }
 
   /** The disk does not work: says so once for each cause, and tries again later. */
   failed(error: Error): void {
     this.reason = reasonOf(error);
     if (this.#told !== error.message) {
-      const text = `${error.message}; it is tried again by itself, or by vring disks reopen`;
-      this.#report('disk-failed', text);
+      const text = `${error.message}; it is tried again by itself${this.#words.remedy}`;
+      this.#report(this.#words.failed, text);
     }
     this.#told = error.message;
     this.stop();
@@ -35,7 +54,7 @@ export class DiskFailures {
 
   works(): void {
     this.stop();
-    if (this.#told !== null) this.#report('disk-recovered', 'works again');
+    if (this.#told !== null) this.#report(this.#words.works, 'works again');
     this.#told = null;
     this.reason = null;
     this.#delayMs = FIRST_RETRY_MS;

@@ -11,19 +11,37 @@ export const SessionPartSchema = z.object({ state: z.unknown(), fds: z.array(fd)
 
 export const reasonSchema = z.object({ code: text, message: text, at: text }).nullable();
 
-/** Phase one, while the old process serves. */
-export const DiskPlanSchema = z.object({
-  /** As in the configuration: judged by `parseDisk`. */
+/** `ZoneShape`; an older version knew no zoned disks. */
+const zonesSchema = z
+  .object({
+    zoneBytes: count,
+    maxOpen: count,
+    maxActive: count,
+    maxAppendBytes: count,
+    granularityBytes: count,
+  })
+  .nullable()
+  .optional();
+
+export const imagePlan = {
+  /** As in the configuration: judged by `parseDisk`, or `parseUnit`. */
   config: z.record(z.string(), z.unknown()),
   origin: z.enum(['config', 'api']),
   /** What the driver was told of the image; null: the disk does not work. */
-  facts: z.object({ sizeBytes: z.int().min(512), readOnly: z.boolean() }).nullable(),
+  facts: z
+    .object({ sizeBytes: z.int().min(512), readOnly: z.boolean(), zones: zonesSchema })
+    .nullable(),
+};
+
+/** Phase one, while the old process serves. */
+export const DiskPlanSchema = z.object({
+  ...imagePlan,
   /** Memory of its session. */
   memory: SessionPartSchema.nullable(),
 });
 export type DiskPlan = z.infer<typeof DiskPlanSchema>;
 
-const CountsSchema = z.object({
+export const CountsSchema = z.object({
   inFlight: count,
   errors: count,
   lastError: z.object({ op: text, at: count, errno: text }).nullable(),
@@ -35,6 +53,13 @@ const CountsSchema = z.object({
   ),
 });
 
+export const imageFinal = {
+  reason: reasonSchema,
+  /** -errno of a flush that failed, and goes on failing; 0. */
+  failedFlush: z.int().max(0).default(0),
+  counts: CountsSchema,
+};
+
 /** Phase two, while nobody serves and the image is closed. */
 export const DiskFinalSchema = z.object({
   name: z.string().min(1).max(63),
@@ -42,12 +67,9 @@ export const DiskFinalSchema = z.object({
   listener: fd.nullable(),
   session: SessionPartSchema.nullable(),
   sessions: z.int().min(0),
-  reason: reasonSchema,
+  ...imageFinal,
   /** What the driver has set: its writes wait for a flush. */
   writeback: z.boolean(),
-  /** -errno of a flush that failed, and goes on failing; 0. */
-  failedFlush: z.int().max(0).default(0),
-  counts: CountsSchema,
 });
 export type DiskFinal = z.infer<typeof DiskFinalSchema>;
 

@@ -20,7 +20,7 @@ import {
   parseFileMode,
   type Report,
 } from '../port-config.ts';
-import type { DiskConfig, DiskLimits } from './disk-types.ts';
+import type { DiskConfig, DiskLimits, MediumConfig, SocketConfig } from './disk-types.ts';
 import {
   FaultRulesInput,
   LayersInput,
@@ -49,18 +49,45 @@ export const ExportInput = mapping(
   'a mapping with socket and readOnly',
 );
 
+/** Where front-ends connect: of disks, and of SCSI adapters. */
+export const socketShape = {
+  socket: socketPath().meta({ description: 'Where front-ends connect; absolute.' }),
+  socketOwner: owner()
+    .optional()
+    .meta({ description: 'Owner of the socket, `user:group` or `uid:gid`.' }),
+  socketMode: fileMode()
+    .default(DEFAULT_SOCKET_MODE)
+    .meta({ type: ['string', 'integer'], description: 'File mode of the socket, octal.' }),
+};
+
+export const offerShape = {
+  packed: bool().default(true).meta({ description: 'Offer packed rings.' }),
+  iommu: bool()
+    .default(false)
+    .meta({ description: 'Offer ACCESS_PLATFORM, for a guest behind a virtual IOMMU.' }),
+};
+
+/** The bytes, and what may be done with them: of disks, and of units. */
+export const bytesShape = {
+  layers: LayersInput,
+  readOnly: bool().default(false).meta({ description: 'Nothing can be written.' }),
+};
+
+export const useShape = {
+  limits: limits()
+    .nullable()
+    .default(null)
+    .meta({ description: 'A limit on top of all layers; it can be changed at run time.' }),
+  export: ExportInput.nullable()
+    .default(null)
+    .meta({ description: 'Serve the disk by NBD, too, on this Unix socket.' }),
+};
+
 export const DiskInput = mapping(
   {
     name: diskName().meta({ description: 'Unique name of the disk; 1 to 63 characters.' }),
-    socket: socketPath().meta({ description: 'Where front-ends connect; absolute.' }),
-    socketOwner: owner()
-      .optional()
-      .meta({ description: 'Owner of the socket, `user:group` or `uid:gid`.' }),
-    socketMode: fileMode()
-      .default(DEFAULT_SOCKET_MODE)
-      .meta({ type: ['string', 'integer'], description: 'File mode of the socket, octal.' }),
-    layers: LayersInput,
-    readOnly: bool().default(false).meta({ description: 'Nothing can be written.' }),
+    ...socketShape,
+    ...bytesShape,
     queues: int(1, 64, 'queues')
       .default(1)
       .meta({ description: 'Virtqueues; a guest uses one per processor at most.' }),
@@ -73,10 +100,7 @@ export const DiskInput = mapping(
       })
       .default(512)
       .meta({ description: 'Logical blocks, bytes.' }),
-    packed: bool().default(true).meta({ description: 'Offer packed rings.' }),
-    iommu: bool()
-      .default(false)
-      .meta({ description: 'Offer ACCESS_PLATFORM, for a guest behind a virtual IOMMU.' }),
+    ...offerShape,
     secureErase: bool()
       .default(false)
       .meta({ description: 'Offer to overwrite what is erased; only over a file or memory.' }),
@@ -93,13 +117,7 @@ export const DiskInput = mapping(
       .nullable()
       .default(null)
       .meta({ description: 'Offer LIFETIME with these values of `struct virtio_blk_lifetime`.' }),
-    limits: limits()
-      .nullable()
-      .default(null)
-      .meta({ description: 'A limit on top of all layers; it can be changed at run time.' }),
-    export: ExportInput.nullable()
-      .default(null)
-      .meta({ description: 'Serve the disk by NBD, too, on this Unix socket.' }),
+    ...useShape,
   },
   'a mapping with name, socket and layers',
 );
@@ -140,6 +158,15 @@ export const CommitInput = mapping(
 
 export const FaultsInput = mapping({ rules: FaultRulesInput }, 'an object with rules');
 
+export const CutInput = mapping(
+  {
+    seed: int(0, 2 ** 32 - 1, 'a seed')
+      .optional()
+      .meta({ description: 'Decides what is kept.' }),
+  },
+  'an object with seed',
+);
+
 /** Returns the disk, or null after reporting why not. `keys` is where it stands. */
 export function resolveDisk(
   input: DiskInput,
@@ -149,23 +176,39 @@ export function resolveDisk(
 ): DiskConfig | null {
   const before = problems.length;
   const report: Report = (below, problem) => problems.push({ keys: [...keys, ...below], problem });
-  checkSocketPath(input.socket, ['socket'], report);
-  if (input.export !== null) checkSocketPath(input.export.socket, ['export', 'socket'], report);
+  const socket = resolveSocket(input, report, accounts);
+  const medium = resolveMedium(input, report);
+  if (problems.length > before || medium === null) return null;
+  const { name, queues, blockSize, packed, iommu, secureErase, lifetime } = input;
+  const serial = input.serial ?? name.slice(0, 20);
+  const offers = { packed, iommu, secureErase, lifetime };
+  return { name, ...socket, ...medium, queues, serial, blockSize, ...offers };
+}
+
+export function resolveSocket(
+  { socket, socketOwner: wanted, socketMode }: Pick<DiskInput, keyof typeof socketShape>,
+  report: Report,
+  accounts?: AccountFiles,
+): SocketConfig {
+  checkSocketPath(socket, ['socket'], report);
   let socketOwner = null;
-  if (input.socketOwner !== undefined) {
-    const found = resolveOwner(input.socketOwner, accounts);
+  if (wanted !== undefined) {
+    const found = resolveOwner(wanted, accounts);
     if (typeof found === 'string') report(['socketOwner'], found);
     else socketOwner = found;
   }
+  return { socket, socketOwner, socketMode: parseFileMode(socketMode) };
+}
+
+/** Null after reporting what is wrong with the layers. */
+export function resolveMedium(
+  input: Pick<DiskInput, 'layers' | 'readOnly' | 'limits' | 'export'>,
+  report: Report,
+): Pick<MediumConfig, 'layers' | 'readOnly' | 'limits' | 'export'> | null {
+  const { readOnly, limits, export: exported } = input;
+  if (exported !== null) checkSocketPath(exported.socket, ['export', 'socket'], report);
   const layers = resolveLayers(input.layers, ['layers'], report);
-  if (problems.length > before || layers === null) return null;
-  const { name, socket, readOnly, queues, blockSize, packed, iommu, secureErase, lifetime } = input;
-  const serial = input.serial ?? name.slice(0, 20);
-  const socketMode = parseFileMode(input.socketMode);
-  const shape = { name, socket, socketOwner, socketMode, layers, readOnly, queues, serial };
-  const limits = input.limits as DiskLimits | null;
-  const offers = { blockSize, packed, iommu, secureErase, lifetime };
-  return { ...shape, ...offers, limits, export: input.export };
+  return layers && { layers, readOnly, limits: limits as DiskLimits | null, export: exported };
 }
 
 /** Checks a disk of the API or of the state file. @throws ConfigProblems. */
@@ -185,11 +228,16 @@ export function parseInput<S extends z.ZodType>(schema: S, value: unknown): z.ou
 
 /** What `parseDisk` reads back. */
 export function diskInput(config: DiskConfig): Record<string, unknown> {
-  const { socketOwner, socketMode, layers, ...rest } = config;
+  const { layers, ...rest } = config;
+  return { ...socketInput(rest), layers: layersInput(layers) };
+}
+
+/** The same for whatever has a socket. */
+export function socketInput<C extends SocketConfig>(config: C): Record<string, unknown> {
+  const { socketOwner, socketMode, ...rest } = config;
   return {
     ...rest,
     ...(socketOwner === null ? {} : { socketOwner: `${socketOwner.uid}:${socketOwner.gid}` }),
     socketMode: socketMode.toString(8).padStart(3, '0'),
-    layers: layersInput(layers),
   };
 }

@@ -1,9 +1,17 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import { countsOf, type DiskCounts, NO_COUNTS, sumOf } from './disk-counts.ts';
-import type { DiskUnit } from './disk-unit.ts';
+import { countsOf, type DiskCounts, NO_COUNTS, type PlaneCounts, sumOf } from './disk-counts.ts';
 
 /** A worker that hangs in its medium answers late; others must not wait for it. */
 const PATIENCE_MS = 500;
+
+/** A unit, or the host adapter of many. */
+export type Metered = {
+  /** False: there is nobody to ask. */
+  readonly isCounting: boolean;
+  counts(): Promise<PlaneCounts>;
+  /** Of its layers. */
+  layers(): Promise<Record<string, number>>;
+};
 
 /** What a disk counts, whichever data plane serves it. */
 export class DiskMeter {
@@ -24,10 +32,10 @@ export class DiskMeter {
   }
 
   /** Asks data plane and layers; of those that hang we know what they last said. */
-  async read(unit: DiskUnit | null): Promise<void> {
-    if (unit === null || !unit.hasImage) return;
+  async read(metered: Metered | null): Promise<void> {
+    if (metered === null || !metered.isCounting) return;
     const settled = this.#settled;
-    const asked = Promise.all([unit.status(), unit.image.counters()]);
+    const asked = Promise.all([metered.counts(), metered.layers()]);
     const patience = sleep(PATIENCE_MS, null, { ref: false });
     const answer = await Promise.race([asked, patience]).catch(() => null);
     if (answer === null || settled !== this.#settled) return;

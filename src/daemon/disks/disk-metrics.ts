@@ -75,7 +75,13 @@ export const DISK_COUNTERS: readonly Metric[] = [
   },
 ];
 
-const STATES: readonly DiskState[] = ['listening', 'negotiating', 'up', 'broken', 'failed'];
+export const DISK_STATES: readonly DiskState[] = [
+  'listening',
+  'negotiating',
+  'up',
+  'broken',
+  'failed',
+];
 
 export const DISK_GAUGES: readonly Metric[] = [
   {
@@ -84,7 +90,7 @@ export const DISK_GAUGES: readonly Metric[] = [
     labels: ['disk', 'state'],
     read: ({ disks }) =>
       disks.flatMap((disk) =>
-        STATES.map((state) => ({
+        DISK_STATES.map((state) => ({
           labels: { disk: disk.name, state },
           value: disk.state === state ? 1 : 0,
         })),

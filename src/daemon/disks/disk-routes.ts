@@ -5,6 +5,7 @@ import { ConfigProblems, placed } from '../config-problem.ts';
 import type { Route } from '../api-route.ts';
 import {
   CommitInput,
+  CutInput,
   DiskInput,
   DiskUpdateInput,
   ExportInput,
@@ -14,11 +15,14 @@ import {
   RollbackInput,
   SnapshotInput,
 } from './disk-input.ts';
-import { DiskStatusSchema } from './disk-schemas.ts';
+import { CutResultSchema, DiskStatusSchema } from './disk-schemas.ts';
 import type { DiskUpdate, RollbackOptions } from './disk-types.ts';
 
 const disk = (description: string) => ({ description, schema: DiskStatusSchema });
 const answer = (description: string) => ({ description, schema: z.unknown() });
+
+/** What is done to a disk that may not be there, or in no state for it. */
+const CHANGE = { errors: [404, 409], socketOnly: true } as const;
 
 /** What layers answer may be nothing. */
 const answered = (value: unknown): Response => Response.json(value ?? null);
@@ -61,8 +65,7 @@ export const DISK_ROUTES: readonly Route[] = [
     summary: 'Changes the limits or the size of a disk while it is served.',
     body: DiskUpdateInput,
     answers: { 200: disk('The disk after the change.') },
-    errors: [404, 409],
-    socketOnly: true,
+    ...CHANGE,
     async handle({ control, params, body }) {
       return Response.json(await control.disks.updateDisk(params.name!, parseUpdate(body)));
     },
@@ -86,8 +89,7 @@ export const DISK_ROUTES: readonly Route[] = [
     path: '/v1/disks/{name}/reopen',
     summary: 'Opens the image anew: now, where it had failed; under its session, where it had not.',
     answers: { 200: disk('The disk, which works.') },
-    errors: [404, 409],
-    socketOnly: true,
+    ...CHANGE,
     async handle({ control, params }) {
       return Response.json(await control.disks.reopenDisk(params.name!));
     },
@@ -108,8 +110,7 @@ export const DISK_ROUTES: readonly Route[] = [
     summary: 'Makes a snapshot while the disk is served. Only what the guest has written is in it.',
     body: SnapshotInput,
     answers: { 200: answer('What the overlay says of it.') },
-    errors: [404, 409],
-    socketOnly: true,
+    ...CHANGE,
     async handle({ control, params, body }) {
       const { name } = parseInput(SnapshotInput, body);
       return answered(await control.disks.snapshot(params.name!, name));
@@ -121,8 +122,7 @@ export const DISK_ROUTES: readonly Route[] = [
     path: '/v1/disks/{name}/snapshots/{snapshot}',
     summary: 'Deletes a snapshot: what it holds is merged into what came after it.',
     answers: { 200: answer('What the overlay says.') },
-    errors: [404, 409],
-    socketOnly: true,
+    ...CHANGE,
     async handle({ control, params }) {
       const { name, snapshot } = params;
       return answered(await control.disks.deleteSnapshot(name!, snapshot!));
@@ -136,8 +136,7 @@ export const DISK_ROUTES: readonly Route[] = [
       'Drops what was written since a snapshot; refused under a driver, unless force is set.',
     body: RollbackInput,
     answers: { 200: answer('What the overlay says.') },
-    errors: [404, 409],
-    socketOnly: true,
+    ...CHANGE,
     async handle({ control, params, body }) {
       const options = parseInput(RollbackInput, body) as RollbackOptions;
       return answered(await control.disks.rollback(params.name!, options));
@@ -150,8 +149,7 @@ export const DISK_ROUTES: readonly Route[] = [
     summary: 'Merges what was written into what is below, in the background.',
     body: CommitInput,
     answers: { 200: answer('What the overlay says.') },
-    errors: [404, 409],
-    socketOnly: true,
+    ...CHANGE,
     async handle({ control, params, body }) {
       const { to } = parseInput(CommitInput, body);
       return answered(await control.disks.commit(params.name!, to));
@@ -173,8 +171,7 @@ export const DISK_ROUTES: readonly Route[] = [
     summary: 'Serves the disk by NBD, too, instead of where it was exported before.',
     body: ExportInput,
     answers: { 200: disk('The disk, with the URI of the export.') },
-    errors: [404, 409],
-    socketOnly: true,
+    ...CHANGE,
     async handle({ control, params, body }) {
       const wanted = parseInput(ExportInput, body);
       return Response.json(await control.disks.exportDisk(params.name!, wanted));
@@ -186,8 +183,7 @@ export const DISK_ROUTES: readonly Route[] = [
     path: '/v1/disks/{name}/export',
     summary: 'Ends the NBD export of a disk.',
     answers: { 200: disk('The disk.') },
-    errors: [404, 409],
-    socketOnly: true,
+    ...CHANGE,
     async handle({ control, params }) {
       return Response.json(await control.disks.exportDisk(params.name!, null));
     },
@@ -199,12 +195,26 @@ export const DISK_ROUTES: readonly Route[] = [
     summary: 'Other rules for the fault layer of a disk that has one; for tests.',
     body: FaultsInput,
     answers: { 204: { description: 'They are in force.' } },
-    errors: [404, 409],
-    socketOnly: true,
+    ...CHANGE,
     async handle({ control, params, body }) {
       const { rules } = parseInput(FaultsInput, body);
       await control.disks.setFaults(params.name!, rules as readonly FaultRule[]);
       return new Response(null, { status: 204 });
+    },
+  },
+  {
+    id: 'cutDisk',
+    method: 'POST',
+    path: '/v1/disks/{name}/cut',
+    summary: 'Cuts the power of a disk with a volatile cache: it fails until reopened; for tests.',
+    body: CutInput,
+    answers: {
+      200: { description: 'What became of unflushed requests.', schema: CutResultSchema },
+    },
+    ...CHANGE,
+    async handle({ control, params, body }) {
+      const { seed } = parseInput(CutInput, body);
+      return Response.json(await control.disks.cutPower(params.name!, seed));
     },
   },
 ];

@@ -8,10 +8,24 @@ import { dirname } from 'node:path';
 import { ConfigError, messageOf, VringError } from '../../base/errors.ts';
 import { diskInput, parseDisk } from './disk-input.ts';
 import type { DiskConfig } from './disk-types.ts';
+import { adapterInput, parseAdapter, parseUnit, unitInput } from './scsi-input.ts';
+import type { AdapterConfig, UnitConfig } from './scsi-types.ts';
 
-/** 64 disks with all their keys take less. */
+/** 64 disks and 256 units with all their keys take less. */
 const MAX_BYTES = 1024 * 1024;
-const VERSION = 1;
+/** With SCSI adapters: a program that knows none would lose them with its next change. */
+const VERSION = 2;
+/** Without. */
+const VERSION_OF_DISKS = 1;
+
+export type RememberedState = {
+  readonly disks: readonly DiskConfig[];
+  readonly adapters: readonly AdapterConfig[];
+  /** Attached to adapters of the configuration. */
+  readonly units: readonly { readonly adapter: string; readonly unit: UnitConfig }[];
+};
+
+const NOTHING: RememberedState = { disks: [], adapters: [], units: [] };
 
 export const ERR_DISK_STATE = 'ERR_VRING_DISK_STATE';
 
@@ -28,28 +42,22 @@ export class DiskStateFile {
    * None where there is no file.
    * @throws VringError ERR_VRING_DISK_STATE; the file stays as it is then, and `write` refuses.
    */
-  async read(): Promise<DiskConfig[]> {
+  async read(): Promise<RememberedState> {
     try {
       const text = await readFile(this.path, 'utf8');
       if (text.length > MAX_BYTES) throw new ConfigError(this.path, `has over ${MAX_BYTES} bytes`);
-      const { version, disks } = JSON.parse(text) as { version?: unknown; disks?: unknown };
-      if (version !== VERSION) {
-        const found = JSON.stringify(version);
-        throw new ConfigError(this.path, `has version ${found}, this program knows ${VERSION}`);
-      }
-      if (!Array.isArray(disks)) throw new ConfigError(this.path, 'has no list of disks');
-      return disks.map((disk) => parseDisk(disk));
+      return stateOf(this.path, JSON.parse(text) as Record<string, unknown>);
     } catch (cause) {
-      if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return [];
+      if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return NOTHING;
       this.#unread = messageOf(cause);
       throw this.#refusal(cause);
     }
   }
 
   /** Durable when it resolves. @throws VringError ERR_VRING_DISK_STATE. */
-  async write(disks: readonly DiskConfig[]): Promise<void> {
+  async write(state: RememberedState): Promise<void> {
     if (this.#unread !== null) throw this.#refusal();
-    const text = `${JSON.stringify({ version: VERSION, disks: disks.map(diskInput) }, null, 2)}\n`;
+    const text = `${JSON.stringify(written(state), null, 2)}\n`;
     const [folder, beside] = [dirname(this.path), `${this.path}.new`];
     try {
       // Or the next start could not read it, and would have none of them.
@@ -70,6 +78,35 @@ export class DiskStateFile {
     const text = `${what}; repair it or move it away, and restart`;
     return new VringError(ERR_DISK_STATE, text, cause === undefined ? {} : { cause });
   }
+}
+
+/** @throws ConfigError. */
+function stateOf(path: string, read: Record<string, unknown>): RememberedState {
+  const { version } = read;
+  if (version !== VERSION && version !== VERSION_OF_DISKS) {
+    const found = JSON.stringify(version);
+    throw new ConfigError(path, `has version ${found}, this program knows up to ${VERSION}`);
+  }
+  const list = (name: string): Record<string, unknown>[] => {
+    const found = read[name];
+    if (!Array.isArray(found)) throw new ConfigError(path, `has no list of ${name}`);
+    return found;
+  };
+  const disks = list('disks').map((disk) => parseDisk(disk));
+  if (version === VERSION_OF_DISKS) return { ...NOTHING, disks };
+  const adapters = list('scsi').map((adapter) => parseAdapter(adapter));
+  const units = list('units').map(({ adapter, ...unit }) => {
+    if (typeof adapter !== 'string') throw new ConfigError(path, 'has a unit without an adapter');
+    return { adapter, unit: parseUnit(unit, adapter) };
+  });
+  return { disks, adapters, units };
+}
+
+function written({ disks, adapters, units }: RememberedState): Record<string, unknown> {
+  const own = disks.map(diskInput);
+  if (adapters.length + units.length === 0) return { version: VERSION_OF_DISKS, disks: own };
+  const attached = units.map(({ adapter, unit }) => ({ adapter, ...unitInput(unit) }));
+  return { version: VERSION, disks: own, scsi: adapters.map(adapterInput), units: attached };
 }
 
 /** One level: with `recursive`, Node's mkdir never returns below /proc. */

@@ -7,29 +7,44 @@ export type DiskLimits = Omit<LimitSpec, 'kind'>;
 /** A disk as an NBD server, on a Unix socket. */
 export type DiskExport = { readonly socket: string; readonly readOnly: boolean };
 
-export type DiskConfig = {
+/** What holds the bytes, and what a driver sees of them: of a disk, and of a unit of an adapter. */
+export type MediumConfig = {
+  /** Of a unit: `ADAPTER:TARGET:LUN`. */
   readonly name: string;
-  /** Where front-ends connect. */
-  readonly socket: string;
-  readonly socketOwner: { readonly uid: number; readonly gid: number } | null;
-  readonly socketMode: number;
-  readonly queues: number;
   readonly serial: string;
   readonly blockSize: number;
   readonly readOnly: boolean;
-  readonly packed: boolean;
-  readonly iommu: boolean;
-  readonly secureErase: boolean;
-  /** What the driver is told of the wear of the medium; null: it is not offered. */
-  readonly lifetime: BlkLifetime | null;
   /** From top to bottom. */
   readonly layers: StackSpec;
   readonly limits: DiskLimits | null;
   readonly export: DiskExport | null;
 };
 
+/** Where front-ends connect. */
+export type SocketConfig = {
+  readonly socket: string;
+  readonly socketOwner: { readonly uid: number; readonly gid: number } | null;
+  readonly socketMode: number;
+};
+
+export type DiskConfig = MediumConfig &
+  SocketConfig & {
+    readonly queues: number;
+    readonly packed: boolean;
+    readonly iommu: boolean;
+    readonly secureErase: boolean;
+    /** What the driver is told of the wear of the medium; null: it is not offered. */
+    readonly lifetime: BlkLifetime | null;
+  };
+
 /** Whose a disk is: what the API added is remembered, what the configuration names is its. */
 export type DiskOrigin = 'config' | 'api';
+
+export type UnitPlace = {
+  readonly adapter: string;
+  readonly target: number;
+  readonly lun: number;
+};
 
 export type DiskState =
   | 'listening' //   nobody is connected
@@ -51,6 +66,9 @@ export type DiskLatency = {
 
 export type DiskStatus = {
   readonly name: string;
+  /** Of which SCSI adapter it is a unit; null: it is a block device of its own. */
+  readonly unit: UnitPlace | null;
+  /** Of a unit: its adapter's, as are queues, sessions and, while it works, the state. */
   readonly socket: string;
   readonly origin: DiskOrigin;
   readonly state: DiskState;

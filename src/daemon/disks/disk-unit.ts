@@ -2,11 +2,8 @@
  * A disk without the way to it: the image, the device over it, and the worker that does its I/O.
  * One worker per disk, so that a medium that hangs holds up nobody else. Whoever has a unit brings
  * a driver to `host`, over vhost-user or VDUSE.
- *
- * A unit can be without its image while somebody else has it (`detachImage`): it answers for the
- * device then, and no ring runs.
  */
-import { assert } from '../../base/assert.ts';
+import { isDeepStrictEqual } from 'node:util';
 import { ConfigError, VringError } from '../../base/errors.ts';
 import {
   type AddDisk,
@@ -14,23 +11,16 @@ import {
   BlkDevice,
   type DiskStatus,
 } from '../../devices/blk/index.ts';
-import {
-  DataPlaneWorker,
-  DeviceHost,
-  type PlaneEvent,
-  workerEnvironment,
-} from '../../runtime/index.ts';
-import { canErase, type DiskImage, openStack, type StackSpec } from '../../storage/index.ts';
+import { DeviceHost, type PlaneEvent } from '../../runtime/index.ts';
+import { canErase, type DiskImage, type StackSpec, type ZoneShape } from '../../storage/index.ts';
 import { errnoName } from '../../sys/index.ts';
-import { BACKEND_PROTOCOL_FEATURES } from '../../vhost-user/index.ts';
 import { faultName } from '../../virtqueue/faults.ts';
-import {
-  VHOST_USER_PROTOCOL_F_MTU,
-  VHOST_USER_PROTOCOL_F_PAGEFAULT,
-  VHOST_USER_PROTOCOL_F_RESET_DEVICE,
-} from '../../wire/vhost-user.ts';
-import { featureSet } from '../../wire/virtio.ts';
 import type { BlkLifetime } from '../../wire/virtio-blk.ts';
+import { DEVICE, DeviceWorker, DISK_PROTOCOL_FEATURES } from './device-worker.ts';
+import type { PlaneCounts } from './disk-counts.ts';
+import { type DiskUnitEvent, type ImageFacts, openImage, ServedUnit } from './served-unit.ts';
+
+export type { DiskUnitEvent, ImageFacts } from './served-unit.ts';
 
 export type DiskShape = {
   /** From top to bottom. */
@@ -54,72 +44,31 @@ export type DiskUnitOptions = {
   readonly onEvent: (event: DiskUnitEvent) => void;
   /** Something that a status display shows has changed. */
   readonly onChange?: () => void;
-  /** The worker ended by itself: close the unit. */
+  /** The worker, or the storage thread of the image, ended by itself: close the unit. */
   readonly onCrash: (error: Error) => void;
+  /** NBD exports have ended by themselves, and nothing else. */
+  readonly onExportsLost?: () => void;
 };
 
-export type DiskUnitEvent =
-  | { readonly kind: 'problem'; readonly reason: string }
-  | {
-      readonly kind: 'fault';
-      readonly code: number;
-      readonly queue: number;
-      readonly fault: string;
-    }
-  | {
-      readonly kind: 'io-error';
-      readonly image: string;
-      readonly queue: number;
-      readonly op: string;
-      readonly at: number;
-      readonly error: string;
-      readonly count: number;
-    };
-
-/** What a driver sees of an image. */
-export type ImageFacts = { readonly sizeBytes: number; readonly readOnly: boolean };
-
-/** The device's number in its worker, which has no other. */
-const DEVICE = 0;
-
-/** All that a disk has a use for; postcopy would let a front-end hold the worker up. */
-const PROTOCOL_FEATURES =
-  (BACKEND_PROTOCOL_FEATURES | featureSet(VHOST_USER_PROTOCOL_F_RESET_DEVICE)) &
-  ~featureSet(VHOST_USER_PROTOCOL_F_MTU, VHOST_USER_PROTOCOL_F_PAGEFAULT);
-
-/** A worker whose disk may be away; a session that ends meanwhile has nothing to reset there. */
-class DiskWorker extends DataPlaneWorker {
-  hasDisk = false;
-
-  override async resetDevice(device: number): Promise<void> {
-    if (this.hasDisk) await super.resetDevice(device);
-  }
-}
-
-export class DiskUnit {
+export class DiskUnit extends ServedUnit {
   readonly device: BlkDevice;
   readonly host: DeviceHost;
-  readonly worker: DiskWorker;
+  readonly worker: DeviceWorker;
   readonly #options: DiskUnitOptions;
-  /**
-   * `DiskStatus.failedFlush` when the image was closed last: it goes on failing with the next one,
-   * until somebody who has decided what is true sets it to 0.
-   */
-  failedFlush = 0;
-  #image: DiskImage | null = null;
-  #stack: StackSpec;
-  readonly #readOnly: boolean;
+  #workerFailure: Error | null = null;
+  /** What the driver was told of its zones; null: the disk has none. */
+  readonly zones: ZoneShape | null;
 
   /**
    * Opens the image, and everything over it.
    * @throws VringError, SysError, ConfigError: what was asked for cannot be; nothing is left open.
    */
   static async open(options: DiskUnitOptions): Promise<DiskUnit> {
-    const image = await openImage(options);
+    const image = await openImage({ ...options, ...options.shape });
     let unit: DiskUnit | null = null;
     try {
       unit = new DiskUnit(options, image);
-      await unit.#add(image);
+      await unit.begin(image);
       return unit;
     } catch (error) {
       await unit?.close();
@@ -136,154 +85,112 @@ export class DiskUnit {
     return new DiskUnit(options, facts);
   }
 
-  private constructor(options: DiskUnitOptions, { sizeBytes, readOnly }: ImageFacts) {
+  private constructor(options: DiskUnitOptions, { sizeBytes, readOnly, zones = null }: ImageFacts) {
+    super({ ...options, ...options.shape }, readOnly);
     this.#options = options;
-    this.#stack = options.shape.stack;
-    this.#readOnly = readOnly;
+    this.zones = zones;
     const { queues, blockBytes, packed, iommu } = options.shape;
     const { secureErase = false, lifetime = null } = options.shape;
-    const shape = { queues, blockBytes, packed, iommu, secureErase, lifetime };
+    const shape = { queues, blockBytes, packed, iommu, secureErase, lifetime, zones };
     this.device = new BlkDevice({ sizeBytes, readOnly, ...shape });
-    this.worker = new DiskWorker({
+    this.worker = new DeviceWorker({
       name: 'vring-blk',
       planeModule: BLK_PLANE_MODULE,
       planeOptions: null,
       spinMs: options.spinMs,
       onEvent: (event) => this.#planeEvent(event),
-      onCrash: options.onCrash,
+      onCrash: (error) => {
+        this.#workerFailure = error;
+        options.onCrash(error);
+      },
     });
     this.host = new DeviceHost({
       worker: this.worker,
       number: DEVICE,
       device: this.device,
-      protocolFeatures: PROTOCOL_FEATURES,
+      protocolFeatures: DISK_PROTOCOL_FEATURES,
       queueNum: queues,
       onMtu: () => false,
       onChange: () => options.onChange?.(),
     });
   }
 
-  /** @throws VringError ERR_VRING_DISK_AWAY while another process has it. */
-  get image(): DiskImage {
-    if (this.#image !== null) return this.#image;
-    const text = 'the disk is changing hands; ask again in a moment';
-    throw new VringError('ERR_VRING_DISK_AWAY', text, { recovery: 'retry' });
+  get sizeBytes(): number {
+    return this.device.sizeBytes;
   }
 
-  get hasImage(): boolean {
-    return this.#image !== null;
-  }
-
-  get description(): string {
-    return this.#image?.description ?? 'nothing';
-  }
-
-  /**
-   * After `without` or `detachImage`. A driver that runs relies on what it was told: an image that
-   * has become read-only is refused, another size is told by `lookAtSize`.
-   */
-  async attachImage(stack: StackSpec = this.#stack): Promise<void> {
-    assert(this.#image === null, 'a unit has one image');
-    const image = await openImage(this.#options, stack);
-    try {
-      if (image.readOnly !== this.#readOnly) {
-        const [is, was] = image.readOnly ? ['read-only', 'writable'] : ['writable', 'read-only'];
-        const text = `${image.description} is ${is} now, and was ${was} when the driver began`;
-        throw new VringError('ERR_VRING_DISK_FILE', text);
-      }
-      await this.#add(image);
-      this.#stack = stack;
-    } catch (error) {
-      await image.close();
-      throw error;
-    }
-  }
-
-  /** Closes the image, so that another process can open it. No ring runs. */
-  async detachImage(): Promise<void> {
-    const image = this.image;
-    this.failedFlush = (await this.status()).failedFlush;
-    await this.worker.request('removeDisk', { device: DEVICE });
-    this.worker.hasDisk = false;
-    this.#image = null;
-    await image.close();
+  set sizeBytes(sizeBytes: number) {
+    this.device.sizeBytes = sizeBytes;
   }
 
   status(): Promise<DiskStatus> {
     return this.worker.request<DiskStatus>('diskStatus', { device: DEVICE });
   }
 
-  /** The image may have another size by now; true: it had, and the driver was told. */
-  async lookAtSize(): Promise<boolean> {
-    const sizeBytes = await this.image.measure();
-    if (sizeBytes === this.device.sizeBytes) return false;
-    await this.resize(sizeBytes);
-    return true;
-  }
-
-  /**
-   * A larger disk is announced when it is there, a smaller one before it is gone.
-   * @throws VringError ERR_VRING_DISK_RESIZE, ConfigError: no whole blocks.
-   */
-  async resize(sizeBytes: number): Promise<void> {
-    const { device, image } = this;
-    const before = device.sizeBytes;
-    if (sizeBytes >= before) {
-      if (sizeBytes % device.blockBytes !== 0) device.sizeBytes = sizeBytes; // throws what is wrong
-      await image.resize(sizeBytes);
-      await this.worker.request('resizeDisk', { device: DEVICE, sizeBytes });
-      device.sizeBytes = sizeBytes;
-      return this.#announce();
-    }
-    try {
-      device.sizeBytes = sizeBytes;
-      await this.#announce();
-      await this.worker.request('resizeDisk', { device: DEVICE, sizeBytes });
-      await image.resize(sizeBytes);
-    } catch (error) {
-      device.sizeBytes = before;
-      await this.worker.request('resizeDisk', { device: DEVICE, sizeBytes: before });
-      await this.#announce();
-      throw error;
-    }
+  async counts(): Promise<PlaneCounts> {
+    const status = await this.status();
+    return { ...status, underWay: status.vrings.reduce((sum, { busy }) => sum + busy, 0) };
   }
 
   /** Ends the worker, then the image. Idempotent; its sessions are over. */
-  async close(): Promise<void> {
-    const image = this.#image;
-    this.#image = null;
-    try {
-      if (this.worker.hasDisk) await this.worker.request('removeDisk', { device: DEVICE });
-    } catch (error) {
-      if (!(error instanceof VringError)) throw error; // the worker is gone, and that was said
-    }
-    this.worker.hasDisk = false;
-    await this.worker.close();
-    await image?.close();
+  close(): Promise<void> {
+    return this.letGo();
   }
 
-  async #add(image: DiskImage): Promise<void> {
+  protected get workerFailure(): Error | null {
+    return this.#workerFailure;
+  }
+
+  protected async addToPlane(image: DiskImage): Promise<void> {
     const { queues, serial, secureErase = false, lifetime = null } = this.#options.shape;
     const { cache } = this.device;
     if (secureErase && !canErase(image.spec)) {
       const text = `${image.description} cannot promise that nothing is left; remove it`;
       throw new ConfigError('secureErase', text);
     }
-    const common = { device: DEVICE, queues, serial, lifetime, cache };
+    this.#demandSameZones(image);
+    const { zones } = this;
+    const common = { device: DEVICE, queues, serial, lifetime, cache, zones };
     const add: AddDisk = { ...common, failedFlush: this.failedFlush, image: image.spec };
     await this.worker.request('addDisk', add);
-    this.worker.hasDisk = true;
-    this.#image = image;
+    this.worker.hasDevice = true;
+  }
+
+  /** No ring runs. */
+  protected async parkInPlane(): Promise<void> {
+    this.failedFlush = (await this.status()).failedFlush;
+    await this.removeFromPlane();
+  }
+
+  protected async removeFromPlane(): Promise<void> {
+    if (!this.worker.hasDevice) return;
+    this.worker.hasDevice = false;
+    await this.worker.request('removeDisk', { device: DEVICE });
+  }
+
+  protected async resizeInPlane(sizeBytes: number): Promise<void> {
+    await this.worker.request('resizeDisk', { device: DEVICE, sizeBytes });
+  }
+
+  /** A driver that runs relies on what it was told. */
+  #demandSameZones(image: DiskImage): void {
+    if (isDeepStrictEqual(image.zones ?? null, this.zones)) return;
+    const text = `${image.description} has other zones than when the driver began`;
+    throw new VringError('ERR_VRING_DISK_FILE', text);
   }
 
   /** A driver that does not hear of it is no error of the disk. */
-  async #announce(): Promise<void> {
+  protected async announce(): Promise<void> {
     try {
       await this.host.configChanged();
     } catch (error) {
       const reason = `the front-end does not take the change: ${(error as Error).message}`;
       this.#options.onEvent({ kind: 'problem', reason });
     }
+  }
+
+  protected override afterPlane(): Promise<void> {
+    return this.worker.close();
   }
 
   #planeEvent(event: PlaneEvent): void {
@@ -298,16 +205,4 @@ export class DiskUnit {
       onEvent({ kind: 'io-error', image, queue, op, at, error: errnoName(errno), count });
     }
   }
-}
-
-function openImage(
-  { shape, onEvent }: DiskUnitOptions,
-  stack: StackSpec = shape.stack,
-): Promise<DiskImage> {
-  return openStack({
-    stack,
-    readOnly: shape.readOnly,
-    environment: workerEnvironment(import.meta.url.endsWith('.ts')),
-    onProblem: (reason) => onEvent({ kind: 'problem', reason }),
-  });
 }

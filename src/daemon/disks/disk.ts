@@ -1,47 +1,45 @@
 /**
- * One disk of the storage target: its unit, the socket that front-ends come to, and what people
- * want to know of it. A disk whose image cannot be opened is a disk all the same: it is `failed`,
- * has no socket, and is tried again.
+ * One disk of the storage target: its image, what people may do with it, and what they want to know
+ * of it. How a driver comes to it is a subclass's: over a socket of its own (`BlkDisk`), or as a
+ * unit of a SCSI adapter (`ScsiDisk`). A disk whose image cannot be opened is a disk all the same:
+ * it is `failed`, no driver finds it, and it is tried again.
  *
  * Everything that changes it takes its turn (`turns`), so that a resize never meets a snapshot; the
  * turns of one disk are not those of another.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ConfigError, VringError } from '../../base/errors.ts';
-import { CACHE_WRITEBACK } from '../../devices/blk/index.ts';
 import type { StackSpec } from '../../storage/index.ts';
-import type { Fd } from '../../sys/index.ts';
-import {
-  BackendListener,
-  type EndpointEvent,
-  type EndpointOptions,
-  type PreparedMemory,
-} from '../../vhost-user/index.ts';
-import { planMemory, suspendEndpoint, takeMemory, takeSession } from '../endpoint-hand-over.ts';
-import type { ReceivedFds, SentFds } from '../hand-over-channel.ts';
-import { offenceOf } from '../port-session.ts';
-import { reasonOf } from '../switch-port.ts';
-import { DiskMeter } from './disk-meter.ts';
+import type { DiskCounts } from './disk-counts.ts';
+import { DiskExporter } from './disk-exporter.ts';
 import { DiskFailures } from './disk-failures.ts';
-import type { DiskFinal, DiskPlan } from './disk-hand-over.ts';
-import { diskInput } from './disk-input.ts';
+import { DiskMeter } from './disk-meter.ts';
 import type {
-  DiskConfig,
   DiskExport,
   DiskLimits,
   DiskOrigin,
+  DiskReason,
   DiskState,
   DiskStatus,
   DiskUpdate,
+  MediumConfig,
 } from './disk-types.ts';
-import { DiskUnit, type DiskUnitEvent, type DiskUnitOptions } from './disk-unit.ts';
 import { layerText } from './layer-input.ts';
+import type { DiskUnitEvent, ImageFacts, ServedUnit, ServedUnitOptions } from './served-unit.ts';
 import { Turns } from './turns.ts';
 
 export type DiskContext = {
   readonly spinMs: number;
   /** Reports something that people want to know; shown by `vring events`. */
   readonly report: (kind: string, message: string) => void;
+};
+
+/** What of an image, and of what was said about it, goes over to another process last. */
+export type ImageFinal = {
+  readonly reason: DiskReason | null;
+  /** -errno of a flush that failed, and goes on failing; 0. */
+  readonly failedFlush: number;
+  readonly counts: DiskCounts;
 };
 
 /** The successor that failed may have the image still. */
@@ -51,48 +49,82 @@ const TAKE_BACK_MS = 50;
 export const ERR_DISK_BUSY = 'ERR_VRING_DISK_BUSY';
 export const ERR_DISK_FAILED = 'ERR_VRING_DISK_FAILED';
 
-export class Disk {
+export abstract class Disk<
+  Config extends MediumConfig = MediumConfig,
+  Unit extends ServedUnit & { close(): Promise<void> } = ServedUnit & { close(): Promise<void> },
+> {
   readonly origin: DiskOrigin;
   readonly turns = new Turns();
-  #config: DiskConfig;
-  readonly #context: DiskContext;
-  readonly #failures: DiskFailures;
-  #unit: DiskUnit | null = null;
-  #endpoint: BackendListener | null = null;
-  #exportUri: string | null = null;
-  readonly #meter = new DiskMeter();
-  #sessionsBefore = 0;
-  #wasUp = false;
-  /** While rings stop and start without anybody being told. */
+  /** Changes with all that belongs to them, such as remembering them; `turns` are within. */
+  readonly changes = new Turns();
+  protected unit: Unit | null = null;
+  protected readonly context: DiskContext;
+  protected readonly failures: DiskFailures;
+  #config: Config;
   #isQuiet = false;
+  readonly #exporter: DiskExporter;
+  readonly #meter = new DiskMeter();
   #isClosed = false;
   #suspending: Promise<unknown> = Promise.resolve();
-  /** Of a predecessor, until the endpoint has them. */
-  #adopted: Fd | null = null;
-  #prepared: PreparedMemory | null = null;
 
-  constructor(config: DiskConfig, origin: DiskOrigin, context: DiskContext) {
+  protected constructor(config: Config, origin: DiskOrigin, context: DiskContext) {
     this.#config = config;
     this.origin = origin;
-    this.#context = context;
-    const retry = (): void => void this.turns.run(() => this.#tryAgain());
-    this.#failures = new DiskFailures(retry, context.report);
+    this.context = context;
+    const retry = (): void => void this.turns.run(() => this.tryAgain());
+    this.failures = new DiskFailures(retry, context.report);
+    const onRetry = (): void => {
+      void this.turns.run(async () => {
+        if (!this.#isClosed && this.unit?.hasImage === true) await this.#startExport();
+      });
+    };
+    const { report } = context;
+    this.#exporter = new DiskExporter({ name: config.name, report, onRetry });
   }
 
-  get config(): DiskConfig {
+  get config(): Config {
     return this.#config;
+  }
+
+  /** @throws what ends the opening; nothing is left open then. */
+  protected abstract openUnit(): Promise<Unit>;
+  /** Without its image, which a predecessor has. */
+  protected abstract unitWithout(facts: ImageFacts): Unit;
+  /** The unit works: lets drivers come, where it is not somebody else's to let them. */
+  protected abstract begin(unit: Unit): void;
+  /** Undoes `begin`, and ends a session. Idempotent. */
+  protected abstract end(): Promise<void>;
+  /** Nothing comes from a driver until `goOn`, where the unit cannot keep it waiting by itself. */
+  protected abstract standStill(): Promise<void>;
+  protected abstract goOn(): Promise<void>;
+  /** After a hand-over that came to nothing, or as a successor: it goes on, with its image. */
+  protected abstract resumeWay(unit: Unit): Promise<void>;
+  /** Of a disk whose unit works. */
+  protected abstract get wayState(): DiskState;
+  /** How a driver comes to it. */
+  protected abstract get way(): Pick<DiskStatus, 'unit' | 'socket' | 'queues' | 'sessions'>;
+
+  /** Rings stop and start without anybody being told. */
+  protected get isQuiet(): boolean {
+    return this.#isQuiet;
+  }
+
+  protected set isQuiet(isQuiet: boolean) {
+    this.#isQuiet = isQuiet;
   }
 
   /** @throws VringError, SysError, ConfigError: it cannot be served; nothing is left open. */
   async open(): Promise<void> {
-    this.#unit = await DiskUnit.open(this.#unitOptions());
+    const unit = await this.openUnit();
+    this.unit = unit;
     try {
-      this.#endpoint = this.#listen();
+      if (unit.failure !== null) throw unit.failure;
+      this.begin(unit);
     } catch (error) {
       await this.#letGo();
       throw error;
     }
-    this.#failures.works();
+    this.failures.works();
     await this.#startExport();
   }
 
@@ -101,83 +133,81 @@ export class Disk {
     try {
       await this.open();
     } catch (error) {
-      this.#failures.failed(error as Error);
+      this.failures.failed(error as Error);
     }
   }
 
-  /** Idempotent. Ends its session, removes its socket, closes the image. */
+  /** Idempotent. No driver has it any more, and the image is closed. */
   async close(): Promise<void> {
     this.#isClosed = true;
-    this.#failures.stop();
+    this.failures.stop();
     await this.#letGo();
   }
 
   async status(): Promise<DiskStatus> {
-    const { name, socket, queues, blockSize, serial, limits } = this.#config;
-    const unit = this.#unit;
+    const { name, blockSize, serial, limits } = this.#config;
+    const { unit } = this;
     await this.#meter.read(unit);
     const readOnly = unit?.hasImage ? unit.image.readOnly : this.#config.readOnly;
     return {
       name,
-      socket,
+      ...this.way,
       origin: this.origin,
-      state: this.#state(),
-      reason: this.#failures.reason,
+      state: this.state,
+      reason: this.failures.reason,
       image: unit?.hasImage ? unit.image.description : null,
-      sizeBytes: unit?.device.sizeBytes ?? null,
+      sizeBytes: unit?.sizeBytes ?? null,
       readOnly,
-      queues,
       blockSize,
       serial,
       layers: this.#config.layers.map(layerText),
       limits,
-      export: this.#exportUri,
-      sessions: this.#sessions,
+      export: this.#exporter.uri,
       ...this.#meter.counts,
       layerCounters: this.#meter.layers,
     };
   }
 
+  get state(): DiskState {
+    return this.unit === null ? 'failed' : this.wayState;
+  }
+
   /** @throws ConfigError, VringError; what could not be changed is as it was. */
   async update({ limits, sizeBytes, shrink }: DiskUpdate): Promise<void> {
-    const unit = this.#working();
-    if (sizeBytes !== undefined && sizeBytes !== unit.device.sizeBytes) {
-      const now = unit.device.sizeBytes;
+    const unit = this.working();
+    if (sizeBytes !== undefined && sizeBytes !== unit.sizeBytes) {
+      const now = unit.sizeBytes;
       if (sizeBytes < now && shrink !== true) {
-        const text = `${sizeBytes} bytes are fewer than the ${now} of disk ${this.#config.name}`;
+        const text = `${sizeBytes} bytes are fewer than the ${now} of ${this.label}`;
         throw new ConfigError('sizeBytes', `${text}; say shrink as well, if the rest may go`);
       }
       await unit.resize(sizeBytes);
-      this.#context.report('disk-resized', `has ${sizeBytes} bytes now, ${now} before`);
+      this.context.report('disk-resized', `has ${sizeBytes} bytes now, ${now} before`);
     }
     if (limits !== undefined) await this.#setLimits(limits);
   }
 
   /** What a layer can be asked to do: `Layer.control`. */
   control(name: string, payload: unknown): Promise<unknown> {
-    return this.#working().image.control(name, payload);
+    return this.working().image.control(name, payload);
   }
 
   /** Refuses what changes bytes under a driver, which has some of them in its cache. */
   refuseDriver(doing: string): void {
-    if (this.#state() !== 'up') return;
-    const text = `disk ${this.#config.name}: a driver uses it, and would not know that ${doing}`;
+    if (this.state !== 'up') return;
+    const text = `${this.label}: a driver uses it, and would not know that ${doing}`;
     throw new VringError(ERR_DISK_BUSY, `${text}; stop the guest, or say force`);
   }
 
   /** Looks at the image's size again; a driver is told. */
   async lookAtSize(): Promise<void> {
-    await this.#working().lookAtSize();
+    await this.working().lookAtSize();
   }
 
-  /** Null ends the export. */
+  /** Null ends the export; one that cannot be had leaves the one before. */
   async setExport(wanted: DiskExport | null): Promise<void> {
-    const unit = this.#working();
-    if (this.#exportUri !== null) {
-      await unit.image.control('unexport', { uri: this.#exportUri });
-      this.#exportUri = null;
-    }
-    if (wanted !== null) this.#exportUri = await exportDisk(unit, this.#config.name, wanted);
+    const unit = this.working();
+    await this.#exporter.replace(unit, this.#config.export, wanted);
     this.#config = { ...this.#config, export: wanted };
   }
 
@@ -186,163 +216,123 @@ export class Disk {
    * session goes on, and a flush that failed is forgotten: somebody has decided what is true.
    */
   async reopen(): Promise<void> {
-    if (this.#unit === null) await this.open();
+    if (this.unit === null) await this.open();
     else await this.#exchange(this.#config, true);
   }
 
-  plan(fds: SentFds): DiskPlan {
-    const unit = this.#unit;
-    const facts = unit?.hasImage
-      ? { sizeBytes: unit.device.sizeBytes, readOnly: unit.image.readOnly }
-      : null;
-    const memory = planMemory(this.#endpoint, fds, this.#label);
-    return { config: diskInput(this.#config), origin: this.origin, facts, memory };
+  /** What a driver was told of the image; null: the disk does not work. */
+  protected get facts(): ImageFacts | null {
+    const { unit } = this;
+    if (!unit?.hasImage) return null;
+    const { readOnly, zones = null } = unit.image;
+    return { sizeBytes: unit.sizeBytes, readOnly, zones };
   }
 
-  /** Its rings stand still, and the image is closed: a successor can open it. */
-  suspend(fds: SentFds): Promise<DiskFinal> {
-    const suspended = this.#suspend(fds);
+  /** The image is closed once `still` has seen to it that nothing comes: for a successor. */
+  protected suspendImage<T>(still: () => Promise<T>): Promise<ImageFinal & { readonly way: T }> {
+    const suspend = async (): Promise<ImageFinal & { readonly way: T }> => {
+      this.isQuiet = true;
+      this.failures.stop();
+      const way = await still();
+      await this.#detach();
+      const failedFlush = this.unit?.failedFlush ?? 0;
+      const { reason } = this.failures;
+      return { way, reason, failedFlush, counts: this.#meter.counts };
+    };
+    const suspended = suspend();
     this.#suspending = suspended.catch(() => undefined);
     return suspended;
   }
 
-  async #suspend(fds: SentFds): Promise<DiskFinal> {
-    this.#isQuiet = true;
-    this.#failures.stop();
-    const { name } = this.#config;
-    const common = { name, sessions: this.#sessions, reason: this.#failures.reason };
-    if (this.#unit === null || this.#endpoint === null) {
-      const nothing = { listener: null, session: null, writeback: true, failedFlush: 0 };
-      return { ...common, ...nothing, counts: this.#meter.counts };
-    }
-    const part = await suspendEndpoint(this.#endpoint, fds, this.#label);
-    await this.#detach();
-    const { device, failedFlush } = this.#unit;
-    const writeback = Atomics.load(device.cache, CACHE_WRITEBACK) === 1;
-    return { ...common, ...part, writeback, failedFlush, counts: this.#meter.counts };
-  }
-
-  /** Undoes `suspend`; also what begins the work of a disk that was restored. */
+  /** Undoes `suspendImage`; also what begins the work of a disk that was restored. */
   async resume(): Promise<void> {
     await this.#suspending;
-    const unit = this.#unit;
+    const { unit } = this;
     if (unit !== null) {
       if (!unit.hasImage && !(await this.#takeBack())) return;
-      this.#endpoint ??= this.#listen(this.#adopted);
-      this.#adopted = null;
-      await this.#endpoint.resume();
+      await this.resumeWay(unit);
       await this.#startExport();
     }
-    this.#isQuiet = false;
-    this.#wasUp = this.#state() === 'up';
+    this.isQuiet = false;
     // Nobody waits for it: it may take as long as a server elsewhere lets it.
-    if (unit === null) void this.turns.run(() => this.#tryAgain());
+    if (unit === null) void this.turns.run(() => this.tryAgain());
   }
 
   /** Lets go of everything without ending or removing it: it is a successor's. */
   async surrender(): Promise<void> {
-    this.#isQuiet = true;
+    this.isQuiet = true;
     this.#isClosed = true;
-    this.#failures.stop();
-    this.#prepared?.close();
-    this.#adopted?.close();
-    await this.#endpoint?.surrender();
-    await this.#unit?.close();
+    this.failures.stop();
+    await this.unit?.close();
   }
 
-  /** Instead of `open`: everything but the image, which the predecessor has. */
-  adopt({ facts, memory }: DiskPlan, fds: ReceivedFds): void {
-    this.#isQuiet = true;
-    if (facts === null) return; // it had failed there, and is tried anew here
-    this.#unit = DiskUnit.without(this.#unitOptions(), facts);
-    if (memory !== null) this.#prepared = takeMemory(memory, fds, `the memory of ${this.#label}`);
+  /** Instead of `open`: everything but the image. Null: it had failed there, and is tried here. */
+  protected adoptImage(facts: ImageFacts | null): void {
+    this.isQuiet = true;
+    if (facts !== null) this.unit = this.unitWithout(facts);
   }
 
-  /** With what changed last at the predecessor, which has closed the image. */
-  async restore(state: DiskFinal, fds: ReceivedFds): Promise<void> {
-    this.#sessionsBefore = state.sessions;
-    this.#meter.beginWith(state.counts);
-    this.#failures.reason = state.reason;
-    const unit = this.#unit;
-    if (unit === null) return;
-    unit.failedFlush = state.failedFlush;
-    const opened = unit.attachImage();
-    opened.catch(() => undefined); // whoever waits for it below is told
-    Atomics.store(unit.device.cache, CACHE_WRITEBACK, state.writeback ? 1 : 0);
-    const take = (at: number): Fd => fds.take(at, this.#label);
-    this.#adopted = take(state.listener ?? -1);
-    if (state.session !== null) {
-      this.#sessionsBefore--;
-      const adopt = takeSession(state.session, take, this.#prepared);
-      this.#endpoint = this.#listen(this.#adopted, adopt);
-      this.#adopted = null;
-      this.#prepared = null;
-      await this.#endpoint.adopted;
-    }
-    await opened.catch((error: Error) => {
-      throw new VringError(ERR_DISK_FAILED, `${this.#label}: ${error.message}`, { cause: error });
+  /**
+   * With what changed last at the predecessor, which has closed the image. Resolves when it is open
+   * here; whoever calls may prepare for that meanwhile.
+   */
+  protected async restoreImage({ reason, failedFlush, counts }: ImageFinal): Promise<void> {
+    this.#meter.beginWith(counts);
+    this.failures.reason = reason;
+    if (this.unit === null) return;
+    this.unit.failedFlush = failedFlush;
+    await this.unit.attachImage().catch((cause: Error) => {
+      throw new VringError(ERR_DISK_FAILED, `${this.label}: ${cause.message}`, { cause });
     });
   }
 
   /** In messages. */
-  get #label(): string {
+  protected get label(): string {
     return `disk ${this.#config.name}`;
   }
 
-  get #sessions(): number {
-    return this.#sessionsBefore + (this.#endpoint?.sessions ?? 0);
-  }
-
   /** @throws VringError ERR_VRING_DISK_FAILED with the reason. */
-  #working(): DiskUnit {
-    if (this.#unit !== null) return this.#unit;
-    const why = this.#failures.reason?.message ?? 'it is being opened';
-    throw new VringError(ERR_DISK_FAILED, `${this.#label} does not work: ${why}`);
+  protected working(): Unit {
+    if (this.unit !== null) return this.unit;
+    const why = this.failures.reason?.message ?? 'it is being opened';
+    throw new VringError(ERR_DISK_FAILED, `${this.label} does not work: ${why}`);
   }
 
-  #unitOptions(): DiskUnitOptions {
-    const { readOnly, queues, serial, blockSize: blockBytes, packed, iommu } = this.#config;
-    const { secureErase, lifetime } = this.#config;
-    const stack = stackOf(this.#config);
+  protected get unitOptions(): ServedUnitOptions {
+    const { readOnly } = this.#config;
     return {
-      shape: { stack, readOnly, queues, serial, blockBytes, packed, iommu, secureErase, lifetime },
-      spinMs: this.#context.spinMs,
-      onEvent: (event) => this.#unitEvent(event),
-      onChange: () => this.#reportUp(),
+      stack: stackOf(this.#config),
+      readOnly,
+      onEvent: (event) => this.unitEvent(event),
       onCrash: (error) => void this.turns.run(() => this.#crashed(error)),
+      onExportsLost: () => this.#exporter.lost(),
     };
   }
 
-  #listen(listener: Fd | null = null, adopt?: EndpointOptions['adopt']): BackendListener {
-    const { socket, socketMode, socketOwner } = this.#config;
-    return new BackendListener({
-      path: socket,
-      target: this.#working().host,
-      mode: socketMode,
-      onEvent: (event) => this.#endpointEvent(event),
-      ...(socketOwner === null ? {} : { owner: socketOwner }),
-      ...(listener === null ? {} : { listener }),
-      ...(adopt === undefined ? {} : { adopt }),
-    });
+  /** Opens it, where it had failed. */
+  async tryAgain(): Promise<void> {
+    if (!this.#isClosed && !this.isQuiet && this.unit === null) await this.openOrFail();
   }
 
-  async #tryAgain(): Promise<void> {
-    if (!this.#isClosed && !this.#isQuiet && this.#unit === null) await this.openOrFail();
-  }
-
+  /** What is out has failed with EIO. Its driver is told by the end of the session. */
   async #crashed(error: Error): Promise<void> {
+    // It may have ended, or have another image, since then.
+    if ((this.unit?.failure ?? null) !== null) await this.fail(error);
+  }
+
+  /** It works no more, and is tried again. */
+  async fail(error: Error): Promise<void> {
     if (this.#isClosed) return;
+    this.failures.failed(error); // first: it shows why while the session ends
     await this.#letGo();
-    this.#failures.failed(error);
   }
 
   async #letGo(): Promise<void> {
-    const [endpoint, unit] = [this.#endpoint, this.#unit];
-    this.#endpoint = null;
-    this.#exportUri = null;
-    await endpoint?.close();
+    const { unit } = this;
+    this.#exporter.ended();
+    await this.end();
     await this.#meter.read(unit);
-    this.#unit = null;
+    this.unit = null;
     this.#meter.settle();
     await unit?.close();
   }
@@ -356,15 +346,15 @@ export class Disk {
     } else if ((limits === null) !== (before.limits === null)) {
       await this.#exchange(after);
     }
-    this.#context.report('disk-limits', `limits: ${JSON.stringify(limits)}`);
+    this.context.report('disk-limits', `limits: ${JSON.stringify(limits)}`);
   }
 
-  /** Another stack under the same session: rings stand still meanwhile. */
-  async #exchange(after: DiskConfig, forgets = false): Promise<void> {
-    const [before, endpoint, unit] = [this.#config, this.#endpoint!, this.#working()];
-    this.#isQuiet = true;
+  /** Another stack under the same session: its driver waits meanwhile. */
+  async #exchange(after: Config, forgets = false): Promise<void> {
+    const [before, unit] = [this.#config, this.working()];
+    this.isQuiet = true;
     try {
-      await endpoint.suspend();
+      await this.standStill();
       await this.#detach();
       if (forgets) unit.failedFlush = 0;
       await unit.attachImage(stackOf(after)).catch(async (error: unknown) => {
@@ -372,103 +362,62 @@ export class Disk {
         throw error;
       });
       this.#config = after;
-      await endpoint.resume();
+      await this.goOn();
     } catch (error) {
-      await this.#afterFailedExchange(error as Error, endpoint, unit);
+      await this.#afterFailedExchange(error as Error, unit);
       throw error;
     } finally {
-      this.#isQuiet = false;
+      this.isQuiet = false;
     }
-    this.#failures.works();
+    this.failures.works();
     await this.#startExport();
     await unit.lookAtSize();
   }
 
   /** With the image it goes on as before; without one it has failed, and is tried again. */
-  async #afterFailedExchange(
-    error: Error,
-    endpoint: BackendListener,
-    unit: DiskUnit,
-  ): Promise<void> {
-    this.#isQuiet = false;
+  async #afterFailedExchange(error: Error, unit: Unit): Promise<void> {
+    this.isQuiet = false;
     if (unit.hasImage) {
-      await endpoint.resume();
+      await this.goOn();
       await this.#startExport();
       return;
     }
     await this.#letGo();
-    this.#failures.failed(error);
+    this.failures.failed(error);
   }
 
   async #detach(): Promise<void> {
-    await this.#meter.read(this.#unit);
+    await this.#meter.read(this.unit);
     this.#meter.settle();
-    this.#exportUri = null;
-    await this.#unit?.detachImage();
+    this.#exporter.ended();
+    await this.unit?.detachImage();
   }
 
   /** The image that a successor did not take; false: it is not to be had, and the disk failed. */
   async #takeBack(): Promise<boolean> {
     for (let tries = 1; ; tries++) {
       try {
-        await this.#unit!.attachImage();
+        await this.unit!.attachImage();
         return true;
       } catch (error) {
         if (tries < TAKE_BACK_TRIES) {
           await sleep(TAKE_BACK_MS);
           continue;
         }
-        this.#isQuiet = false;
+        this.isQuiet = false;
         await this.#letGo();
-        this.#failures.failed(error as Error);
+        this.failures.failed(error as Error);
         return false;
       }
     }
   }
 
-  /** A disk without its export is served all the same. */
   async #startExport(): Promise<void> {
-    const { name, export: wanted } = this.#config;
-    if (wanted === null || this.#exportUri !== null) return;
-    try {
-      this.#exportUri = await exportDisk(this.#working(), name, wanted);
-    } catch (error) {
-      this.#context.report('export-failed', (error as Error).message);
-    }
+    await this.#exporter.start(this.working(), this.#config.export);
   }
 
-  #state(): DiskState {
-    const unit = this.#unit;
-    if (unit === null || this.#endpoint === null) return 'failed';
-    if (this.#endpoint.session === null) return 'listening';
-    const { vrings } = unit.host;
-    if (vrings.some(({ fault }) => fault !== null)) return 'broken';
-    const runs = vrings.some(({ attached, enabled }) => attached && enabled);
-    return runs ? 'up' : 'negotiating';
-  }
-
-  #reportUp(): void {
-    if (this.#isQuiet) return;
-    const up = this.#state() === 'up';
-    if (up === this.#wasUp) return;
-    this.#wasUp = up;
-    if (up) this.#failures.reason = null;
-    this.#context.report(up ? 'disk-up' : 'disk-down', up ? 'rings run' : 'rings no longer run');
-  }
-
-  #endpointEvent(event: EndpointEvent): void {
-    if (this.#isQuiet) return; // its session changes hands, and neither begins nor ends
-    if (event.kind === 'connected') {
-      return this.#context.report('session-started', 'a front-end connected');
-    }
-    const { reason } = event;
-    if (reason !== null) this.#failures.reason = reasonOf(reason);
-    const kind = event.kind === 'failed' ? 'endpoint-failed' : 'session-ended';
-    this.#context.report(kind, reason?.message ?? 'the front-end disconnected');
-  }
-
-  #unitEvent(event: DiskUnitEvent): void {
-    const { report } = this.#context;
+  protected unitEvent(event: DiskUnitEvent): void {
+    const { report } = this.context;
     if (event.kind === 'problem') return report('problem', event.reason);
     if (event.kind === 'io-error') {
       const { image, op, at, error, count } = event;
@@ -479,18 +428,12 @@ export class Disk {
     }
     const where = event.queue === -1 ? 'its memory' : `queue ${event.queue}`;
     report('fault', `${where} is broken: ${event.fault}`);
-    const offence = offenceOf(event.code);
-    if (offence !== null) void this.#endpoint?.session?.close(offence);
   }
 }
 
-function stackOf({ limits, layers }: DiskConfig): StackSpec {
-  return limits === null ? layers : [{ kind: 'limit', ...limits }, ...layers];
-}
+/** Whatever way a driver comes to it. */
+export type AnyDisk = Pick<Disk, keyof Disk>;
 
-async function exportDisk(unit: DiskUnit, name: string, wanted: DiskExport): Promise<string> {
-  const { socket, readOnly } = wanted;
-  const options = { at: { socket, mode: 0o660 }, name, readOnly };
-  const { uri } = (await unit.image.control('export', options)) as { uri: string };
-  return uri;
+function stackOf({ limits, layers }: MediumConfig): StackSpec {
+  return limits === null ? layers : [{ kind: 'limit', ...limits }, ...layers];
 }

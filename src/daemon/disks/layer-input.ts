@@ -19,6 +19,7 @@ import {
   type Qcow2Spec,
   type S3Spec,
   type StackSpec,
+  type ZonedSpec,
 } from '../../storage/index.ts';
 import { bool, int, mapping, text } from '../input-fields.ts';
 import type { Report } from '../port-config.ts';
@@ -46,7 +47,7 @@ const rule = mapping(
     sizeBytes: bytes().optional(),
     probability: z.number({ error: 'a number from 0 to 1' }).min(0).max(1).optional(),
     times: int(1, 2 ** 31, 'how many times').optional(),
-    action: z.enum(['error', 'delay', 'torn'], { error: 'one of error, delay, torn' }),
+    action: z.enum(['error', 'delay', 'torn', 'crash'], { error: 'error, delay, torn, crash' }),
     errno: words('the name of an error, such as EIO').optional(),
     ms: number('milliseconds').optional(),
   },
@@ -95,6 +96,14 @@ const SHAPES = {
   } satisfies Shape<CryptSpec>,
   overlay: { folder: words('a path') } satisfies Shape<OverlaySpec>,
   qcow2: { backing: choice('refuse', 'follow') } satisfies Shape<Qcow2Spec>,
+  zoned: {
+    zoneBytes: bytes().optional(),
+    capacityBytes: bytes().optional(),
+    conventional: int(0, 65535, 'how many zones').optional(),
+    maxOpen: int(0, 65536, 'how many zones, 0 for no limit').optional(),
+    maxActive: int(0, 65536, 'how many zones, 0 for no limit').optional(),
+    granularityBytes: int(512, 4096, 'a power of two from 512 to 4096').optional(),
+  } satisfies Shape<ZonedSpec>,
 } satisfies Record<PartSpec['kind'], z.core.$ZodLooseShape>;
 
 const EXPECTS = 'a layer: text such as file:/srv/a.img, or a mapping with one key such as file';
@@ -168,7 +177,7 @@ export function layerText(part: PartSpec): string {
   const words = Object.entries(rest).filter(([name]) => name !== 'rules' && name !== 'cache');
   if (words.length === 0) return kind;
   const [[, first]] = words as [[string, unknown]];
-  const bare = kind !== 'limit' && kind !== 's3' && kind !== 'fault';
+  const bare = kind !== 'limit' && kind !== 's3' && kind !== 'fault' && kind !== 'zoned';
   const options = (bare ? words.slice(1) : words).map(([name, value]) => `${name}=${value}`);
   return `${kind}:${[...(bare ? [String(first)] : []), ...options].join(',')}`;
 }

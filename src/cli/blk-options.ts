@@ -1,10 +1,12 @@
 /** What the commands that serve one disk share: options, their checks, and the run itself. */
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import type { DiskShape } from '../daemon/disks/disk-unit.ts';
+import { type NbdExportOptions, parseExport } from '../storage/index.ts';
 import type { BlkLifetime } from '../wire/virtio-blk.ts';
-import type { BlkServiceEvent, BlkServiceOptions } from './blk-service.ts';
+import type { BlkServiceOptions } from './blk-service.ts';
+import { between, list, parseLifetime } from './option-values.ts';
 import { complain, printable, printJson } from './output.ts';
-import { serveUntilSignal } from './serve-run.ts';
+import { eventLine, type ServiceEvent, serveUntilSignal } from './serve-run.ts';
 
 export type DiskOptions = {
   readonly layer: readonly string[];
@@ -17,6 +19,8 @@ export type DiskOptions = {
   readonly secureErase: boolean;
   readonly lifetime?: BlkLifetime;
   readonly spin: number;
+  /** NBD, beside the driver. */
+  readonly export: readonly string[];
   readonly json: boolean;
   readonly quiet: boolean;
 };
@@ -26,7 +30,7 @@ export function diskOptions(command: Command): Command {
   return command
     .addOption(
       new Option('--layer <layer>', 'a part of the disk, from top to bottom (repeat)')
-        .argParser((text: string, all: readonly string[]) => [...all, text])
+        .argParser(list)
         .default([], 'none'),
     )
     .option('--read-only', 'nothing can be written', false)
@@ -36,17 +40,33 @@ export function diskOptions(command: Command): Command {
     .option('--no-packed', 'offer split rings only')
     .option('--iommu', 'vhost-user: let the driver sit behind an IOMMU', false)
     .option('--secure-erase', 'offer to overwrite what is erased', false)
-    .option('--lifetime <eol,a,b>', 'what is known of the wear: 0-3, 0-11, 0-11', lifetime)
+    .option('--lifetime <eol,a,b>', 'what is known of the wear: 0-3, 0-11, 0-11', parseLifetime)
     .option('--spin <us>', 'how long an empty queue is polled, microseconds', spin, 50)
+    .addOption(exportOption('<place>'))
     .option('--json', 'readiness, events and counters as JSON lines on standard output', false)
     .option('-q, --quiet', 'no events', false);
 }
 
 /** What a driver sees, and how long it is polled for. */
-export function shapeOf(options: DiskOptions): Omit<DiskShape, 'stack'> & { spinMs: number } {
+export function shapeOf(
+  options: DiskOptions,
+): Omit<DiskShape, 'stack'> & Pick<BlkServiceOptions, 'spinMs' | 'exports'> {
   const { readOnly, queues, serial, blockSize: blockBytes, packed, iommu, secureErase } = options;
   const shape = { readOnly, queues, serial, blockBytes, packed, iommu, secureErase };
-  return { ...shape, lifetime: options.lifetime ?? null, spinMs: options.spin / 1000 };
+  const exports = exportsOf(options.export);
+  return { ...shape, lifetime: options.lifetime ?? null, spinMs: options.spin / 1000, exports };
+}
+
+export function exportOption(
+  argument: string,
+  what = 'serve it by NBD, too: unix:PATH or tcp:HOST:PORT (repeat)',
+): Option {
+  return new Option(`--export ${argument}`, what).argParser(list).default([], 'none');
+}
+
+/** @throws ConfigError. */
+export function exportsOf(texts: readonly string[]): NbdExportOptions[] {
+  return texts.map((text) => parseExport(text, '--export'));
 }
 
 /** Serves until a signal, or until the connection that was handed down is over. */
@@ -55,7 +75,7 @@ export async function serveDisk(
   options: Pick<DiskOptions, 'json' | 'quiet'>,
 ): Promise<number> {
   const { BlkService } = await import('./blk-service.ts');
-  const onEvent = (event: BlkServiceEvent): void => {
+  const onEvent = (event: ServiceEvent): void => {
     if (options.json) printJson(event, 'line');
     else if (!options.quiet) complain(printable(eventLine(event)));
   };
@@ -71,44 +91,6 @@ export async function serveDisk(
     const { readiness, failed, ended } = running;
     return { readiness, failed, ended, close };
   }, options);
-}
-
-function eventLine(event: BlkServiceEvent): string {
-  const { event: kind, ...rest } = event;
-  const words = Object.entries(rest).map(([name, value]) => `${name} ${String(value)}`);
-  return [kind, ...words].join(', ');
-}
-
-const UNITS: Readonly<Record<string, number>> = { '': 1, k: 2 ** 10, m: 2 ** 20, g: 2 ** 30 };
-
-export function size(text: string): number {
-  const match = /^(\d+)([kmg]?)i?b?$/i.exec(text);
-  const bytes = match === null ? NaN : Number(match[1]) * UNITS[(match[2] ?? '').toLowerCase()]!;
-  if (Number.isSafeInteger(bytes) && bytes > 0 && bytes % 512 === 0) return bytes;
-  throw new InvalidArgumentError('A multiple of 512 bytes is expected, such as 64M or 1G.');
-}
-
-/** The fields of `struct virtio_blk_lifetime`, whose ranges the device checks. */
-function lifetime(text: string): BlkLifetime {
-  const [preEolInfo, deviceLifetimeEstTypA, deviceLifetimeEstTypB, ...rest] = text
-    .split(',')
-    .map((word) => (/^\d+$/.test(word) ? Number(word) : NaN));
-  if (deviceLifetimeEstTypB === undefined || rest.length > 0) {
-    throw new InvalidArgumentError('Three numbers are expected, such as 1,3,2.');
-  }
-  return {
-    preEolInfo: preEolInfo!,
-    deviceLifetimeEstTypA: deviceLifetimeEstTypA!,
-    deviceLifetimeEstTypB,
-  };
-}
-
-function between(low: number, high: number): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (Number.isInteger(value) && value >= low && value <= high) return value;
-    throw new InvalidArgumentError(`A whole number from ${low} to ${high} is expected.`);
-  };
 }
 
 const spin = between(0, 1_000_000);

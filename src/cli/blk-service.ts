@@ -5,10 +5,11 @@
 import { messageOf, SysError, VringError } from '../base/errors.ts';
 import { type DiskShape, DiskUnit, type DiskUnitEvent } from '../daemon/disks/disk-unit.ts';
 import { type VduseBind, VduseService } from '../runtime/index.ts';
+import type { NbdExportOptions, NbdExportStatus } from '../storage/index.ts';
 import { Fd, sendWithFds, setNonblocking } from '../sys/index.ts';
 import { BackendListener, BackendSession } from '../vhost-user/index.ts';
 import { BlkConfig } from '../wire/virtio-blk.ts';
-import type { Readiness } from './serve-run.ts';
+import type { Readiness, ServiceEvent } from './serve-run.ts';
 
 type VduseAt = {
   readonly vduse: string;
@@ -23,13 +24,9 @@ type FdAt = { readonly fd: number };
 export type BlkServiceOptions = DiskShape & {
   readonly at: { readonly socket: string } | FdAt | VduseAt;
   readonly spinMs: number;
-  readonly onEvent: (event: BlkServiceEvent) => void;
-};
-
-/** What is said of a running service; flat, for lines of JSON. */
-export type BlkServiceEvent = {
-  readonly event: string;
-  readonly [name: string]: string | number | boolean | null;
+  /** NBD, beside the driver. */
+  readonly exports: readonly NbdExportOptions[];
+  readonly onEvent: (event: ServiceEvent) => void;
 };
 
 /**
@@ -54,6 +51,7 @@ export class BlkService {
   #listener: BackendListener | null = null;
   #session: BackendSession | null = null;
   #vduse: VduseService | null = null;
+  readonly #exports: string[] = [];
 
   /**
    * Serves when it resolves.
@@ -72,6 +70,7 @@ export class BlkService {
     });
     const service = new BlkService(options, unit, crashed);
     try {
+      await service.#export();
       if ('socket' in at) service.#listen(at.socket);
       else if ('fd' in at) service.#serveFd(at.fd);
       else await service.#serveVduse(at);
@@ -112,7 +111,15 @@ export class BlkService {
       fd: 'fd' in at ? at.fd : null,
       image: this.#unit.description,
       sizeBytes: this.#unit.device.sizeBytes,
+      exports: this.#exports,
     };
+  }
+
+  async #export(): Promise<void> {
+    for (const wanted of this.#options.exports) {
+      const status = await this.#unit.image.control('export', wanted);
+      this.#exports.push((status as NbdExportStatus).uri);
+    }
   }
 
   #listen(path: string, listener?: Fd): void {
@@ -181,7 +188,7 @@ export class BlkService {
     }
   }
 
-  #emit(event: string, rest: Omit<BlkServiceEvent, 'event'>): void {
+  #emit(event: string, rest: Omit<ServiceEvent, 'event'>): void {
     this.#options.onEvent({ event, ...rest });
   }
 
@@ -205,7 +212,7 @@ export class BlkService {
   }
 }
 
-function saidOf({ kind: event, ...rest }: DiskUnitEvent): BlkServiceEvent {
+function saidOf({ kind: event, ...rest }: DiskUnitEvent): ServiceEvent {
   if (!('code' in rest)) return { event, ...rest };
   const { queue, fault } = rest;
   return { event, queue, fault };

@@ -1,10 +1,12 @@
 /** What the commands of `vring disks` do. */
 import { resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { CutResult } from '../storage/index.ts';
 import type { DiskStatus } from '../daemon/disks/disk-types.ts';
 import { parseBytes } from '../storage/index.ts';
 import { ApiClient } from './client.ts';
 import { latencyText, ratesBetween, ratesTable, type DiskSample } from './disk-rates.ts';
+import { parseLifetime } from './option-values.ts';
 import { drawScreen, takeScreen } from './live-screen.ts';
 import {
   pc,
@@ -19,7 +21,8 @@ import {
 import type { ClientOptions } from './port-commands.ts';
 
 const COLOURS: typeof STATE_COLOURS = { ...STATE_COLOURS, failed: pc.red };
-const stateText = ({ state }: DiskStatus): string => (COLOURS[state] ?? String)(state);
+export const stateText = ({ state }: Pick<DiskStatus, 'state'>): string =>
+  (COLOURS[state] ?? String)(state);
 const url = (name: string, what = ''): string => `/v1/disks/${encodeURIComponent(name)}${what}`;
 
 export type DisksOptions = ClientOptions & {
@@ -118,6 +121,7 @@ export async function showDisk(name: string, options: ClientOptions): Promise<vo
       reason === null ? '-' : `${printable(reason.message)} (${reason.code}, ${reason.at})`,
     ],
     ['socket', printable(disk.socket)],
+    ['unit of', disk.unit === null ? '-' : `SCSI adapter ${printable(disk.unit.adapter)}`],
     ['size', disk.sizeBytes === null ? '-' : `${disk.sizeBytes} bytes`],
     ['layers', printable(disk.layers.join(' over '))],
     ['read-only', disk.readOnly ? 'yes' : 'no'],
@@ -147,30 +151,57 @@ export type AddOptions = ClientOptions & {
   readonly queues?: string;
   readonly serial?: string;
   readonly blockSize?: string;
+  readonly packed: boolean;
+  readonly iommu?: boolean;
+  readonly secureErase?: boolean;
+  readonly lifetime?: string;
   readonly mode?: string;
   readonly owner?: string;
 };
 
 export async function addDisk(name: string, options: AddOptions): Promise<void> {
-  const { file, layer, serial, readOnly, queues, blockSize, mode, owner } = options;
-  if ((file === undefined) === (layer === undefined)) {
-    throw new UsageError('say where the bytes are: either --file PATH or --layer LAYER...');
-  }
-  // The daemon has another working directory.
-  const layers = layer?.map(absolute) ?? [resolve(file!)];
+  const { packed, iommu, secureErase, lifetime } = options;
   const body = {
     name,
-    socket: resolve(options.socket),
-    layers,
-    ...(readOnly ? { readOnly } : {}),
-    ...(queues === undefined ? {} : { queues: Number(queues) }),
-    ...(serial === undefined ? {} : { serial }),
-    ...(blockSize === undefined ? {} : { blockSize: Number(blockSize) }),
-    ...(mode === undefined ? {} : { socketMode: mode }),
-    ...(owner === undefined ? {} : { socketOwner: owner }),
+    ...socketOf(options),
+    ...mediumOf(options),
+    ...(packed ? {} : { packed }),
+    ...(iommu ? { iommu } : {}),
+    ...(secureErase ? { secureErase } : {}),
+    ...(lifetime === undefined ? {} : { lifetime: parseLifetime(lifetime) }),
   };
   const client = new ApiClient(options.control);
   tell(await client.json<DiskStatus>('/v1/disks', { method: 'POST', body }), options);
+}
+
+/** Where front-ends connect, of the API's words. */
+export function socketOf(
+  options: Pick<AddOptions, 'socket' | 'queues' | 'mode' | 'owner'>,
+): Record<string, unknown> {
+  const { queues, mode, owner } = options;
+  return {
+    socket: resolve(options.socket),
+    ...(queues === undefined ? {} : { queues: Number(queues) }),
+    ...(mode === undefined ? {} : { socketMode: mode }),
+    ...(owner === undefined ? {} : { socketOwner: owner }),
+  };
+}
+
+/** The bytes, and what a guest sees of them. @throws UsageError. */
+export function mediumOf(
+  options: Pick<AddOptions, 'file' | 'layer' | 'serial' | 'readOnly' | 'blockSize'>,
+): Record<string, unknown> {
+  const { file, layer, serial, readOnly, blockSize } = options;
+  if ((file === undefined) === (layer === undefined)) {
+    throw new UsageError('say where the bytes are: either --file PATH or --layer LAYER...');
+  }
+  return {
+    // The daemon has another working directory.
+    layers: layer?.map(absolute) ?? [resolve(file!)],
+    ...(readOnly ? { readOnly } : {}),
+    ...(serial === undefined ? {} : { serial }),
+    ...(blockSize === undefined ? {} : { blockSize: Number(blockSize) }),
+  };
 }
 
 const absolute = (layer: string): string => (/^\.\.?\//.test(layer) ? resolve(layer) : layer);
@@ -240,6 +271,20 @@ export async function exportDisk(name: string, options: ExportOptions): Promise<
   if (options.json) printJson(disk);
   else if (disk.export === null) print(`disk ${printable(name)} is not exported any more`);
   else print(`disk ${printable(name)} is exported: ${printable(disk.export)}`);
+}
+
+export async function cutPower(
+  name: string,
+  options: ClientOptions & { readonly seed?: string },
+): Promise<void> {
+  const body = options.seed === undefined ? {} : { seed: Number(options.seed) };
+  const client = new ApiClient(options.control);
+  const cut = await client.json<CutResult>(url(name, '/cut'), { method: 'POST', body });
+  if (options.json) return printJson(cut);
+  const { requests, kept, lost, torn, seed } = cut;
+  const fates = `${kept} kept, ${lost} lost, ${torn} torn`;
+  print(`disk ${printable(name)}: of ${requests} unflushed requests ${fates} (seed ${seed})`);
+  print(`it fails until vring disks reopen ${printable(name)}`);
 }
 
 export async function showSnapshots(name: string, options: ClientOptions): Promise<void> {

@@ -27,6 +27,7 @@ export function disksCommand(): Command {
   addLife(disks);
   addChanges(disks);
   addSnapshots(disks);
+  addTests(disks);
   return disks;
 }
 
@@ -62,6 +63,10 @@ function addLife(disks: Command): void {
     .option('--queues <n>', 'virtqueues, 1 to 64')
     .option('--serial <text>', 'serial number, at most 20 bytes of ASCII')
     .option('--block-size <bytes>', 'logical blocks: 512 to 4096')
+    .option('--no-packed', 'offer split rings only')
+    .option('--iommu', 'let the driver sit behind an IOMMU')
+    .option('--secure-erase', 'offer to overwrite what is erased; not over layers')
+    .option('--lifetime <eol,a,b>', 'what is known of the wear: 0-3, 0-11, 0-11')
     .option('--mode <octal>', 'file mode of the socket')
     .option('--owner <user:group>', 'owner of the socket')
     .action(action((module, [name], options) => module.addDisk(name!, options)));
@@ -96,6 +101,17 @@ function addChanges(disks: Command): void {
     .option('--read-only', 'clients may not write')
     .option('--end', 'end the export')
     .action(action((module, [name], options) => module.exportDisk(name!, options)));
+}
+
+function addTests(disks: Command): void {
+  client(disks.command('cut <name>'))
+    .summary('cut the power of a disk with a volatile cache, for tests')
+    .description(
+      'Cuts the power of a disk with a volatile cache (fault:cache=volatile), for tests. ' +
+        'What was not flushed is kept, lost or torn; the disk fails until it is reopened.',
+    )
+    .option('--seed <n>', 'decides what is kept; the same for the same')
+    .action(action((module, [name], options) => module.cutPower(name!, options)));
 }
 
 function addSnapshots(disks: Command): void {

@@ -14,6 +14,7 @@ import {
 } from '../guest/index.ts';
 import { VIRTIO_ID_BLOCK, featureNames } from '../wire/virtio.ts';
 import { fileProblem } from './explain.ts';
+import { act, appendBytes, verifyZones, zones } from './guest-zones.ts';
 import { complain, print, printJson, printable, short } from './output.ts';
 
 /** Options of `guest blk` and of all its commands; commander filled in the defaults. */
@@ -52,9 +53,18 @@ export type BlkCommandOptions = {
   poll: boolean;
   stall: number;
   seed?: number;
+  // zoned disks
+  all?: boolean;
+  count?: number;
+  appends: number;
+  zones: number;
 };
 
 type Action = (disk: BlkDisk, options: BlkCommandOptions, signal: AbortSignal) => Promise<number>;
+
+const CHANGES = new Set(
+  'write discard zero erase append open close finish reset verify-zones'.split(' '),
+);
 
 const EXIT_FAILURE = 1;
 const DEFAULT_SECONDS = 5;
@@ -69,6 +79,13 @@ const ACTIONS: Readonly<Record<string, Action>> = {
   zero,
   erase,
   lifetime,
+  zones,
+  append,
+  open: act('open'),
+  close: act('close'),
+  finish: act('finish'),
+  reset: act('reset'),
+  'verify-zones': verifyZones,
   verify: (disk, options, signal) => work(disk, options, signal, true),
   bench: (disk, options, signal) => work(disk, options, signal, false),
 };
@@ -103,7 +120,7 @@ export async function runBlkCommand(name: string, options: BlkCommandOptions): P
 
 function checkUsage(name: string, options: BlkCommandOptions): void {
   const { readOnly, reads, fill, ring, ringSize } = options;
-  const changes = ['write', 'discard', 'zero', 'erase'].includes(name);
+  const changes = CHANGES.has(name);
   const works = ['verify', 'bench'].includes(name);
   if (readOnly && (changes || (works && (reads < 100 || fill === true)))) {
     const hint = works ? '; --reads 100 without --fill does not' : '';
@@ -161,7 +178,7 @@ async function info(disk: BlkDisk, options: BlkCommandOptions): Promise<number> 
     inflight: guest.hasInflight,
     config,
   };
-  const { discard: discards, writeZeroes: zeroes } = config;
+  const { discard: discards, writeZeroes: zeroes, zones: zoned } = config;
   show(options, value, [
     `back-end     ${value.backend}`,
     `size         ${config.capacityBytes} bytes in blocks of ${config.blockBytes}` +
@@ -173,6 +190,7 @@ async function info(disk: BlkDisk, options: BlkCommandOptions): Promise<number> 
     `requests     up to ${requestBytes} bytes; segments ${config.segMax ?? 'as many as fit'}`,
     `discard      ${discards === null ? 'no' : `up to ${discards.maxBytes} bytes`}`,
     `zeroes       ${zeroes === null ? 'no' : `up to ${zeroes.maxBytes} bytes`}`,
+    `zones        ${zoned === null ? 'no' : `of ${zoned.zoneBytes} bytes: see \`zones\``}`,
     `inflight     ${value.inflight ? 'a killed back-end remembers what it had begun' : 'no'}`,
   ]);
   return 0;
@@ -200,12 +218,7 @@ async function read(disk: BlkDisk, options: BlkCommandOptions): Promise<number> 
 
 async function write(disk: BlkDisk, options: BlkCommandOptions): Promise<number> {
   const { file, offset } = options;
-  let bytes: Uint8Array;
-  try {
-    bytes = readFileSync(file);
-  } catch (cause) {
-    throw new ConfigError('--file', `${file}: ${fileProblem(cause)}`, { cause });
-  }
+  const bytes = fileBytes(file);
   const { blockBytes } = disk.guest.config;
   if (bytes.length % blockBytes !== 0) {
     const text = `${file} has ${bytes.length} bytes; multiples of ${blockBytes} can be written`;
@@ -215,6 +228,18 @@ async function write(disk: BlkDisk, options: BlkCommandOptions): Promise<number>
   await disk.flush();
   show(options, { offset, bytes: bytes.length }, [`${bytes.length} bytes written at ${offset}`]);
   return 0;
+}
+
+function fileBytes(file: string): Uint8Array {
+  try {
+    return readFileSync(file);
+  } catch (cause) {
+    throw new ConfigError('--file', `${file}: ${fileProblem(cause)}`, { cause });
+  }
+}
+
+async function append(disk: BlkDisk, options: BlkCommandOptions): Promise<number> {
+  return appendBytes(disk, fileBytes(options.file), options);
 }
 
 async function flush(disk: BlkDisk, options: BlkCommandOptions): Promise<number> {

@@ -6,7 +6,7 @@ import { ScsiDisk, ScsiGuest } from '../guest/index.ts';
 import * as wire from '../wire/virtio-scsi.ts';
 import { runAction } from './guest-actions.ts';
 import { print, printJson } from './output.ts';
-import { parseUnitName } from './scsi-unit.ts';
+import { parseUnitPlace } from '../daemon/disks/scsi-types.ts';
 
 type ScsiOptions = {
   readonly socket: string;
@@ -218,13 +218,13 @@ async function manage(guest: ScsiGuest, options: ScsiOptions, name: string): Pro
     const text = `'${name}' is no function; expected is ${Object.keys(FUNCTIONS).join(', ')}`;
     throw new ConfigError('tmf', text);
   }
-  const { target, lun } = parseUnitName(options.unit, '--unit');
+  const { target, lun } = parseUnitPlace(options.unit, '--unit');
   const response = await guest.manage(subtype, target, lun);
   return { text: `response ${response}`, value: { response } };
 }
 
 function diskOf(guest: ScsiGuest, options: ScsiOptions): ScsiDisk {
-  const { target, lun } = parseUnitName(options.unit, '--unit');
+  const { target, lun } = parseUnitPlace(options.unit, '--unit');
   return new ScsiDisk(guest, target, lun);
 }
 

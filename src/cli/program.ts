@@ -25,6 +25,14 @@ const LATE: Readonly<
     summary: 'list, add, remove, resize, limit, snapshot and export the disks of a daemon',
     load: async () => (await import('./disks.ts')).disksCommand(),
   },
+  export: {
+    summary: 'serve an image by NBD, without a device',
+    load: async () => (await import('./export.ts')).exportCommand(),
+  },
+  format: {
+    summary: 'make an encrypted image',
+    load: async () => (await import('./format.ts')).formatCommand(),
+  },
   guest: {
     summary: 'run a software guest on a port: ping, frame rates, without any VM',
     load: async () => (await import('./guest.ts')).guestCommand(),
@@ -36,6 +44,10 @@ const LATE: Readonly<
   replay: {
     summary: 'drive a back-end with a recording and compare its answers',
     load: async () => (await import('./replay.ts')).replayCommand(),
+  },
+  scsi: {
+    summary: 'list, add and remove the SCSI adapters of a daemon, attach and detach their units',
+    load: async () => (await import('./scsi.ts')).scsiCommand(),
   },
   serve: {
     summary: 'serve one device, to the kernel (VDUSE) or to a VM (vhost-user)',
@@ -143,9 +155,14 @@ function addSwitch(program: Command): void {
 Ports:
   NAME=vhost-user:PATH[,OPTION...]   a VM: QEMU connects to PATH
   NAME=tap:INTERFACE[,OPTION...]     a TAP interface of this host
+  NAME=packet:INTERFACE[,OPTION...]  an interface that is there, by AF_PACKET
+  NAME=xdp:INTERFACE[,OPTION...]     an interface that is there, by AF_XDP
   NAME=vduse:DEVICE[,OPTION...]      an interface of this host by VDUSE
   client              connect to PATH instead of listening on it   (vhost-user)
   queues=N            pairs of queues, 1 to 64                     (vhost-user)
+  queues=N            of the interface               (tap, packet, xdp)
+  mode=auto|copy|zero-copy   attach=auto|native|generic            (xdp)
+  qdisc-bypass=off    through the interface's queueing discipline  (packet)
   mode=0660 owner=USER:GROUP   of the socket                       (vhost-user)
   mac=52:54:00:...    address offered to the guest          (vhost-user, vduse)
   packed=off mrg=off  features not to offer                 (vhost-user, vduse)
@@ -157,7 +174,8 @@ Ports:
   trunk=VID+VID or trunk=all, native=VID
   mtu=N  mac-limit=N  csum=off  tso=off  uso=off  reflect
 
-Disks are in the file (disks:), or come by "vring disks add": docs/disks.md.`,
+Disks are in the file (disks:, scsi:), or come by "vring disks add" and "vring scsi add":
+docs/disks.md.`,
     )
     .action(async (options) => {
       const { runSwitch } = await import('./switch-command.ts');

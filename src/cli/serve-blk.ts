@@ -1,8 +1,9 @@
 /** `vring serve blk`: names, options and their checks; what it does is in blk-service.ts. */
 import { Command, Option } from 'commander';
-import { parseStack, type StackSpec } from '../storage/index.ts';
-import { type DiskOptions, diskOptions, serveDisk, shapeOf, size } from './blk-options.ts';
+import { parsePart, parseStack, type StackSpec } from '../storage/index.ts';
+import { type DiskOptions, diskOptions, serveDisk, shapeOf } from './blk-options.ts';
 import type { BlkServiceOptions } from './blk-service.ts';
+import { bytes } from './option-values.ts';
 import { UsageError } from './output.ts';
 
 type ServeBlkOptions = DiskOptions & {
@@ -10,6 +11,7 @@ type ServeBlkOptions = DiskOptions & {
   readonly vduse?: string;
   readonly file?: string;
   readonly memory?: number;
+  readonly zones?: string;
   readonly bind: 'virtio' | 'vhost' | 'none';
   readonly keep: boolean;
   readonly ownBounce: boolean;
@@ -41,7 +43,8 @@ export function serveBlkCommand(): Command {
     .option('--socket <path>', 'listen here for a vhost-user front-end')
     .option('--vduse <name>', 'be /dev/vduse/NAME, made if it is not there')
     .option('--file <path>', 'the bytes: a regular file or a block device')
-    .option('--memory <size>', 'the bytes: zeros in memory, gone at the end; such as 64M', size)
+    .option('--memory <size>', 'the bytes: zeros in memory, gone at the end; such as 64M', bytes)
+    .option('--zones <size>', 'the disk is zoned, as --layer zoned:...: 64M,conventional=4,open=8')
     .addOption(
       new Option('--bind <driver>', 'who drives it (--vduse)')
         .choices(['virtio', 'vhost', 'none'])
@@ -65,6 +68,11 @@ function serviceOptions(options: ServeBlkOptions): Omit<BlkServiceOptions, 'onEv
     const text = 'say where the bytes are: either --file PATH, --memory SIZE or --layer LAYER...';
     throw new UsageError(text);
   }
+  if (options.zones !== undefined && layer.length > 0) {
+    throw new UsageError(
+      '--zones goes with --file and --memory; with --layer write zoned:... first',
+    );
+  }
   const { bind, keep, ownBounce } = options;
   if (socket !== undefined && (keep || ownBounce || bind !== 'virtio')) {
     const text = '--keep, --bind and --own-bounce belong to --vduse; remove them, or --socket';
@@ -76,8 +84,9 @@ function serviceOptions(options: ServeBlkOptions): Omit<BlkServiceOptions, 'onEv
   return { at, stack, ...shapeOf(options) };
 }
 
-function stackOf({ file, memory, layer }: ServeBlkOptions): StackSpec {
-  if (file !== undefined) return [{ kind: 'file', path: file }];
-  if (memory !== undefined) return [{ kind: 'memory', sizeBytes: memory }];
+function stackOf({ file, memory, layer, zones }: ServeBlkOptions): StackSpec {
+  const above = zones === undefined ? [] : [parsePart(`zoned:${zones}`, '--zones')];
+  if (file !== undefined) return [...above, { kind: 'file', path: file }];
+  if (memory !== undefined) return [...above, { kind: 'memory', sizeBytes: memory }];
   return parseStack(layer, '--layer');
 }

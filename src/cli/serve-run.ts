@@ -14,9 +14,23 @@ export type Readiness = {
   /** `/dev/vda`, `/dev/vhost-vdpa-0`. */
   readonly node: string | null;
   readonly interface: string | null;
+  /** URIs of NBD exports. */
+  readonly exports?: readonly string[];
   /** The device was there, of a process that ended. */
   readonly resumed: boolean;
 };
+
+/** What is said of a running service; flat, for lines of JSON. */
+export type ServiceEvent = {
+  readonly event: string;
+  readonly [name: string]: string | number | boolean | null;
+};
+
+/** The same for people. */
+export function eventLine({ event: kind, ...rest }: ServiceEvent): string {
+  const words = Object.entries(rest).map(([name, value]) => `${name} ${String(value)}`);
+  return [kind, ...words].join(', ');
+}
 
 /** Ends late only where the kernel's driver does not let go. */
 const END_TIMEOUT_MS = 35_000;
@@ -56,12 +70,14 @@ export async function serveUntilSignal(
 }
 
 function readyLine(ready: Readiness): string {
-  const { device, name, socket, driver } = ready;
-  if (socket !== null) return `ready: ${device} on ${socket}`;
-  if (ready.fd != null) return `ready: ${device} on fd ${ready.fd}`;
+  const { device, name, socket, driver, exports = [] } = ready;
+  if (device === 'nbd') return `ready: ${exports.join(', ')}`;
+  const also = exports.map((uri) => `, exported as ${uri}`).join('');
+  if (socket !== null) return `ready: ${device} on ${socket}${also}`;
+  if (ready.fd != null) return `ready: ${device} on fd ${ready.fd}${also}`;
   const what = ready.interface ?? ready.node;
   const where = what === null ? (driver ?? 'not on the vDPA bus') : `${what} (${driver})`;
-  return `ready: ${device} ${name}: ${where}${ready.resumed ? ', goes on' : ''}`;
+  return `ready: ${device} ${name}: ${where}${ready.resumed ? ', goes on' : ''}${also}`;
 }
 
 /** SIGHUP ends too: the terminal of a foreground process went away. */

@@ -2,11 +2,13 @@
 import { createInterface } from 'node:readline';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { messageOf } from '../base/errors.ts';
-import { parseStack, type StackSpec } from '../storage/index.ts';
+import { parseUnitPlace } from '../daemon/disks/scsi-types.ts';
+import { exportOption, exportsOf } from './blk-options.ts';
+import { between, list, stackOf } from './option-values.ts';
 import { complain, printable, printJson, UsageError } from './output.ts';
-import type { ScsiService, ScsiServiceEvent } from './scsi-service.ts';
-import { parseUnitName, type UnitSpec } from './scsi-unit.ts';
-import { serveUntilSignal } from './serve-run.ts';
+import type { ScsiService, UnitExport } from './scsi-service.ts';
+import type { UnitSpec } from './scsi-unit.ts';
+import { eventLine, type ServiceEvent, serveUntilSignal } from './serve-run.ts';
 
 type ServeScsiOptions = {
   readonly socket: string;
@@ -18,6 +20,7 @@ type ServeScsiOptions = {
   readonly iommu: boolean;
   readonly spin: number;
   readonly commands: boolean;
+  readonly export: readonly string[];
   readonly json: boolean;
   readonly quiet: boolean;
 };
@@ -35,13 +38,14 @@ Examples:
     vring serve scsi --socket scsi.sock --lun 0:0=/srv/a.img --commands
     add 0:1=/srv/c.img
     remove 0:1
+  A unit by NBD, too, as long as somebody copies it:
+    export 0:0=unix:/run/vring/a.nbd,read-only
+    unexport 0:0
 
 Signals: SIGUSR2 looks at the sizes of all images again, and tells the driver where one has changed;
 SIGTERM and SIGINT end: requests under way are finished first.
 Exit status: 0 ended by a signal, 1 failed, 2 wrong usage.
 What is served and what is not: docs/scsi-device.md.`;
-
-const list = (text: string, all: readonly string[]): string[] => [...all, text];
 
 export function serveScsiCommand(): Command {
   return new Command('scsi')
@@ -64,6 +68,7 @@ export function serveScsiCommand(): Command {
     .option('--iommu', 'let the driver sit behind an IOMMU', false)
     .option('--spin <us>', 'how long an empty queue is polled, microseconds', between(0, 1e6), 50)
     .option('--commands', 'take "add T:L=PART" and "remove T:L" from standard input', false)
+    .addOption(exportOption('<T:L=place>'))
     .option('--json', 'readiness, events and counters as JSON lines on standard output', false)
     .option('-q, --quiet', 'no events', false)
     .addHelpText('after', EXAMPLES)
@@ -78,13 +83,14 @@ async function serveScsi(options: ServeScsiOptions): Promise<number> {
   if (units.length === 0 && !options.commands) {
     throw new UsageError('say what the units are: --lun 0:0=FILE, or --commands to add them later');
   }
+  const exports = options.export.map(unitExport);
   const { ScsiService } = await import('./scsi-service.ts');
-  const onEvent = (event: ScsiServiceEvent): void => {
+  const onEvent = (event: ServiceEvent): void => {
     if (options.json) printJson(event, 'line');
     else if (!options.quiet) complain(printable(eventLine(event)));
   };
   const spinMs = options.spin / 1000;
-  const shape = { socket, units, queues, blockBytes, packed, iommu, spinMs, onEvent };
+  const shape = { socket, units, exports, queues, blockBytes, packed, iommu, spinMs, onEvent };
   return serveUntilSignal(async () => {
     const running = await ScsiService.start(shape);
     const onResize = (): void => void running.lookAtSizes();
@@ -101,10 +107,17 @@ async function serveScsi(options: ServeScsiOptions): Promise<number> {
   }, options);
 }
 
+const COMMANDS = 'expected are add T:L=PART, remove T:L, export T:L=unix:PATH and unexport T:L';
+const DONE: Readonly<Record<string, string>> = {
+  add: 'added',
+  remove: 'removed',
+  unexport: 'unexported',
+};
+
 async function command(
   service: ScsiService,
   line: string,
-  onEvent: (event: ScsiServiceEvent) => void,
+  onEvent: (event: ServiceEvent) => void,
 ): Promise<void> {
   const [verb = '', what = ''] = line.trim().split(/\s+(.*)/s);
   try {
@@ -112,52 +125,47 @@ async function command(
       const [unit] = unitsOf(what.split(' '), false);
       await service.addUnit(unit as UnitSpec);
     } else if (verb === 'remove') {
-      const { target, lun } = parseUnitName(what, 'remove');
+      const { target, lun } = parseUnitPlace(what, 'remove');
       await service.removeUnit(target, lun);
+    } else if (verb === 'export') {
+      const uri = await service.exportUnit(unitExport(what));
+      return onEvent({ event: 'exported', unit: what.split('=')[0]!, uri });
+    } else if (verb === 'unexport') {
+      const { target, lun } = parseUnitPlace(what, 'unexport');
+      await service.endExports(target, lun);
     } else if (verb !== '') {
-      throw new UsageError(`'${verb}' is no command; expected are add T:L=PART and remove T:L`);
+      throw new UsageError(`'${verb}' is no command; ${COMMANDS}`);
     } else {
       return;
     }
-    onEvent({ event: verb === 'add' ? 'added' : 'removed', unit: what.split('=')[0]! });
+    onEvent({ event: DONE[verb]!, unit: what.split('=')[0]! });
   } catch (error) {
     onEvent({ event: 'problem', reason: messageOf(error) });
   }
+}
+
+/** `0:0=unix:/run/a.nbd`. @throws ConfigError, UsageError. */
+function unitExport(text: string): UnitExport {
+  const [unit, place] = unitAnd(text, '0:0=unix:/run/a.nbd');
+  return { ...parseUnitPlace(unit, '--export'), where: exportsOf([place])[0]! };
+}
+
+function unitAnd(text: string, example: string): [string, string] {
+  const at = text.indexOf('=');
+  if (at < 1) throw new UsageError(`'${text}' is no unit; expected is such as ${example}`);
+  return [text.slice(0, at), text.slice(at + 1)];
 }
 
 /** Parts of one unit follow each other, from top to bottom. @throws ConfigError, UsageError. */
 function unitsOf(texts: readonly string[], readOnly: boolean): UnitSpec[] {
   const parts = new Map<string, string[]>();
   for (const text of texts) {
-    const at = text.indexOf('=');
-    if (at < 1) throw new UsageError(`'${text}' is no unit; expected is such as 0:0=/srv/a.img`);
-    const [name, part] = [text.slice(0, at), text.slice(at + 1)];
+    const [name, part] = unitAnd(text, '0:0=/srv/a.img');
     parts.set(name, [...(parts.get(name) ?? []), part]);
   }
   return [...parts].map(([name, stack]) => {
-    return { ...parseUnitName(name, '--lun'), stack: stackOf(name, stack), readOnly };
+    return { ...parseUnitPlace(name, '--lun'), stack: stackOf(stack, `--lun ${name}`), readOnly };
   });
-}
-
-/** A path need not begin as such: `vm0.img`. Layers have names without dots. */
-function stackOf(name: string, parts: readonly string[]): StackSpec {
-  const isPath = (part: string): boolean => /^[^/.:,]+[/.][^:,]*$/.test(part);
-  const texts = parts.map((part) => (isPath(part) ? `file:${part}` : part));
-  return parseStack(texts, `--lun ${name}`);
-}
-
-function eventLine(event: ScsiServiceEvent): string {
-  const { event: kind, ...rest } = event;
-  const words = Object.entries(rest).map(([name, value]) => `${name} ${String(value)}`);
-  return [kind, ...words].join(', ');
-}
-
-function between(low: number, high: number): (text: string) => number {
-  return (text) => {
-    const value = Number(text);
-    if (Number.isInteger(value) && value >= low && value <= high) return value;
-    throw new InvalidArgumentError(`A whole number from ${low} to ${high} is expected.`);
-  };
 }
 
 function blockSize(text: string): number {

@@ -65,7 +65,10 @@ export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch
     if (options.json) printJson(config);
     else {
       const disks = config.disks ?? [];
-      const and = disks.length === 0 ? '' : `, ${counted(disks.length, 'disk')}`;
+      const adapters = config.scsi ?? [];
+      const units = adapters.flatMap((adapter) => adapter.units);
+      const count = disks.length + units.length;
+      const and = count + adapters.length === 0 ? '' : `, ${counted(count, 'disk')}`;
       print(`the configuration is good: ${counted(config.ports.length, 'port')}${and}`);
     }
     return 0;

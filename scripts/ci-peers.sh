@@ -31,6 +31,7 @@ packages=(
   cryptsetup-bin          # LUKS2 headers
   openssl                 # certificates for NBD over TLS
   libnbd-bin              # nbdinfo, nbdcopy
+  nbdkit                  # an old NBD server: no GO, no structured replies
   sg3-utils               # SCSI commands, in guests
   xfsprogs                # xfs on our disks
   grub-pc-bin             # a disk that boots by itself

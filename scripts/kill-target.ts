@@ -3,8 +3,9 @@
  * that knows every byte, and started again by a small supervisor.
  *
  *   npm run kill-target                           50 times each: our own guest on split rings, on
- *                                                 packed rings, and a guest of QEMU with ext4
+ *                                                 packed rings, and a guest of QEMU with ext4 twice
  *   npm run kill-target -- --times 200 --guest qemu
+ *   npm run kill-target -- --guest qemu-daemon    the disk is the daemon's, not `vring serve blk`'s
  *   npm run kill-target -- --guest split --seed 7
  *
  * One line per kill: until the guest was back after the one before, or `-` where the process was
@@ -20,11 +21,11 @@ import {
   killUnderQemu,
 } from '../test/peers/target-kills.ts';
 
-const GUESTS = ['split', 'packed', 'qemu'] as const;
+const GUESTS = ['split', 'packed', 'qemu', 'qemu-daemon'] as const;
 
 const USAGE = `npm run kill-target -- [options]
   --times N      kills for each guest (50)
-  --guest WHICH  split, packed, qemu or all (all)
+  --guest WHICH  split, packed, qemu, qemu-daemon or all (all)
   --seed N       of the moments and of the data (random)`;
 
 const { values } = readOptions(USAGE, {
@@ -40,7 +41,7 @@ const chosen = GUESTS.filter((guest) => values.guest === guest || values.guest =
 if (chosen.length === 0) {
   wrongUsage(USAGE, `--guest: "${values.guest}" is not one of ${GUESTS.join(', ')}, all`);
 }
-const missing = chosen.includes('qemu') ? missingPeers(KILL_PEERS) : null;
+const missing = chosen.some((guest) => guest.startsWith('qemu')) ? missingPeers(KILL_PEERS) : null;
 if (missing !== null) {
   process.stderr.write(`${missing}\n`);
   process.exit(2);
@@ -56,12 +57,12 @@ for (const guest of chosen) {
   const onKill = ({ number, backMs }: Kill): void => {
     if (backMs === null) early++;
     else if (number > 1) backs.push(backMs);
-    say(`${guest.padEnd(8)}${String(number).padStart(6)}${String(backMs ?? '-').padStart(8)} ms`);
+    say(`${guest.padEnd(12)}${String(number).padStart(6)}${String(backMs ?? '-').padStart(8)} ms`);
   };
   const plan = { times, random: randomFrom(seed), onKill };
   const result =
-    guest === 'qemu'
-      ? (await killUnderQemu(plan, seed)).trim()
+    guest === 'qemu' || guest === 'qemu-daemon'
+      ? await killUnderQemu(plan, seed, guest === 'qemu' ? 'serve' : 'daemon')
       : ourResult(await killUnderOurGuest(plan, seed, guest === 'packed'));
   backs.sort((a, b) => a - b);
   const median = backs[Math.floor(backs.length / 2)];

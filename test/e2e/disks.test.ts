@@ -110,6 +110,49 @@ test('a medium that fails is noticed by its own disk alone', { timeout: 120_000 
   await waitState(daemon, 'gone', 'listening'); // by itself
 });
 
+test('vring disks add, with all that a driver may be offered, and a power cut', async () => {
+  await using scratch = new Scratch();
+  const daemon = await start(scratch);
+  const control = ['--control', daemon.control];
+  const add = (name: string, ...words: string[]): Promise<string> =>
+    vring('disks', 'add', name, '--socket', scratch.path(name), ...words, ...control);
+  await add('e', '--file', file(scratch, 'e'), '--secure-erase', '--lifetime', '1,3,2', '--iommu');
+  const offered = scratch.own(await connectBlkGuest({ socket: scratch.path('e') }));
+  const eraser = new BlkDisk(offered);
+  await eraser.write(0, new Uint8Array(4096).fill(7));
+  await eraser.secureErase(0, 4096);
+  deepEqual(await eraser.read(0, 4096), new Uint8Array(4096));
+  const { preEolInfo, deviceLifetimeEstTypA, deviceLifetimeEstTypB } = await eraser.getLifetime();
+  deepEqual([preEolInfo, deviceLifetimeEstTypA, deviceLifetimeEstTypB], [1, 3, 2]);
+  await add('s', '--file', file(scratch, 's'), '--no-packed');
+  await rejects(connectBlkGuest({ socket: scratch.path('s'), packed: true }), /RING_PACKED/);
+  await rejects(add('x', '--file', 'x', '--lifetime', '1,2'), /--lifetime: '1,2', expected are/);
+
+  const layers = ['--layer', 'fault:cache=volatile', '--layer', file(scratch, 'v', MIB)];
+  await add('v', ...layers);
+  const guest = scratch.own(await connectBlkGuest({ socket: scratch.path('v') }));
+  const volatile = new BlkDisk(guest);
+  await volatile.write(0, new Uint8Array(4096).fill(1));
+  await volatile.flush();
+  for (let i = 0; i < 16; i++) await volatile.write(8192 * (i + 1), new Uint8Array(4096).fill(2));
+  const cut = JSON.parse(await vring('disks', 'cut', 'v', '--seed', '9', '--json', ...control));
+  equal(cut.requests, 16);
+  equal(cut.kept + cut.lost + cut.torn, 16);
+  ok(cut.kept > 0 && cut.lost > 0, 'a seed with which both are there');
+  await rejects(volatile.read(0, 4096), { code: 'ERR_VRING_BLK_IOERR' });
+  match(await vring('disks', 'cut', 'v', ...control), /of 16 unflushed requests .*seed 9/);
+  await vring('disks', 'reopen', 'v', ...control);
+  deepEqual(await volatile.read(0, 4096), new Uint8Array(4096).fill(1), 'what was flushed');
+  let [kept, lost] = [0, 0];
+  for (let i = 0; i < 16; i++) {
+    const bytes = await volatile.read(8192 * (i + 1), 4096);
+    if (bytes.every((byte) => byte === 2)) kept++;
+    if (bytes.every((byte) => byte === 0)) lost++;
+  }
+  deepEqual([kept, lost], [cut.kept, cut.lost]);
+  await rejects(vring('disks', 'cut', 's', ...control), /nothing that does cut|knows cut/);
+});
+
 test('a daemon that is killed under two guests', { timeout: 120_000 }, async (t) => {
   await using scratch = new Scratch();
   const disks = [

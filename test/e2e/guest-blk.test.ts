@@ -152,7 +152,10 @@ test('on the command line', async () => {
   match(await blk('bench', '--requests', '100'), /^[\d.k]+ IOPS, .*\nread +100 requests/);
   await Promise.all([
     rejects(blk('read', '--offset', '8M', '--bytes', '512'), /sector 16384 .* an I\/O error/),
-    rejects(blk('read', '--offset', '1X', '--bytes', '512'), /bytes is expected, such as 4096/),
+    rejects(
+      blk('read', '--offset', '1X', '--bytes', '512'),
+      /no number of bytes; expected is such as 4096/,
+    ),
     rejects(blk('--read-only', 'verify'), /verify would change the disk/),
     rejects(vring('guest', 'blk', '--socket', '/none', 'id'), /vring serve blk --socket/),
   ]);

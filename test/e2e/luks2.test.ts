@@ -7,9 +7,12 @@ import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { closeSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import { test } from 'node:test';
+import { connectBlkGuest } from '../../src/guest/index.ts';
+import { BlkServer } from '../peers/blk-server.ts';
 import { LuksDisk } from '../peers/luks-disk.ts';
 import { requirePeer } from '../peers/require-peer.ts';
 import { Scratch } from '../peers/scratch.ts';
+import { vring } from '../peers/switch.ts';
 
 const DISK_BYTES = 24 * 2 ** 20;
 const PASSPHRASE = Buffer.from('correct horse\nbattery staple\n'); // a newline is part of it
@@ -116,4 +119,32 @@ test('what we repair, cryptsetup finds whole, and the other way round', async (t
   cryptsetup('repair', '--batch-mode', disk.path);
   const again = scratch.own(await disk.open());
   assert.equal(again.repaired, null, 'cryptsetup has repaired it');
+});
+
+test('vring format luks2: cryptsetup opens it, vring disk serves it', async (t) => {
+  if (!requirePeer(t, 'cryptsetup')) return;
+  await using scratch = new Scratch();
+  const disk = makeDisk(scratch);
+  const words = ['--key-file', disk.keyFile, '--pbkdf', 'pbkdf2', '--iterations', '1000'];
+  const format = (...more: string[]): Promise<string> =>
+    vring('format', 'luks2', disk.path, ...words, '--json', ...more);
+  const { uuid, dataBytes } = JSON.parse(await format('--label', 'vm 0', '--key-size', '256'));
+  assert.equal(dataBytes, DISK_BYTES - 16 * 2 ** 20);
+  const dump = cryptsetup('luksDump', disk.path);
+  for (const line of [uuid, 'vm 0', 'sector: 4096 [bytes]', 'pbkdf2', '256 bits']) {
+    assert.ok(dump.includes(line), `${line} in\n${dump}`);
+  }
+  tryKey(disk);
+  await assert.rejects(format(), /is not empty: byte 0 is not zero/);
+  const socket = scratch.path('s');
+  const layers = ['--layer', `crypt:${disk.keyFile}`, '--layer', disk.path];
+  const server = scratch.own(await BlkServer.start('--socket', socket, ...layers));
+  const guest = scratch.own(await connectBlkGuest({ socket }));
+  assert.equal(guest.config.capacityBytes, dataBytes);
+  await assert.rejects(format('--force'), /is in use: another process/);
+  await server.end();
+  const again = JSON.parse(await format('--force', '--pbkdf', 'pbkdf2'));
+  assert.notEqual(again.uuid, uuid);
+  tryKey(disk);
+  await assert.rejects(format('--force', '--iterations', '5'), /--iterations: 5, expected 1000 to/);
 });

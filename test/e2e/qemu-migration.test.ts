@@ -2,7 +2,7 @@
  * Live migration of a guest between two QEMUs with our back-end under both: the pages that we write
  * while memory is copied must be in the dirty log, or the guest arrives with old ones.
  */
-import { equal, ok } from 'node:assert/strict';
+import { deepEqual, equal, ok } from 'node:assert/strict';
 import { test, type TestContext } from 'node:test';
 import { LinuxGuest, type GuestNic, type MigrationResult } from '../../src/vmm/index.ts';
 import { MessageLog } from '../peers/message-log.ts';
@@ -75,6 +75,7 @@ test('there and back between two ports, while it receives, pings and writes', as
         },
       });
       t.diagnostic(`to port ${to}: ${describe(result)}`);
+      deepEqual(result.lostPages, [], 'pages that differ before the guest runs again');
       await mail.read(peer, moving.guest);
       ok(logging, `port ${from} had LOG_ALL while memory was copied`);
       ok(log.received('SET_LOG_BASE') > set);
@@ -166,6 +167,7 @@ test('from one switch to another and back, over packed rings', async (t) => {
   for (const to of [1, 0]) {
     const result = await moving.move(places[to]!, { bytesPerSecond: BYTES_PER_SECOND });
     t.diagnostic(`to switch ${to}: ${describe(result)}`);
+    deepEqual(result.lostPages, [], 'pages that differ before the guest runs again');
     equal((await switches[to]!.waitState('vm', 'up')).features?.names.includes('LOG_ALL'), false);
     await checkBulkFromHost(host, moving.guest, '10.124.0.1', 4);
     await checkBulkToHost(moving.guest, host, '10.124.0.254', 4);

@@ -9,15 +9,16 @@ import { createHash } from 'node:crypto';
 import { statSync, truncateSync } from 'node:fs';
 import { test } from 'node:test';
 import { guestProgram, LinuxGuest } from '../../src/vmm/index.ts';
+import { nameOfUnit } from '../peers/blk-guest.ts';
 import { BlkServer, checkExt4, createDiskFile, readExt4 } from '../peers/blk-server.ts';
 import { requirePeer } from '../peers/require-peer.ts';
 import { Scratch, waitFor } from '../peers/scratch.ts';
 
 const MIB = 2 ** 20;
 const TOOLS = (
-  'sg_compare_and_write sg_get_lba_status sg_inq sg_luns sg_modes sg_opcodes sg_raw sg_readcap ' +
-  'sg_requests sg_reset sg_start sg_sync sg_turs sg_unmap sg_verify sg_vpd sg_wr_mode ' +
-  'sg_write_same sgp_dd'
+  'sg_compare_and_write sg_get_lba_status sg_inq sg_logs sg_luns sg_modes sg_opcodes sg_persist ' +
+  'sg_raw sg_rbuf sg_read_buffer sg_readcap sg_requests sg_reset sg_start sg_sync sg_turs ' +
+  'sg_unmap sg_verify sg_vpd sg_wr_mode sg_write_buffer sg_write_same sgp_dd'
 ).split(' ');
 const PEERS = ['qemu-system-x86_64', 'linux kernel', 'busybox', 'mkfs.ext4', 'fsck.ext4', 'sg_inq'];
 
@@ -47,19 +48,6 @@ async function sysfs(guest: LinuxGuest, disk: string, ...names: string[]): Promi
   return (await guest.check(`cat ${paths}`)).trim().split('\n');
 }
 
-/** Which name Linux gave to a unit's disk: in the order in which it found them, which varies. */
-async function nameOf(guest: LinuxGuest, unit: string, kind = 'block'): Promise<string> {
-  const path = `/sys/class/scsi_device/${unit}/device/${kind}`;
-  const found = await waitFor(`${kind} of ${unit}`, 10_000, async () => {
-    const { status, output } = await guest.run(`ls ${path}`);
-    return status === 0 && output.trim() !== '' ? output.trim() : undefined;
-  });
-  await waitFor(`/dev/${found}`, 10_000, async () => {
-    return (await guest.run(`test -e /dev/${found}`)).status === 0;
-  });
-  return found;
-}
-
 /** `0:0:0:1` and the like: host, channel, target, unit. */
 async function units(guest: LinuxGuest): Promise<string[]> {
   return (await guest.check('ls /sys/class/scsi_disk')).trim().split(/\s+/);
@@ -82,10 +70,10 @@ test('a guest of QEMU uses SCSI disks', async (t) => {
   };
   const good = (...commands: string[]): Promise<string> => guest.check(commands.join(' && '));
   const [a, b, c, sg] = await Promise.all([
-    nameOf(guest, '0:0:0:0'),
-    nameOf(guest, '0:0:0:1'),
-    nameOf(guest, '0:0:3:0'),
-    nameOf(guest, '0:0:0:1', 'scsi_generic'),
+    nameOfUnit(guest, '0:0:0:0'),
+    nameOfUnit(guest, '0:0:0:1'),
+    nameOfUnit(guest, '0:0:3:0'),
+    nameOfUnit(guest, '0:0:0:1', 'scsi_generic'),
   ]);
 
   await t.test('Linux finds targets and units, and what they are', async () => {
@@ -163,6 +151,47 @@ test('a guest of QEMU uses SCSI disks', async (t) => {
     ok((await guest.run(`dd if=/dev/zero of=/dev/${c} bs=4096 count=1 2>&1`)).status !== 0);
   });
 
+  await t.test('reservations: keys, types, conflicts, and what a reset leaves', async () => {
+    const persist = `sg_persist /dev/${sg}`;
+    match(await good(`${persist} -c`), /Write Exclusive, all registrants: 1/);
+    match(await good(`${persist} --in -k`), /generation=0x0, there are NO registered/);
+    await ended(24, `${persist} --out --reserve --param-rk=0xabc --prout-type=5`);
+    await good(`${persist} --out --register --param-sark=0xabc`);
+    await ended(5, `${persist} --out --register --param-rk=0xabc --param-sark=1 -Z`); // APTPL
+    await good(`${persist} --out --reserve --param-rk=0xabc --prout-type=5`);
+    match(await good(`${persist} --in -r`), /Key=0xabc[^]*Write Exclusive, registrants only/);
+    match(await good(`${persist} --in -s`), /Key=0xabc[^]*Reservation holder/);
+    await ended(24, `sg_raw /dev/${sg} 16 00 00 00 00 00`); // RESERVE (6)
+    await good(`sg_reset -d /dev/${b}`);
+    await ended(6, `sg_turs /dev/${b}`); // unit attention
+    const preempt = '--param-rk=0xabc --param-sark=0xabc --prout-type=8';
+    await good(`${persist} --out --preempt-abort ${preempt}`);
+    match(await good(`${persist} --in -r`), /Key=0x0[^]*Exclusive Access, all registrants/);
+    await ended(5, `${persist} --out --release --param-rk=0xabc --prout-type=1`);
+    await good(`${persist} --out --release --param-rk=0xabc --prout-type=8`);
+    await good(`${persist} --out --register-ignore --param-sark=0xdef`);
+    await good(`${persist} --out --clear --param-rk=0xdef`);
+    match(await good(`${persist} --in -k`), /PR generation=0x4, there are NO registered/);
+    await good(...['16', '17'].map((opcode) => `sg_raw /dev/${sg} ${opcode} 00 00 00 00 00`));
+  });
+
+  await t.test('logs and buffers', async () => {
+    const logs = await good(`sg_logs -a /dev/${sg}`);
+    match(logs, /Write error counter page[^]*Total bytes processed = [1-9][0-9]{5}/);
+    match(logs, /Read error counter page[^]*Total uncorrected errors = 0/);
+    match(logs, /Accumulated start-stop cycles = 1/);
+    await good(`sg_write_buffer -m data --in=/tmp/a --length=512 /dev/${sg}`);
+    // sg_read_buffer of sg3-utils 1.46 asks for no bytes, whatever it is told to.
+    const data = `sg_raw -r 512 -o /tmp/b /dev/${sg} 3c 02 00 00 00 00 00 02 00 00`;
+    await good(`sg_read_buffer -m desc /dev/${sg}`, data, 'cmp /tmp/a /tmp/b');
+    await good(`sg_rbuf --size=1048576 /dev/${sg}`);
+    await ended(5, `sg_rbuf --echo --size=65536 /dev/${sg}`); // nothing is there to be echoed
+    await good('dd if=/bin/busybox of=/tmp/e bs=4096 count=1 2>/dev/null');
+    await good(`sg_write_buffer -m echo --in=/tmp/e --length=4096 /dev/${sg}`);
+    const echo = `sg_raw -r 4096 -o /tmp/b /dev/${sg} 3c 0a 00 00 00 00 00 10 00 00`;
+    await good(`sg_rbuf --echo --size=65536 /dev/${sg}`, echo, 'cmp /tmp/e /tmp/b');
+  });
+
   await t.test('units come and go while the guest runs', async () => {
     server.say(`add 0:7=${other}`);
     const seen = async (name: string): Promise<boolean> => (await units(guest)).includes(name);
@@ -181,6 +210,27 @@ test('a guest of QEMU uses SCSI disks', async (t) => {
     ok(await seen('0:0:0:7'));
   });
 
+  await t.test('blocks of a file: mapped or not, compared by several at once', async () => {
+    await good('dd if=/tmp/back of=/dev/sdd bs=64k count=4 seek=4 conv=fsync 2>/dev/null');
+    const status = await good('sg_get_lba_status --brief --maxlen=512 --lba=0 /dev/sdd');
+    match(status, /0x0{16}  0x200  1[^]*200  0x200  0[^]*400  0x1fc00  1/);
+    await good('dd if=/tmp/back of=/tmp/v bs=512 count=8 2>/dev/null');
+    await good('sg_raw -s 4096 -i /tmp/v /dev/sdd 8f 02 00 00 00 00 00 00 02 00 00 00 00 08 00 00');
+    const tries = [1, 2, 3, 4].map((who) => {
+      const swap = `sg_compare_and_write --in=/tmp/c${who} --lba=64 --num=1 --xferlen=1024 /dev/sdd`;
+      return `( ${swap} >/dev/null 2>&1; echo $? > /tmp/r${who} ) &`;
+    });
+    const make = [1, 2, 3, 4].map((who) => {
+      return `(dd if=/dev/zero bs=512 count=1; dd if=/dev/urandom bs=512 count=1) 2>/dev/null > /tmp/c${who}`;
+    });
+    await good(...make);
+    for (let round = 0; round < 5; round++) {
+      await good('sg_write_same --lba=64 --num=1 --xferlen=512 /dev/sdd');
+      const results = await good(`${tries.join(' ')} wait`, 'cat /tmp/r1 /tmp/r2 /tmp/r3 /tmp/r4');
+      deepEqual(results.trim().split('\n').sort(), ['0', '14', '14', '14']);
+    }
+  });
+
   await t.test('a file that grows is a disk that grows', async () => {
     truncateSync(image, 96 * MIB);
     server.signal('SIGUSR2');
@@ -193,7 +243,7 @@ test('a guest of QEMU uses SCSI disks', async (t) => {
   await t.test('the guest reboots, and finds it all again', async () => {
     await guest.reboot();
     deepEqual(await units(guest), ['0:0:0:0', '0:0:0:1', '0:0:0:7', '0:0:3:0']);
-    const again = await nameOf(guest, '0:0:0:0');
+    const again = await nameOfUnit(guest, '0:0:0:0');
     await good('mkdir -p /mnt/d', `mount -t ext4 /dev/${again} /mnt/d`);
     match(await guest.check('sha256sum /mnt/d/random'), new RegExp(`^${written} `));
     await good('umount /mnt/d');

@@ -9,7 +9,7 @@ import { childExit, endChild, OutputTail, startChild } from '../../src/vmm/index
 import { waitFor } from './scratch.ts';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
-const START_TIMEOUT_MS = 90_000; // inside the test host, whose processors are interpreted
+const START_TIMEOUT_MS = 180_000; // inside the test host, whose processors are interpreted
 
 export class BlkServer {
   readonly #child: ChildProcess;
@@ -86,9 +86,9 @@ export class BlkServer {
     await childExit(this.#child);
   }
 
-  /** SIGTERM; resolves to what it said last, with its counters. */
-  async end(): Promise<Record<string, unknown>> {
-    await endChild(this.#child);
+  /** SIGTERM; resolves to what it said last, with its counters. SIGKILL after `graceMs`. */
+  async end(graceMs?: number): Promise<Record<string, unknown>> {
+    await endChild(this.#child, graceMs);
     return this.events.at(-1) ?? {};
   }
 

@@ -25,12 +25,21 @@ const SECTOR_BYTES = 512;
 const PARTITION_SECTOR = 2048;
 export const PARTITION_OFFSET = PARTITION_SECTOR * SECTOR_BYTES;
 
+/** What Linux has to know to find its root there. */
+export type BootDevice = { readonly node: string; readonly modules: readonly string[] };
+export const BOOT_BLK: BootDevice = { node: 'vda', modules: ['virtio_blk'] };
+
 /** A file of `sizeBytes`; what it needs meanwhile is in `folder`. */
-export function makeBootDisk(path: string, folder: string, sizeBytes: number): void {
+export function makeBootDisk(
+  path: string,
+  folder: string,
+  sizeBytes: number,
+  device: BootDevice = BOOT_BLK,
+): void {
   const tree = join(folder, 'root');
-  writeRoot(tree);
+  writeRoot(tree, device);
   const core = join(folder, 'core.img');
-  makeGrub(core, folder);
+  makeGrub(core, folder, device);
   closeSync(openSync(path, 'w'));
   truncateSync(path, sizeBytes);
   const blocks = `${(sizeBytes - PARTITION_OFFSET) / 1024}K`;
@@ -43,7 +52,7 @@ export function makeBootDisk(path: string, folder: string, sizeBytes: number): v
 }
 
 /** What is in the guest's initramfs, on a disk; and the initramfs that finds it. */
-function writeRoot(tree: string): void {
+function writeRoot(tree: string, device: BootDevice): void {
   const installed = findKernel();
   mkdirSync(join(tree, 'boot'), { recursive: true });
   for (const entry of initramfsEntries(installed, [])) {
@@ -54,15 +63,15 @@ function writeRoot(tree: string): void {
     if (entry.kind === 'file') writeFileSync(path, entry.bytes, { mode: entry.mode });
   }
   writeFileSync(join(tree, 'etc/modules'), ''); // they are loaded by then
-  const modules = ['virtio_blk', 'ext4'];
+  const modules = [...device.modules, 'ext4'];
   const { image, initrd } = linuxGuestKernel({ ip: null, shell: 'script', modules });
   writeFileSync(join(tree, 'boot/vmlinuz'), readFileSync(image));
   writeFileSync(join(tree, 'boot/initrd'), readFileSync(initrd!));
 }
 
 /** GRUB's core image, with all that it needs to find the kernel; its own words for it inside. */
-function makeGrub(core: string, folder: string): void {
-  const kernelWords = ['vring.nonet=1', 'vring.root=/dev/vda1'];
+function makeGrub(core: string, folder: string, { node }: BootDevice): void {
+  const kernelWords = ['vring.nonet=1', `vring.root=/dev/${node}1`];
   const words = kernelCommandLine({ ip: null, shell: 'script', kernelWords });
   const config = join(folder, 'grub.cfg');
   const at = '(hd0,msdos1)/boot';

@@ -57,6 +57,8 @@ export type TestpmdOptions = {
   /** Further arguments of testpmd proper. */
   readonly args?: readonly string[];
   readonly environment?: Readonly<Record<string, string>>;
+  /** Name of a network namespace that it runs in. */
+  readonly netns?: string;
 };
 
 export type PortStats = {
@@ -207,7 +209,10 @@ function testpmdCommand(options: TestpmdOptions): Parameters<typeof startChild> 
   // stdbuf: into a pipe testpmd would hold its answers back until a block is full.
   const stdbuf = findProgram('stdbuf') ?? 'stdbuf';
   const env = { ...process.env, ...options.environment };
-  return [stdbuf, args, { stdio: ['pipe', 'pipe', 'pipe'], env }];
+  const stdio = ['pipe', 'pipe', 'pipe'] as const;
+  if (options.netns === undefined) return [stdbuf, args, { stdio: [...stdio], env }];
+  const within = ['netns', 'exec', options.netns, stdbuf, ...args];
+  return [requireProgram('ip'), within, { stdio: [...stdio], env }];
 }
 
 /** Reads the answer of `show port stats all`. */

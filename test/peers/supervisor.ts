@@ -2,6 +2,8 @@
 import type { ChildProcess } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { childExit, endChild, OutputTail, startChild } from '../../src/vmm/index.ts';
+import { ApiClient } from '../../src/cli/client.ts';
+import type { DiskStatus } from '../../src/daemon/disks/disk-types.ts';
 import { waitFor } from './scratch.ts';
 
 const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
@@ -26,7 +28,7 @@ export class Supervisor {
     return supervisor;
   }
 
-  private constructor(words: readonly string[]) {
+  protected constructor(words: readonly string[]) {
     this.#words = words;
     this.#start();
   }
@@ -34,6 +36,11 @@ export class Supervisor {
   /** The process that runs now has said so. */
   has(event: string): boolean {
     return this.#events.has(event);
+  }
+
+  /** A front-end has come to the process that runs now. */
+  isServing(): boolean | Promise<boolean> {
+    return this.has('connected');
   }
 
   async said(event: string, timeoutMs = START_TIMEOUT_MS): Promise<void> {
@@ -78,7 +85,7 @@ export class Supervisor {
       partial = lines.pop() as string;
       for (const line of lines) {
         this.#last = JSON.parse(line) as Record<string, unknown>;
-        events.add(String(this.#last['event']));
+        events.add(this.#last['ready'] === true ? 'ready' : String(this.#last['event']));
       }
     });
     child.once('exit', (code, signal) => {
@@ -90,5 +97,32 @@ export class Supervisor {
     this.#events = events;
     this.#child = child;
     this.starts++;
+  }
+}
+
+/** The daemon with a configuration that has disks. */
+export class DaemonSupervisor extends Supervisor {
+  readonly #client: ApiClient;
+
+  static async startWith(config: string, control: string): Promise<DaemonSupervisor> {
+    const words = ['switch', '--json', '--config', config, '--control', control];
+    const supervisor = new DaemonSupervisor(words, control);
+    await supervisor.said('ready');
+    return supervisor;
+  }
+
+  private constructor(words: readonly string[], control: string) {
+    super(words);
+    this.#client = new ApiClient(control);
+  }
+
+  /** All disks' rings run. */
+  override async isServing(): Promise<boolean> {
+    try {
+      const disks = await this.#client.json<DiskStatus[]>('/v1/disks');
+      return disks.every(({ state }) => state === 'up');
+    } catch {
+      return false; // the one that ran is dead, the next one does not listen yet
+    }
   }
 }

@@ -2,6 +2,7 @@
 import { execFile, type ChildProcess } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { request } from 'node:http';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import type {
@@ -20,7 +21,8 @@ import {
 import { waitFor, type Scratch } from './scratch.ts';
 
 const run = promisify(execFile);
-const MAIN = fileURLToPath(new URL('../../src/cli/main.ts', import.meta.url));
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
+const MAIN = join(ROOT, 'src/cli/main.ts');
 
 export type SwitchOptions = {
   /** Words of `--port`. */
@@ -35,6 +37,8 @@ export type SwitchOptions = {
   /** Arguments of node itself, for instance `--cpu-prof`. */
   readonly nodeArgs?: readonly string[];
   readonly environment?: Readonly<Record<string, string>>;
+  /** Folder of the tree that it runs from; default: this one. */
+  readonly root?: string;
 };
 
 /** Runs a command of `vring` to its end and returns its standard output. */
@@ -58,7 +62,8 @@ export class SwitchProcess {
   /** Starts the switch and waits until its control API answers. */
   static async start(options: SwitchOptions): Promise<SwitchProcess> {
     const node = [process.execPath, ...(options.nodeArgs ?? [])];
-    const command = [...node, MAIN, 'switch', '--control', options.control];
+    const main = join(options.root ?? ROOT, 'src/cli/main.ts');
+    const command = [...node, main, 'switch', '--control', options.control];
     for (const port of options.ports) command.push('--port', port);
     command.push(...(options.args ?? []));
     if (options.core != null) command.unshift('taskset', '-c', String(options.core));

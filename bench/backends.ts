@@ -49,10 +49,20 @@ export const VRING_PROFILED: BackendKind = {
   start: (scenario, folder) => startVring(scenario, folder, true),
 };
 
+/** Our switch as it is in another tree. */
+export function vringOf(name: string, root: string): BackendKind {
+  return {
+    ...VRING,
+    name,
+    start: (scenario, folder) => startVring(scenario, folder, false, root),
+  };
+}
+
 async function startVring(
   scenario: Scenario,
   folder: string,
   isProfiled: boolean,
+  root?: string,
 ): Promise<Backend> {
   const reflect = scenario.topology === 'loop' ? ',reflect' : '';
   const names = portNames(scenario);
@@ -60,6 +70,7 @@ async function startVring(
     ports: names.map((name) => `${name}=vhost-user:${folder}/${name}${reflect}`),
     control: `${folder}/control`,
     core: BACKEND_CORE,
+    ...(root !== undefined && { root }),
     nodeArgs: isProfiled ? PROFILE_ARGUMENTS : [],
     environment: isProfiled ? { VRING_PROFILE: folder } : {},
   });

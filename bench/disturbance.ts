@@ -39,3 +39,12 @@ export function waitingShare(before: Snapshot, after: Snapshot): number {
   }
   return worst;
 }
+
+/** Processor time that the busiest thread had in between. */
+export function busiestRunNs(before: Snapshot, after: Snapshot): number {
+  let most = 0;
+  for (const [id, now] of after.threads) {
+    most = Math.max(most, now.runNs - (before.threads.get(id)?.runNs ?? 0));
+  }
+  return most;
+}

@@ -1,0 +1,147 @@
+/**
+ * `npm run bench:ab -- BASE`: what this tree is worth beside another commit, in interleaved runs.
+ *
+ *   npm run bench:ab -- HEAD~3                        the loops of net and blk, in one process
+ *   npm run bench:ab -- v1.0 --only 'loop split 64'   under DPDK's testpmd, as `npm run bench`
+ *
+ * The other commit is checked out beside this one, with this tree's dependencies and benches.
+ */
+import { execFileSync } from 'node:child_process';
+import { cpSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { readOptions, wholeNumber, wrongUsage } from '../scripts/options.ts';
+import { messageOf } from '../src/base/errors.ts';
+import { Scratch } from '../test/peers/scratch.ts';
+import { vringOf } from './backends.ts';
+import { parseCase } from './cases.ts';
+import { machineFacts } from './machine.ts';
+import { measure } from './measure.ts';
+import { allScenarios, scenarioName } from './scenario.ts';
+import { summarize, type Summary } from './statistics.ts';
+
+const USAGE = `npm run bench:ab -- BASE [options]
+  BASE           the commit that this tree is compared with
+  --pairs N      rounds per case (7)
+  --seconds N    of each measured run (1)
+  --only TEXT    cases whose name contains all words; with it also those under testpmd
+  --json FILE    every run and ratio (build/bench-ab.json)`;
+
+const { values: options, positionals } = readOptions(USAGE, {
+  allowPositionals: true,
+  options: {
+    pairs: { type: 'string', default: '7' },
+    seconds: { type: 'string', default: '1' },
+    only: { type: 'string', default: '' },
+    json: { type: 'string', default: 'build/bench-ab.json' },
+  },
+});
+
+const ROOT = join(import.meta.dirname, '..');
+const LOOPS = ['bench/net-port.ts', 'bench/disk-plane.ts'];
+
+type Side = 'base' | 'here';
+type Tried = {
+  readonly name: string;
+  /** ns per frame or request: less is better. */
+  readonly run: (side: Side, root: string) => Promise<number>;
+};
+type Result = { readonly name: string; readonly base: number[]; readonly here: number[] };
+
+async function main(): Promise<void> {
+  const [base] = positionals;
+  if (base === undefined) wrongUsage(USAGE, 'BASE: which commit?');
+  const pairs = wholeNumber(USAGE, '--pairs', options.pairs, 1);
+  await using scratch = new Scratch();
+  const roots = { here: ROOT, base: checkOut(base, scratch) };
+  const machine = machineFacts();
+  for (const [key, value] of Object.entries(machine)) console.log(`${key.padEnd(12)} ${value}`);
+  console.log(
+    '\nns of base and of this tree, medians; base over here: above 1 this tree is faster',
+  );
+  const results: (Result & { ratio: Summary })[] = [];
+  for (const tried of chosen()) {
+    const result: Result = { name: tried.name, base: [], here: [] };
+    for (let round = 0; round < pairs; round++) {
+      const order: Side[] = round % 2 === 0 ? ['base', 'here'] : ['here', 'base'];
+      const ns = { base: NaN, here: NaN };
+      try {
+        for (const side of order) ns[side] = await tried.run(side, roots[side]);
+      } catch (error) {
+        console.error(`${tried.name}: ${messageOf(error)}`); // the round does not count
+        continue;
+      }
+      result.base.push(ns.base);
+      result.here.push(ns.here);
+    }
+    const ratio = summarize(result.base.map((ns, i) => ns / result.here[i]!));
+    console.log(lineOf(result, ratio));
+    results.push({ ...result, ratio });
+  }
+  mkdirSync(dirname(options.json), { recursive: true });
+  const at = new Date().toISOString();
+  writeFileSync(options.json, `${JSON.stringify({ at, base, machine, results }, null, 1)}\n`);
+  console.log(`\nwritten to ${options.json}`);
+}
+
+function lineOf({ name, base, here }: Result, ratio: Summary): string {
+  const middle = (values: readonly number[]): string =>
+    summarize(values).median.toFixed(1).padStart(7);
+  const [half, low, high] = [ratio.median, ratio.low, ratio.high].map((n) => n.toFixed(2));
+  const interval = `${half} (95 %: ${low} .. ${high}, ${ratio.count} rounds)`;
+  return `${name.padEnd(32)} ${middle(base)} ${middle(here)}   ${interval}`;
+}
+
+/** Another tree with the sources of `commit`, and the benches of this one. */
+function checkOut(commit: string, scratch: Scratch): string {
+  const root = scratch.path('base');
+  const git = (...args: string[]): void => {
+    execFileSync('git', ['-C', ROOT, ...args], { stdio: ['ignore', 'ignore', 'inherit'] });
+  };
+  git('worktree', 'add', '--detach', root, commit);
+  scratch.own({ close: () => git('worktree', 'remove', '--force', root) });
+  symlinkSync(join(ROOT, 'node_modules'), join(root, 'node_modules'));
+  cpSync(join(ROOT, 'bench'), join(root, 'bench'), { recursive: true });
+  execFileSync(process.execPath, [join(root, 'native/build.cjs')], { stdio: 'inherit' });
+  return root;
+}
+
+function chosen(): Tried[] {
+  const words = options.only.split(' ').filter(Boolean);
+  const all = [...loops(), ...(words.length > 0 ? underClient() : [])];
+  const matching = all.filter(({ name }) =>
+    words.every((word) => ` ${name} `.includes(` ${word} `)),
+  );
+  if (matching.length > 0) return matching;
+  return wrongUsage(USAGE, `--only: no case has all of "${options.only}"`);
+}
+
+function loops(): Tried[] {
+  return LOOPS.flatMap((file) => {
+    const names = node(ROOT, [file, '--list']).trim().split('\n');
+    return names.map((name) => ({
+      name,
+      run: (_side: Side, root: string) => {
+        const measured = parseCase(node(root, [file, name, options.seconds]).trim());
+        if (measured === null) throw new Error(`${file} printed no time`);
+        return Promise.resolve(measured.ns);
+      },
+    }));
+  });
+}
+
+function node(root: string, args: readonly string[]): string {
+  return execFileSync(process.execPath, args, { cwd: root, encoding: 'utf8' });
+}
+
+function underClient(): Tried[] {
+  return allScenarios().map((scenario) => ({
+    name: scenarioName(scenario),
+    run: async (side: Side, root: string) => {
+      const run = await measure(vringOf(side, root), scenario, Number(options.seconds));
+      if (run.problem !== null) throw new Error(run.problem);
+      return 1e9 / run.pps;
+    },
+  }));
+}
+
+await main();

@@ -2,7 +2,7 @@
  * A network card of this kernel that is made by TypeScript: VDUSE, bound to virtio_vdpa, its frames
  * through a TAP; killed and succeeded under traffic; and what may go wrong.
  */
-// @test-host time-limit=900
+// @test-host time-limit=900 long
 import { equal, match, ok, rejects } from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';

@@ -130,7 +130,8 @@ export const configChecks: readonly Check[] = [
     'Front-end message types, SET_STATUS; virtio 1.2, 2.1',
     { needs: { protocol: [STATUS] } },
     async (t) => {
-      const peer = await t.negotiated({ protocol: [STATUS] });
+      const { virtio } = t.offer.profile; // FEATURES_OK is for drivers that the device takes
+      const peer = await t.negotiated({ protocol: [STATUS], virtio });
       for (const status of [1, 3, 0xb]) {
         await peer.tell(REQUEST.SET_STATUS, u64(status));
         const got = await peer.askU64(REQUEST.GET_STATUS);

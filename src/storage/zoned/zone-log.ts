@@ -96,7 +96,7 @@ export class ZoneLog {
   /** The tables of a medium that was never used; durable once the caller has flushed. */
   static async format({ below, places }: ZoneLogOptions, zones: ZoneRecord[]): Promise<void> {
     const table = encodeTable({ epoch: 1, zones, tags: [] }, places.tableBytes);
-    await below.write(places.tableAt[0], table, false);
+    await below.write(tablePlace(places, 1), table, false);
   }
 
   private constructor(options: ZoneLogOptions, table: ZoneTable) {
@@ -168,8 +168,8 @@ export class ZoneLog {
     await below.flush(); // the data that the table will speak of
     const epoch = this.#epoch + 1;
     const table = { epoch, zones: this.zones, tags: [...this.#tags.values()] };
-    const place = places.tableAt[epoch % 2] as number;
-    await below.write(place, encodeTable(table, places.tableBytes), false);
+    const bytes = encodeTable(table, places.tableBytes);
+    await below.write(tablePlace(places, epoch), bytes, false);
     await below.flush();
     this.#epoch = epoch;
     this.#nextBlock = 0;
@@ -250,6 +250,11 @@ export class ZoneLog {
     await below.read(places.dataAt + entry.zone * zoneBytes + entry.from, data);
     return crc32(data) === entry.dataCrc;
   }
+}
+
+/** Never that of the epoch before, which counts until this one is whole. */
+function tablePlace({ tableAt }: ZonedPlaces, epoch: number): number {
+  return tableAt[epoch % 2] as number;
 }
 
 /** By zone: which entry is its last reset. */

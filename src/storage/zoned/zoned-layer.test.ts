@@ -234,6 +234,21 @@ test('what was begun before a crash is done once', async () => {
   assert.equal(await last.zones.append(0, filled(1), AGAIN, tag), 0, 'known for longer than a log');
 });
 
+test('a table that is half written leaves the one before it', async () => {
+  const below = new BufferLayer(Buffer.alloc(2 ** 20 + 2 * ZONE));
+  for (let opened = 0; opened < 4; opened++) {
+    let last = { at: 0, sizeBytes: 0 };
+    below.onWrite = (at, sizeBytes) => void (last = { at, sizeBytes });
+    const layer = await openZoned(below, { zoneBytes: ZONE });
+    const torn = Buffer.from(below.bytes);
+    torn.fill(0xee, last.at + 16, last.at + last.sizeBytes); // what opening wrote last is a table
+    const again = await openZoned(new BufferLayer(torn));
+    assert.deepEqual(conditions(again), conditions(layer), `opened ${opened} times before`);
+    assert.equal(pointer(again, 1), 4096 * opened);
+    await layer.zones.append(ZONE, filled(opened), ONCE, null);
+  }
+});
+
 test('only a medium that is blank or zoned is taken', async () => {
   const blank = () => new BufferLayer(Buffer.alloc(2 ** 20 + 4 * ZONE));
   await assert.rejects(openZoned(blank()), /say how large its zones are: zoned:64M/);

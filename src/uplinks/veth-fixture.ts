@@ -12,8 +12,18 @@ import type { UplinkPlane } from './uplink-plane.ts';
 
 export const ip = (...args: string[]) => spawnSync('ip', args, { encoding: 'utf8' });
 
-/** Puts this process into a namespace with `va` and `vb`; a text is why that cannot be. */
+/**
+ * Puts this process into a namespace with `va` and `vb`; a text is why that cannot be, and what
+ * helps. With VRING_REQUIRE_PEERS=1 (CI) it must be.
+ * @throws Error.
+ */
 export function enterVeth(netns: string, mtu: number): string | false {
+  const problem = makeVeth(netns, mtu);
+  if (problem !== false && process.env['VRING_REQUIRE_PEERS'] === '1') throw new Error(problem);
+  return problem;
+}
+
+function makeVeth(netns: string, mtu: number): string | false {
   if (ip('netns', 'add', netns).status !== 0) {
     return 'cannot make a network namespace (needs root and iproute2: apt-get install iproute2)';
   }

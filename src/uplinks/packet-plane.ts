@@ -1,9 +1,7 @@
-import { BATCH_SEGMENTS } from '../base/limits.ts';
 import { ACCEPT_CSUM, ACCEPT_ECN, ACCEPT_TSO4, ACCEPT_TSO6 } from '../switch/index.ts';
 import type { FrameBatch } from '../switch/index.ts';
-import { arena, CopyPlan } from '../sys/arena.ts';
+import { arena } from '../sys/arena.ts';
 import { ringSend, takePacketDrops } from '../sys/packet-socket.ts';
-import { ETH_HEADER_BYTES } from '../wire/ethernet.ts';
 import { TP_STATUS_USER } from '../wire/packet.ts';
 import { PacketCursor, PacketSlots, readBlock, writeSlots } from './packet.hot.ts';
 import {
@@ -13,7 +11,7 @@ import {
   packetSlotAt,
   type PacketQueuePlace,
 } from './packet-sockets.ts';
-import { type AttachedPlane, newUplinkCounters } from './uplink-plane.ts';
+import { QueuedPlane } from './queued-plane.ts';
 
 export type PacketPlaneOptions = {
   /** None: until `attach`. */
@@ -101,70 +99,26 @@ class PacketQueue {
  * back. Frames to be sent are copied into slots, and one system call per flush sends them all.
  * Several sockets share what arrives; only the first one sends, which keeps the order of a flow.
  */
-export class PacketPlane implements AttachedPlane<PacketQueuePlace> {
+export class PacketPlane extends QueuedPlane<PacketQueuePlace, PacketQueue> {
   readonly accepts: number;
-  readonly counters = newUplinkCounters();
-  readonly spins = true;
-  linkUp: boolean;
-  mtu: number;
-
-  #queues: readonly PacketQueue[] = [];
-  readonly #plan = new CopyPlan(BATCH_SEGMENTS + 256);
-  readonly #one = new Int32Array(1);
-  /** The queue that the next `receive` looks at first, and the one that the last one found. */
-  #next = 0;
-  #current: PacketQueue | null = null;
 
   constructor(options: PacketPlaneOptions) {
+    super(options);
     this.accepts = options.accepts;
-    this.mtu = options.mtu;
-    this.linkUp = options.linkUp;
     this.attach(options.queues);
   }
 
-  get fds(): readonly number[] {
-    return this.#queues.map((queue) => queue.fd);
-  }
-
-  get ready(): boolean {
-    return this.linkUp && this.#queues.length > 0;
-  }
-
-  attach(queues: readonly PacketQueuePlace[]): void {
-    this.#queues = queues.map((place) => new PacketQueue(place));
-    this.#next = 0;
-  }
-
-  detach(): void {
-    this.readKernelCounters();
-    this.#queues = [];
-    this.#current = null;
-  }
-
-  get maxFrameBytes(): number {
-    return this.mtu + ETH_HEADER_BYTES;
-  }
-
-  receive(batch: FrameBatch): number {
-    batch.count = 0;
-    batch.segments = 0;
-    const { length } = this.#queues;
-    for (let tried = 0; tried < length; tried++) {
-      const queue = this.#queues[this.#next];
-      this.#next = this.#next + 1 === length ? 0 : this.#next + 1;
-      const count = this.#receiveFrom(queue, batch);
-      if (count > 0) return count;
-    }
-    return 0;
+  protected open(place: PacketQueuePlace): PacketQueue {
+    return new PacketQueue(place);
   }
 
   /** Blocks without a frame that can be used are passed over, at most one lap of the ring. */
-  #receiveFrom(queue: PacketQueue, batch: FrameBatch): number {
+  protected receiveFrom(queue: PacketQueue, batch: FrameBatch): number {
     const { cursor } = queue;
     for (let blocks = 0; blocks < PACKET_BLOCKS; blocks++) {
       if (!queue.isOpen && !queue.openBlock()) return 0;
       if (this.linkUp) {
-        readBlock(queue.rx, queue.rxHalves, queue.receiveAt, cursor, batch, this.#plan);
+        readBlock(queue.rx, queue.rxHalves, queue.receiveAt, cursor, batch, this.plan);
         this.counters.rxErrors += cursor.errors;
         cursor.errors = 0;
       } else {
@@ -172,7 +126,7 @@ export class PacketPlane implements AttachedPlane<PacketQueuePlace> {
         cursor.left = 0;
       }
       if (batch.count > 0) {
-        this.#current = queue;
+        this.current = queue;
         return batch.count;
       }
       if (cursor.left === 0) queue.closeBlock();
@@ -181,15 +135,15 @@ export class PacketPlane implements AttachedPlane<PacketQueuePlace> {
   }
 
   release(_batch: FrameBatch): void {
-    const queue = this.#current;
-    this.#current = null;
+    const queue = this.current;
+    this.current = null;
     if (queue !== null && queue.isOpen && queue.cursor.left === 0) queue.closeBlock();
   }
 
   transmit(batch: FrameBatch, list: Int32Array, count: number): number {
-    const queue = this.#queues[0];
+    const queue = this.queues[0];
     const { slots, tx, txHalves, transmitAt } = queue;
-    const plan = this.#plan;
+    const plan = this.plan;
     let written = writeSlots(tx, txHalves, transmitAt, slots, batch, list, count, plan);
     if (written < count && slots.pending > 0) {
       // The ring is full of what was not sent yet; what follows goes behind it, in order.
@@ -210,20 +164,20 @@ export class PacketPlane implements AttachedPlane<PacketQueuePlace> {
   ): number {
     const { slots, tx, txHalves, transmitAt } = queue;
     for (let k = from; k < count; k++) {
-      this.#one[0] = list[k];
-      const written = writeSlots(tx, txHalves, transmitAt, slots, batch, this.#one, 1, this.#plan);
+      this.one[0] = list[k];
+      const written = writeSlots(tx, txHalves, transmitAt, slots, batch, this.one, 1, this.plan);
       if (written === 0) return k - from;
     }
     return count - from;
   }
 
   flush(): void {
-    const queue = this.#queues[0];
+    const queue = this.queues[0];
     if (queue !== undefined && queue.slots.pending > 0) this.#send(queue);
   }
 
   readKernelCounters(): void {
-    for (const queue of this.#queues) {
+    for (const queue of this.queues) {
       const drops = takePacketDrops(queue.fd);
       if (drops > 0) this.counters.rxDropNoRoom += drops;
     }

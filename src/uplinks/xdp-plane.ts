@@ -1,9 +1,7 @@
-import { BATCH_SEGMENTS } from '../base/limits.ts';
 import type { FrameBatch } from '../switch/index.ts';
-import { arena, CopyPlan } from '../sys/arena.ts';
+import { arena } from '../sys/arena.ts';
 import { ringReceive, ringSend } from '../sys/packet-socket.ts';
 import { xdpStatistics } from '../sys/xdp-socket.ts';
-import { ETH_HEADER_BYTES } from '../wire/ethernet.ts';
 import { XDP_RING_NEED_WAKEUP } from '../wire/xdp.ts';
 import {
   publish,
@@ -21,7 +19,7 @@ import {
   type XdpQueuePlace,
   type XdpRingPlace,
 } from './xdp-sockets.ts';
-import { type AttachedPlane, newUplinkCounters } from './uplink-plane.ts';
+import { QueuedPlane } from './queued-plane.ts';
 
 export type XdpPlaneOptions = {
   /** None: until `attach`. */
@@ -94,63 +92,19 @@ function ringOf(place: XdpRingPlace, entries: number): XdpRing {
  * arrived in, and `release` gives it back. There are no offloads: the switch completes checksums
  * and cuts up what is long. Frames leave by the first queue, which keeps the order of a flow.
  */
-export class XdpPlane implements AttachedPlane<XdpQueuePlace> {
+export class XdpPlane extends QueuedPlane<XdpQueuePlace, XdpQueue> {
   readonly accepts = 0;
-  readonly counters = newUplinkCounters();
-  readonly spins = true;
-  linkUp: boolean;
-  mtu: number;
-
-  #queues: readonly XdpQueue[] = [];
-  readonly #plan = new CopyPlan(BATCH_SEGMENTS + 256);
-  readonly #one = new Int32Array(1);
-  /** The queue that the next `receive` looks at first, and the one that the last one found. */
-  #next = 0;
-  #current: XdpQueue | null = null;
 
   constructor(options: XdpPlaneOptions) {
-    this.mtu = options.mtu;
-    this.linkUp = options.linkUp;
+    super(options);
     this.attach(options.queues);
   }
 
-  get fds(): readonly number[] {
-    return this.#queues.map((queue) => queue.fd);
+  protected open(place: XdpQueuePlace): XdpQueue {
+    return new XdpQueue(place);
   }
 
-  get ready(): boolean {
-    return this.linkUp && this.#queues.length > 0;
-  }
-
-  attach(queues: readonly XdpQueuePlace[]): void {
-    this.#queues = queues.map((place) => new XdpQueue(place));
-    this.#next = 0;
-  }
-
-  detach(): void {
-    this.readKernelCounters();
-    this.#queues = [];
-    this.#current = null;
-  }
-
-  get maxFrameBytes(): number {
-    return this.mtu + ETH_HEADER_BYTES;
-  }
-
-  receive(batch: FrameBatch): number {
-    batch.count = 0;
-    batch.segments = 0;
-    const { length } = this.#queues;
-    for (let tried = 0; tried < length; tried++) {
-      const queue = this.#queues[this.#next];
-      this.#next = this.#next + 1 === length ? 0 : this.#next + 1;
-      const count = this.#receiveFrom(queue, batch);
-      if (count > 0) return count;
-    }
-    return 0;
-  }
-
-  #receiveFrom(queue: XdpQueue, batch: FrameBatch): number {
+  protected receiveFrom(queue: XdpQueue, batch: FrameBatch): number {
     const { rx, receiver } = queue;
     const available = (Atomics.load(rx.words, rx.producerAt) - receiver.consumer) | 0;
     if (available <= 0) return 0;
@@ -160,17 +114,17 @@ export class XdpPlane implements AttachedPlane<XdpQueuePlace> {
       this.#refill(queue);
       return 0;
     }
-    const count = readDescriptors(rx, receiver, available, batch, this.#plan);
+    const count = readDescriptors(rx, receiver, available, batch, this.plan);
     this.counters.rxErrors += receiver.errors;
     receiver.errors = 0;
-    if (count > 0) this.#current = queue;
+    if (count > 0) this.current = queue;
     else this.#refill(queue);
     return count;
   }
 
   release(_batch: FrameBatch): void {
-    const queue = this.#current;
-    this.#current = null;
+    const queue = this.current;
+    this.current = null;
     if (queue !== null) this.#refill(queue);
   }
 
@@ -184,10 +138,10 @@ export class XdpPlane implements AttachedPlane<XdpQueuePlace> {
   }
 
   transmit(batch: FrameBatch, list: Int32Array, count: number): number {
-    const queue = this.#queues[0];
+    const queue = this.queues[0];
     const { tx, completion, sender } = queue;
     if (sender.freeCount < XDP_TX_ENTRIES / 2) reapCompletions(completion, sender);
-    let written = writeDescriptors(tx, sender, batch, list, count, this.#plan);
+    let written = writeDescriptors(tx, sender, batch, list, count, this.plan);
     if (written < count && sender.isDirty) {
       // All chunks are in use; some are free again when the kernel was told of them.
       this.#send(queue);
@@ -207,20 +161,20 @@ export class XdpPlane implements AttachedPlane<XdpQueuePlace> {
     count: number,
   ): number {
     for (let k = from; k < count; k++) {
-      this.#one[0] = list[k];
-      if (writeDescriptors(tx, sender, batch, this.#one, 1, this.#plan) === 0) return k - from;
+      this.one[0] = list[k];
+      if (writeDescriptors(tx, sender, batch, this.one, 1, this.plan) === 0) return k - from;
     }
     return count - from;
   }
 
   flush(): void {
-    const queue = this.#queues[0];
+    const queue = this.queues[0];
     if (queue !== undefined && queue.sender.isDirty) this.#send(queue);
   }
 
   readKernelCounters(): void {
     const { counters } = this;
-    for (const queue of this.#queues) {
+    for (const queue of this.queues) {
       const statistics = xdpStatistics(queue.fd);
       if (statistics === null) continue;
       counters.rxDropNoRoom += statistics.rxNoRoom - queue.noRoom;

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 /* Ranges fetched ahead of the one that is copied: guests' lines are in other cores' caches. */
-#define AHEAD 4
+#define AHEAD 16
 
 #define MAX_VECTORS 1024 /* IOV_MAX of Linux */
 

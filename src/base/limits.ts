@@ -53,6 +53,9 @@ export const MAX_LOG_BYTES = 2 ** 28 - 1;
 /** Ports of one switch: port sets are bit sets of this many bits. */
 export const MAX_PORTS = 256;
 
+/** Workers of one switch: each has a table of all ports, and each receive queue a turn for each. */
+export const MAX_WORKERS = 16;
+
 /** Disks of one storage target: each has a thread of its own, and perhaps one for its layers. */
 export const MAX_DISKS = 64;
 

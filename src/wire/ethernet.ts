@@ -67,11 +67,11 @@ export function parseMac(text: string): Uint8Array | null {
   return Uint8Array.from(text.split(':'), (byte) => Number.parseInt(byte, 16));
 }
 
+/** Two digits of each byte: tables of 100 000 addresses are listed. */
+const HEX = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, '0'));
+
 /** Lower-case text of the six bytes at `at`. */
 export function formatMac(bytes: Uint8Array, at = 0): string {
-  let text = '';
-  for (let i = 0; i < ETH_ADDRESS_BYTES; i++) {
-    text += `${i === 0 ? '' : ':'}${bytes[at + i].toString(16).padStart(2, '0')}`;
-  }
-  return text;
+  const first = `${HEX[bytes[at]]}:${HEX[bytes[at + 1]]}:${HEX[bytes[at + 2]]}`;
+  return `${first}:${HEX[bytes[at + 3]]}:${HEX[bytes[at + 4]]}:${HEX[bytes[at + 5]]}`;
 }

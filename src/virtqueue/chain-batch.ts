@@ -38,7 +38,7 @@ export class ChainBatch {
   uniform = 0;
   /** 1: rows of a uniform batch are left unfilled; who needs them calls `fillRows`. */
   readonly lazy: number;
-  /** 1: rows hold head, slots and written only. */
+  /** 1: rows hold head, slots and written only. 2: and there are no segments, nobody needs them. */
   unfilled = 0;
 
   /**

@@ -4,6 +4,7 @@
  * Address words are passed as int32, not as one double: a double argument of a function that is
  * not inlined is boxed, which is garbage per descriptor.
  */
+import { assert } from '../base/assert.ts';
 import type { ChainBatch } from './chain-batch.ts';
 import type { DeviceQueue } from './device-queue.ts';
 
@@ -81,6 +82,7 @@ export function finishRow(
 
 /** Fills the rows of a uniform batch in, for those who look at more than its segments. */
 export function fillRows(batch: ChainBatch, count: number): void {
+  if (batch.unfilled === 2) assert(false, 'rows of a batch without segments are wanted');
   batch.unfilled = 0;
   const { rows, segLen } = batch;
   const write = batch.uniform - 1; // UNIFORM_READ 1, UNIFORM_WRITE 2

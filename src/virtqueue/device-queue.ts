@@ -153,6 +153,8 @@ export class DeviceQueue {
   readonly tracked: number;
   readonly inflight: InflightState;
 
+  /** Where loops that fetch lines ahead leave what they read, so that V8 keeps the reads. */
+  touched = 0;
   /** A cell of our own, for fences. */
   readonly fence = new Int32Array(1);
 

@@ -86,6 +86,22 @@ export function putUsed(q: DeviceQueue, batch: ChainBatch, first: number, count:
  * One answer for all of it, and the question is asked once.
  */
 export function needsCall(q: DeviceQueue): boolean {
+  orderUsed(q);
+  return needsCallOrdered(q);
+}
+
+/**
+ * What was published is visible to the driver before its wish is read, or both sides would wait for
+ * each other (2.7.7.1, 2.8.10). Once for all queues of a round: on x86 it waits until everything
+ * that was written before has reached the caches, and the wishes of two queues are only fetched at
+ * once if nothing of the kind stands between.
+ */
+export function orderUsed(q: DeviceQueue): void {
+  Atomics.store(q.fence, 0, 0);
+}
+
+/** `needsCall`, after `orderUsed`. */
+export function needsCallOrdered(q: DeviceQueue): boolean {
   if (q.sinceCall === 0) return false;
   const wants = wantsCall(q);
   // A ring that was just started may hold used entries of a device before us, which the driver

@@ -40,6 +40,7 @@ const WRITTEN = 1792;
 /** Addresses are compared in units of 2^32 bytes, see `takeSimple`. */
 const UNIT = 1 / 4294967296;
 
+const UNIFORM_READ = 1; // ChainBatch.uniform
 const NO_ROOM = 1; //  as in chain-segments.hot.ts
 const DRAINED = 2; //  as in packed-chain.hot.ts
 const MISSED = 3; //   as in chain-segments.hot.ts
@@ -320,11 +321,15 @@ export function putUsedPacked(
   if (q.inOrder !== 0) {
     // 2.8.8: one descriptor with the last id stands for all, where every skipped buffer may be
     // taken as used completely. True for what was only read; bytes written need their entry.
-    if (batch.unfilled !== 0) fillRows(batch, batch.count);
-    while (i < end - 1 && rows[i + WRITE_BYTES] === 0) covered += rows[i++ + SLOTS];
-    if (rows[i + WRITE_BYTES] !== 0) {
-      i = first;
-      covered = 0;
+    if (batch.uniform === 0) {
+      while (i < end - 1 && rows[i + WRITE_BYTES] === 0) covered += rows[i++ + SLOTS];
+      if (rows[i + WRITE_BYTES] !== 0) {
+        i = first;
+        covered = 0;
+      }
+    } else if (batch.uniform === UNIFORM_READ) {
+      i = end - 1; // one slot each
+      covered = i - first;
     }
   }
   if (q.logged !== 0) logBuffers(q, batch, first, count);
@@ -355,7 +360,9 @@ export function putUsedPacked(
     published += used;
     slot += used;
   }
-  Atomics.store(desc, firstAt + 3, firstWord);
+  // x86 performs stores in program order (and V8 keeps that order); `orderUsed` does the rest.
+  if (q.weakOrder === 0) desc[firstAt + 3] = firstWord;
+  else Atomics.store(desc, firstAt + 3, firstWord);
   q.nextUsed = slot;
   q.usedWrap = wrap;
   q.sinceCall = q.sinceCall + published > 0x10000 ? 0x10000 : q.sinceCall + published;

@@ -34,6 +34,8 @@ const READ_BYTES = 1280;
 const WRITE_BYTES = 1536;
 const WRITTEN = 1792;
 
+const UNIFORM_READ = 1; // ChainBatch.uniform
+
 const MAX_CHAIN = 256; // MAX_CHAIN_DESCRIPTORS
 const NO_ROOM = 1; //     as in chain-segments.hot.ts
 const MISSED = 3;
@@ -312,10 +314,12 @@ export function putUsedSplit(
   if (q.inOrder !== 0) {
     // 2.7.9: one entry with the last head stands for all, where every skipped buffer may be
     // taken as used completely. True for what was only read; bytes written need their entry.
-    if (batch.unfilled !== 0) fillRows(batch, batch.count);
-    while (i < end && rows[i + WRITE_BYTES] === 0) i++;
-    if (i === end) i = end - 1;
-    else i = first;
+    if (batch.uniform !== 0) i = batch.uniform === UNIFORM_READ ? end - 1 : first;
+    else {
+      while (i < end && rows[i + WRITE_BYTES] === 0) i++;
+      if (i === end) i = end - 1;
+      else i = first;
+    }
   }
   let at = nextUsed;
   for (; i < end; i++) {
@@ -325,7 +329,9 @@ export function putUsedSplit(
     at++;
   }
   const nowUsed = (nextUsed + count) & 0xffff;
-  Atomics.store(q.usedCells, USED_IDX, nowUsed);
+  // x86 performs stores in program order (and V8 keeps that order); `orderUsed` does the rest.
+  if (q.weakOrder === 0) q.usedCells[USED_IDX] = nowUsed;
+  else Atomics.store(q.usedCells, USED_IDX, nowUsed);
   q.nextUsed = nowUsed;
   q.sinceCall = q.sinceCall + count > 0xffff ? 0x10000 : q.sinceCall + count;
   q.counters[USED] += count;

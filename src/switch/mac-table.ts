@@ -2,9 +2,12 @@ import { randomBytes } from 'node:crypto';
 import { assert } from '../base/assert.ts';
 import { ConfigError } from '../base/errors.ts';
 import { MAX_PORTS } from '../base/limits.ts';
+import { lockTicket, unlockTicket } from '../sys/ticket-lock.hot.ts';
 import { formatMac, parseMac } from '../wire/ethernet.ts';
 import {
+  copyMacs,
   findMac,
+  flushMacs,
   LEARN_ADDED,
   LEARN_MOVED,
   learnMac,
@@ -18,9 +21,12 @@ import {
  *
  * Theory of operation. The table lies in one SharedArrayBuffer: a head of 16 words, the number of
  * entries of each port, then the slots of four words (key, port, last seen). There are twice as
- * many slots as entries allowed; a key lies within MAX_PROBE slots of its home. One thread, the
- * worker that runs the switch, writes; any thread may read and list (an entry's port is stored
- * last and cleared first, so a torn entry has no port).
+ * many slots as entries allowed; a key lies within MAX_PROBE slots of its home. Threads that run
+ * the switch learn, any thread may read and list. What adds, moves or removes an entry holds the
+ * lock in the head; a known address is refreshed and looked up without it: an entry's port is
+ * stored last and cleared first, so a torn entry has no port, and with several threads that learn
+ * a lookup looks at key and port once more. One table and not one per thread: an address that
+ * moved is nowhere known at its old place, a port's limit is exact, and most frames change nothing.
  *
  * Time is the caller's: whole seconds, set by `tick`, which also sweeps a bounded number of slots.
  * What aged out is invisible at once, swept later, and gives way to new entries in between.
@@ -31,12 +37,13 @@ const HEAD_MAGIC = 0;
 // The same numbers are in mac-table.hot.ts.
 const HEAD_MASK = 1;
 const HEAD_CAPACITY = 2;
-const HEAD_ENTRIES = 3;
+export const HEAD_ENTRIES = 3;
 const HEAD_SEED_A = 4;
 const HEAD_SEED_B = 5;
 const HEAD_AGEING = 6;
 const HEAD_NOW = 7;
-const HEAD_CURSOR = 8;
+const HEAD_SHARED = 9;
+const HEAD_LOCK = 10;
 const SLOT_WORDS = 4;
 
 export const MAC_CAPACITY_DEFAULT = 16384;
@@ -44,14 +51,18 @@ export const MAC_CAPACITY_MAX = 131072;
 export const MAC_AGEING_DEFAULT_S = 300;
 const NEVER_AGES = 0x7fffffff;
 
-/** A second sweeps this part of the table: 1024 slots of the default one, about a microsecond. */
+/** A second sweeps this part of the table: 1024 slots of the default one. */
 const SWEEP_PART = 1 / 32;
+/** Slots at a time: 20 us where all are aged out. The largest table's 8192 took 180 us at once. */
+const SWEEP_MOST = 1024;
 
 export type MacTableOptions = {
   /** Most entries, 1 .. MAC_CAPACITY_MAX. */
   readonly capacity?: number;
   /** Entries not seen for longer are forgotten; 0: never. */
   readonly ageingSeconds?: number;
+  /** Several threads learn. */
+  readonly shared?: boolean;
 };
 
 export type MacTableEntry = {
@@ -69,6 +80,8 @@ export class MacTable {
   /** Entries of each port. */
   readonly learned: Int32Array<SharedArrayBuffer>;
   readonly cells: Int32Array<SharedArrayBuffer>;
+  /** Slots that are still to be swept in this second. Of the writing thread. */
+  due = 0;
 
   private constructor(memory: SharedArrayBuffer, slots: number) {
     this.memory = memory;
@@ -92,6 +105,7 @@ export class MacTable {
     const table = new MacTable(new SharedArrayBuffer(bytes), slots);
     const seeds = randomBytes(8);
     table.head[HEAD_MAGIC] = MAGIC;
+    table.head[HEAD_SHARED] = options.shared === true ? 1 : 0;
     table.head[HEAD_MASK] = slots - 1;
     table.head[HEAD_CAPACITY] = capacity;
     table.head[HEAD_SEED_A] = seeds.readInt32LE(0);
@@ -117,14 +131,22 @@ export class MacTable {
   }
 
   /**
-   * Sets the clock (whole seconds from any start, not running back). When it moved, sweeps a
-   * little; aged-out entries count against limits until they are swept, half a minute at most.
+   * Sets the clock (whole seconds from any start, not running back). Each second a part of the
+   * table is due to be swept; aged-out entries count against limits until they are, half a minute
+   * where `sweep` is called often enough.
    */
   tick(nowSeconds: number): void {
-    if (nowSeconds === this.head[HEAD_NOW]) return;
+    if (nowSeconds <= this.head[HEAD_NOW]) return; // perhaps another thread was first
     this.head[HEAD_NOW] = nowSeconds;
     if (this.head[HEAD_ENTRIES] === 0) return;
-    const slots = (this.head[HEAD_MASK] + 1) * SWEEP_PART;
+    this.due = (this.head[HEAD_MASK] + 1) * SWEEP_PART;
+    this.sweep();
+  }
+
+  /** Sweeps some of what is due, so little that no frame waits for it. */
+  sweep(): void {
+    const slots = Math.min(this.due, SWEEP_MOST);
+    this.due -= slots;
     sweepMacs(this.cells, this.head, this.learned, slots);
   }
 
@@ -143,60 +165,44 @@ export class MacTable {
   /** Forgets one address; false when it was not there. */
   remove(mac: string, vlan: number): boolean {
     const key = keyOf(mac, vlan);
+    lockTicket(this.head, HEAD_LOCK);
     const at = findMac(this.cells, this.head, key.lo, key.hi);
-    if (at < 0) return false;
-    removeMac(this.cells, this.head, this.learned, at);
-    return true;
+    if (at >= 0) removeMac(this.cells, this.head, this.learned, at);
+    unlockTicket(this.head, HEAD_LOCK);
+    return at >= 0;
   }
 
-  /** Forgets the addresses of one port, or all. Returns how many. The writing thread only. */
-  flush(port?: number): number {
-    let removed = 0;
-    for (let at = 0; at < this.cells.length; at += SLOT_WORDS) {
-      const owner = this.cells[at + 2] - 1;
-      if (owner < 0 || (port !== undefined && owner !== port)) continue;
-      removeMac(this.cells, this.head, this.learned, at);
-      removed++;
-    }
-    if (port === undefined) {
-      this.cells.fill(0);
-      this.head[HEAD_CURSOR] = 0;
-    }
-    return removed;
+  /** Forgets the addresses of one port, or all. Returns how many. */
+  flush(port = -1): number {
+    return flushMacs(this.cells, this.head, this.learned, port);
   }
 
   /**
    * The live entries as numbers, four words each: address and VLAN as in a slot, port, age. For
    * `enter` of another table. Any thread, like `list`.
    */
-  snapshot(port?: number): Int32Array {
-    const words: number[] = [];
-    if (this.size === 0) return new Int32Array(0);
-    const now = this.head[HEAD_NOW];
-    for (let at = 0; at < this.cells.length; at += SLOT_WORDS) {
-      if (this.cells[at + 2] === 0) continue; // most are: the ordered read is for the others
-      const owner = Atomics.load(this.cells, at + 2) - 1;
-      const age = Math.max(0, now - this.cells[at + 3]);
-      if (owner < 0 || age > this.head[HEAD_AGEING]) continue;
-      if (port !== undefined && owner !== port) continue;
-      words.push(this.cells[at], this.cells[at + 1], owner, age);
-    }
-    return Int32Array.from(words);
+  snapshot(port = -1): Int32Array {
+    // A guest may be learning: what is new since `size` was read has no room and is left out.
+    const words = new Int32Array(this.size * SLOT_WORDS);
+    const count = copyMacs(this.cells, this.head, words, port);
+    return count === words.length ? words : words.slice(0, count); // its buffer is sent as a whole
   }
 
   /**
    * Enters what `snapshot` returned, with its ages, up to `limitOf` each port. An address that is
-   * known elsewhere moves. The writing thread only. Returns how many were entered.
+   * known elsewhere moves. Returns how many were entered.
    */
   enter(words: Int32Array, limitOf: (port: number) => number): number {
     let entered = 0;
     const { cells, head, learned } = this;
     for (let k = 0; k + SLOT_WORDS <= words.length; k += SLOT_WORDS) {
-      const [lo, hi, port, age] = words.subarray(k, k + SLOT_WORDS);
+      const [lo, hi] = [words[k], words[k + 1]];
+      const [port, age] = [words[k + 2], words[k + 3]];
       if (age > head[HEAD_AGEING]) continue;
       const outcome = learnMac(cells, head, learned, lo, hi, port, limitOf(port));
       if (outcome !== LEARN_ADDED && outcome !== LEARN_MOVED) continue;
-      cells[findMac(cells, head, lo, hi) + 3] = head[HEAD_NOW] - age;
+      const at = findMac(cells, head, lo, hi);
+      if (at >= 0) cells[at + 3] = head[HEAD_NOW] - age;
       entered++;
     }
     return entered;
@@ -204,18 +210,15 @@ export class MacTable {
 
   /** The live entries. Any thread; a snapshot of a table that changes meanwhile. */
   list(): MacTableEntry[] {
+    const words = this.snapshot();
     const entries: MacTableEntry[] = [];
     const bytes = Buffer.alloc(6);
-    const now = this.head[HEAD_NOW];
-    for (let at = 0; at < this.cells.length; at += SLOT_WORDS) {
-      const port = Atomics.load(this.cells, at + 2);
-      const [lo, hi, seen] = [this.cells[at], this.cells[at + 1], this.cells[at + 3]];
-      if (port === 0 || Atomics.load(this.cells, at + 2) !== port) continue;
-      if (now - seen > this.head[HEAD_AGEING]) continue;
+    for (let k = 0; k < words.length; k += SLOT_WORDS) {
+      const hi = words[k + 1];
       bytes.writeUInt16BE(hi & 0xffff, 0);
-      bytes.writeInt32BE(lo, 2);
-      const ageSeconds = Math.max(0, now - seen);
-      entries.push({ mac: formatMac(bytes), vlan: hi >>> 16, port: port - 1, ageSeconds });
+      bytes.writeInt32BE(words[k], 2);
+      const [port, ageSeconds] = [words[k + 2], words[k + 3]];
+      entries.push({ mac: formatMac(bytes), vlan: hi >>> 16, port, ageSeconds });
     }
     return entries;
   }

@@ -35,9 +35,10 @@ export interface PortPlane {
    * must drop (with reason) itself. Returns how many were delivered; `txBytes` of the switch is
    * exact when those are the first ones of the list.
    *
-   * All bytes are copied (or handed to the kernel) when it returns: the switch then edits the
-   * headers for the next port and reuses its scratch memory. Frames of the switch's own scratch
-   * come in a batch that is not the one of `receive`.
+   * All bytes are copied (or handed to the kernel) when it returns, or when the switch next calls
+   * `SwitchOptions.settle`, which it does before it edits a header: it then edits them for the next
+   * port and reuses its scratch memory. Frames of the switch's own scratch come in a batch that is
+   * not the one of `receive` and never `plain`; they are copied at once.
    */
   transmit(batch: FrameBatch, list: Int32Array, count: number): number;
   /** Publishes what `transmit` and `release` did, and notifies the other side if it asked. */

@@ -29,7 +29,8 @@ import {
 } from './forward.hot.ts';
 import { FRAME_BATCH_BYTES, FrameBatch } from './frame-batch.ts';
 import type { FrameTap } from './frame-tap.ts';
-import { MacTable } from './mac-table.ts';
+import { fetchMacs } from './mac-table.hot.ts';
+import { HEAD_ENTRIES, MacTable } from './mac-table.ts';
 import { OFFLOAD_FULL, OFFLOAD_READY, OFFLOAD_SCRATCH_BYTES, SoftwareOffload } from './offload.ts';
 import type { PortPlane } from './port-plane.ts';
 import { FloodSets, type PortVlan, VlanRules } from './vlan.ts';
@@ -52,6 +53,11 @@ export type SwitchOptions = {
   readonly macTable?: MacTable;
   /** COUNTERS_BYTES of zeroed shared memory; made here when not given. */
   readonly counters?: SharedArrayBuffer;
+  /**
+   * Where ports put copies off in `transmit`: makes them, so that headers may be edited and the
+   * source's buffers go back.
+   */
+  readonly settle?: () => void;
 };
 
 /** Own memory that a switch needs: the header slots of its batch, and what offloads need. */
@@ -61,6 +67,9 @@ export const SWITCH_SCRATCH_BYTES = FRAME_BATCH_BYTES + OFFLOAD_SCRATCH_BYTES;
 const KEEP_TAGS = -1;
 
 const UNKNOWN = -1;
+
+/** A MAC table with more entries is fetched for a batch before it is searched. */
+const FETCHED_ENTRIES = 2048;
 
 type Port = {
   readonly index: number;
@@ -95,6 +104,7 @@ export class Switch {
   /** What the batch as a whole is like; FACT_*. */
   readonly #facts = new Int32Array(FACT_WORDS);
   readonly #run: Int32Array;
+  readonly #settle: () => void;
   /** The list of all frames of a batch. */
   readonly #all = Int32Array.from({ length: BATCH }, (_, i) => i);
   readonly #offload: SoftwareOffload;
@@ -102,6 +112,8 @@ export class Switch {
   readonly #unflushed = new Int32Array(MAX_PORTS);
   readonly #isUnflushed = new Uint8Array(MAX_PORTS);
   #unflushedCount = 0;
+  /** Of no use but that it was read. */
+  fetched = 0;
 
   constructor(options: SwitchOptions) {
     const { view, bytes, scratchAt } = options;
@@ -110,6 +122,7 @@ export class Switch {
     this.#lists = Array.from({ length: MAX_PORTS }, () => new Int32Array(BATCH));
     this.#batch = new FrameBatch({ buffer: view.buffer, at: scratchAt });
     this.#run = new Int32Array(BATCH);
+    this.#settle = options.settle ?? (() => undefined);
     this.#offload = new SoftwareOffload(view, bytes, scratchAt + FRAME_BATCH_BYTES);
   }
 
@@ -219,6 +232,7 @@ export class Switch {
     if (port.tap !== null) port.tap.ingress(this.#batch, count);
     if (port.reflect) this.#reflect(port, count);
     else this.#judge(port, count);
+    this.#settle();
   }
 
   /** Publishes and notifies on every port that was touched since the last time. */
@@ -266,6 +280,10 @@ export class Switch {
     const row = index * COUNTER_COLUMNS;
     const facts = this.#facts;
     measureFrames(batch, count, facts);
+    if (head[HEAD_ENTRIES] > FETCHED_ENTRIES) {
+      const { headerView: view, headerWords, headerAt } = batch;
+      this.fetched = fetchMacs(cells, head, view, headerWords, headerAt, count, rules.untagged);
+    }
     judgeFrames(
       batch,
       count,
@@ -330,6 +348,7 @@ export class Switch {
       this.#markUnflushed(port.index);
       return;
     }
+    this.#settle(); // what an earlier port gets is read from the headers that are edited now
     // Tags edited for this port are there for the next one, too: no frame is plain any more.
     this.#facts[FACT_SPECIAL] = 1;
     let from = 0;

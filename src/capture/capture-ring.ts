@@ -3,8 +3,8 @@ import { MAX_FRAME_BYTES } from '../base/limits.ts';
 
 /**
  * The way of captured frames from the worker to the control thread: a ring of bytes in shared
- * memory with one writer and one reader. It never blocks the writer: what does not fit is counted
- * as lost.
+ * memory with one writer at a time and one reader. It never blocks the writer: what does not fit
+ * is counted as lost.
  *
  * Head: WRITE and READ count bytes and run freely modulo 2^32; SEEN and LOST count frames modulo
  * 2^32. A record starts on 8 bytes: its size, bits of direction, length of the frame, bytes of it
@@ -15,6 +15,8 @@ export const RING_WRITE = 0;
 export const RING_READ = 1;
 export const RING_SEEN = 2;
 export const RING_LOST = 3;
+/** Two words: workers that write to one ring take turns; see ticket-lock.hot.ts. */
+export const RING_LOCK = 4;
 
 export const RECORD_BYTES = 24;
 export const RECORD_SIZE = 0;

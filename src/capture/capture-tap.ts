@@ -1,6 +1,7 @@
 import type { FrameBatch, FrameTap } from '../switch/index.ts';
 import { captureFrame, publishCapture } from './capture-ring.hot.ts';
-import { type CaptureRing, RING_HEAD_BYTES, RING_WRITE } from './capture-ring.ts';
+import { type CaptureRing, RING_HEAD_BYTES, RING_LOCK, RING_WRITE } from './capture-ring.ts';
+import { lockTicket, unlockTicket } from '../sys/ticket-lock.hot.ts';
 import { DIRECTION_INBOUND, DIRECTION_OUTBOUND } from './pcapng.ts';
 
 const NANOSECONDS = 1_000_000_000;
@@ -30,18 +31,22 @@ export class CaptureTap implements FrameTap {
 
   ingress(batch: FrameBatch, count: number): void {
     this.#readClock();
+    lockTicket(this.#head, RING_LOCK);
     let position = this.#head[RING_WRITE];
     for (let i = 0; i < count; i++) position = this.#put(position, batch, i, DIRECTION_INBOUND);
     publishCapture(this.#head, position);
+    unlockTicket(this.#head, RING_LOCK);
   }
 
   egress(batch: FrameBatch, list: Int32Array, count: number): void {
     this.#readClock();
+    lockTicket(this.#head, RING_LOCK);
     let position = this.#head[RING_WRITE];
     for (let k = 0; k < count; k++) {
       position = this.#put(position, batch, list[k], DIRECTION_OUTBOUND);
     }
     publishCapture(this.#head, position);
+    unlockTicket(this.#head, RING_LOCK);
   }
 
   #put(position: number, batch: FrameBatch, i: number, direction: number): number {

@@ -31,10 +31,32 @@ export type VringAttach = {
    * those under way stay recorded in `inflight`, for who continues with the ring.
    */
   readonly drain: boolean;
+  /** Positions of a ring that several workers write, SHARED_RING_WORDS; see shared-ring.hot.ts. */
+  readonly shared?: Int32Array;
+  /** Where what is taken from the ring is added up, in memory that the plane was given. */
+  readonly loadSlot?: number;
+  /** Of another worker that had the ring until now. */
+  readonly resumed?: ResumedVring;
+};
+
+/** What goes with a ring from one worker to the next; `base` is where it stands. */
+export type ResumedVring = {
+  readonly base: number;
+  readonly started: boolean;
+  readonly counters: Readonly<Record<string, number>>;
 };
 
 /** Something that the control plane must hear of; rare by construction. */
-export type PlaneEvent = PlaneFault | PlaneIotlbMiss | PlaneIoError;
+export type PlaneEvent = PlaneFault | PlaneIotlbMiss | PlaneIoError | PlaneDriverState;
+
+/** The driver set something that the other workers of the device must know. */
+export type PlaneDriverState = {
+  readonly kind: 'driver-state';
+  readonly device: number;
+  /** -1: it concerns the whole device. */
+  readonly index: number;
+  readonly state: unknown;
+};
 
 export type PlaneFault = {
   readonly kind: 'fault';
@@ -103,6 +125,8 @@ export interface DataPlane {
   poll(nowMs: number): number;
   /** How many sources are awake; with none the worker sleeps until a descriptor is readable. */
   readonly awake: number;
+  /** `Atomics.pause`s before an empty round is repeated (1), while it is worth no system call. */
+  readonly lull?: number;
   /** A watched descriptor became readable. */
   ready(token: number, nowMs: number): void;
 
@@ -125,6 +149,9 @@ export interface DataPlane {
 
   /** Everything that is particular to the plane: ports, tables, captures. */
   command(name: string, payload: unknown): unknown;
+
+  /** The worker ends, and watches nothing any more: descriptors of the plane's own are closed. */
+  close?(): void;
 }
 
 /** What a plane module exports as `createPlane`. */

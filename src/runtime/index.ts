@@ -10,6 +10,13 @@ export type {
   VringAttach,
   WorkerCounters,
 } from './data-plane.ts';
+export {
+  type GroupQueue,
+  type GroupRule,
+  LOADS_BYTES,
+  WorkerGroup,
+  type WorkerGroupOptions,
+} from './worker-group.ts';
 export type { PlaneRunner } from './plane-runner.ts';
 export {
   DeviceHost,

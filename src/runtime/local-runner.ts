@@ -237,6 +237,7 @@ export class LocalRunner implements PlaneRunner {
     this.#next = null;
     this.#poll.close();
     this.#epoll.close();
+    this.#plane.close?.();
     this.#tokenOf.clear();
     for (const { answer } of this.#draining.splice(0)) answer.reject(reason);
   }

@@ -1,0 +1,289 @@
+import type { IotlbUpdate } from '../vhost-user/index.ts';
+import { SHARED_RING_WORDS } from '../virtqueue/shared-ring.hot.ts';
+import type { PlaneEvent, ResumedVring, VringAttach, WorkerCounters } from './data-plane.ts';
+import type { PlaneRunner } from './plane-runner.ts';
+import { balance } from './queue-balance.ts';
+
+/** What a group needs of a worker; `DataPlaneWorker` is one. */
+export interface GroupMember extends PlaneRunner {
+  counters(): Promise<WorkerCounters>;
+}
+
+/** Who carries a request of the plane out, and what its answer is. */
+export type GroupRule = {
+  /**
+   * `each`: all at once. `first-last`, `first-first`: the first worker after or before all others:
+   * it alone receives from an uplink, whose frames no other may meet before or after it knows it.
+   */
+  readonly to: 'first' | 'each' | 'first-last' | 'first-first';
+  payload?(payload: never, member: number): unknown;
+  /** Default: the first worker's answer. */
+  merge?(results: readonly never[]): unknown;
+};
+
+export type WorkerGroupOptions = {
+  readonly count: number;
+  start(member: number, onEvent: (event: PlaneEvent) => void): GroupMember;
+  /** Rings that every worker writes; each other one belongs to one worker. */
+  isShared(vring: VringAttach): boolean;
+  ruleOf(op: string): GroupRule;
+  onEvent(event: PlaneEvent): void;
+  /** LOADS_BYTES; the plane adds up there what it takes from a ring. */
+  readonly loads: SharedArrayBuffer;
+  /** How often queues are looked at, milliseconds; 0: they stay where they are. */
+  readonly balanceMs: number;
+};
+
+/** Slots of workers come first: load that belongs to no queue. */
+const FIRST_SLOT = 16;
+const LOAD_SLOTS = 4096;
+export const LOADS_BYTES = LOAD_SLOTS * Float64Array.BYTES_PER_ELEMENT;
+
+/** Periods that a queue stays where it was moved to: its driver and caches settle meanwhile. */
+const REST_PERIODS = 3;
+
+export type GroupQueue = {
+  readonly device: number;
+  readonly index: number;
+  readonly member: number;
+  /** What was taken from it in the last period. */
+  readonly load: number;
+};
+
+type Entry = {
+  attach: VringAttach;
+  /** -1: shared by all. */
+  member: number;
+  slot: number;
+  counted: number;
+  load: number;
+  rest: number;
+  /** What is asked about a ring happens one after the other, moves included. */
+  last: Promise<unknown>;
+};
+
+/**
+ * Several workers that run one plane each and look like one. Every worker knows all devices. A ring
+ * that is taken from (a transmit queue) belongs to one of them, which alone watches and polls it; a
+ * ring that is written (a receive queue) is attached in all, behind a lock (`shared-ring.hot.ts`).
+ *
+ * A ring moves as if it were stopped and started: its worker lets go of it between two rounds, with
+ * nothing out, and the next one begins where that ended. Its eventfd counts what nobody heard.
+ */
+export class WorkerGroup implements PlaneRunner {
+  readonly #options: WorkerGroupOptions;
+  readonly #members: readonly GroupMember[];
+  readonly #entries = new Map<string, Entry>();
+  readonly #freeSlots = Array.from({ length: LOAD_SLOTS - FIRST_SLOT }, (_, i) => i + FIRST_SLOT);
+  readonly #loads: Float64Array;
+  readonly #ownCounted = new Float64Array(FIRST_SLOT);
+  #timer: NodeJS.Timeout | null = null;
+  #moving: Promise<unknown> = Promise.resolve();
+  /** Rings that went to another worker so far. */
+  moves = 0;
+
+  constructor(options: WorkerGroupOptions) {
+    this.#options = options;
+    const { count } = options;
+    this.#loads = new Float64Array(options.loads);
+    this.#members = Array.from({ length: count }, (_, member) =>
+      options.start(member, (event) => this.#heard(event, member)),
+    );
+    if (count === 1 || options.balanceMs === 0) return;
+    this.#timer = setInterval(() => this.#balance(), options.balanceMs);
+    this.#timer.unref();
+  }
+
+  /** Queues that belong to a worker. */
+  queues(): GroupQueue[] {
+    return [...this.#entries.values()]
+      .filter(({ member }) => member >= 0)
+      .map(({ attach: { device, index }, member, load }) => ({ device, index, member, load }));
+  }
+
+  counters(): Promise<WorkerCounters[]> {
+    return Promise.all(this.#members.map((member) => member.counters()));
+  }
+
+  async attachVring(vring: VringAttach): Promise<void> {
+    const isShared = this.#members.length > 1 && this.#options.isShared(vring);
+    const attach = isShared ? { ...vring, shared: newRecord() } : vring;
+    const entry: Entry = {
+      attach,
+      member: isShared ? -1 : this.#leastLoaded(),
+      slot: isShared ? 0 : (this.#freeSlots.pop() ?? 0),
+      counted: 0,
+      load: 0,
+      rest: 0,
+      last: Promise.resolve(),
+    };
+    if (entry.slot !== 0) {
+      entry.attach = { ...attach, loadSlot: entry.slot };
+      entry.counted = this.#loads[entry.slot]!;
+    }
+    this.#entries.set(keyOf(vring.device, vring.index), entry);
+    await this.#serially(entry, async () => {
+      if (!isShared) return await this.#members[entry.member]!.attachVring(entry.attach);
+      // Nobody writes before everybody has found the ring where it stands.
+      const off = { ...attach, enabled: false };
+      await this.#each((member) => member.attachVring(off));
+      if (!vring.enabled) return;
+      await this.#each((member) => member.enableVring(vring.device, vring.index, true));
+    });
+  }
+
+  async detachVring(device: number, index: number): Promise<number> {
+    const key = keyOf(device, index);
+    const entry = this.#entries.get(key);
+    if (entry === undefined) return await this.#members[0]!.detachVring(device, index);
+    return await this.#serially(entry, async () => {
+      this.#entries.delete(key);
+      if (entry.slot !== 0) this.#freeSlots.push(entry.slot);
+      if (entry.member >= 0) return await this.#members[entry.member]!.detachVring(device, index);
+      // The last to let go is the one who knows where the ring stands.
+      const [first, ...others] = this.#members;
+      await Promise.all(others.map((member) => member.detachVring(device, index)));
+      return await first!.detachVring(device, index);
+    });
+  }
+
+  enableVring(device: number, index: number, enabled: boolean): Promise<void> {
+    return this.#change(device, index, { enabled }, (member) =>
+      member.enableVring(device, index, enabled),
+    );
+  }
+
+  setCallFd(device: number, index: number, callFd: number): Promise<void> {
+    return this.#change(device, index, { callFd }, (member) =>
+      member.setCallFd(device, index, callFd),
+    );
+  }
+
+  setErrFd(device: number, index: number, errFd: number): Promise<void> {
+    return this.#change(device, index, { errFd }, (member) =>
+      member.setErrFd(device, index, errFd),
+    );
+  }
+
+  async resetDevice(device: number): Promise<void> {
+    await this.#each((member) => member.resetDevice(device));
+  }
+
+  async updateIotlb(device: number, entry: IotlbUpdate): Promise<void> {
+    await this.#each((member) => member.updateIotlb(device, entry));
+  }
+
+  async invalidateIotlb(device: number, iova: number, sizeBytes: number): Promise<void> {
+    await this.#each((member) => member.invalidateIotlb(device, iova, sizeBytes));
+  }
+
+  async request<T>(op: string, payload: unknown): Promise<T> {
+    const { to, payload: payloadOf, merge } = this.#options.ruleOf(op);
+    const ask = (member: number): Promise<unknown> =>
+      this.#members[member]!.request(op, payloadOf?.(payload as never, member) ?? payload);
+    if (this.#members.length === 1 || to === 'first') return (await ask(0)) as T;
+    const others = (): Promise<unknown[]> =>
+      Promise.all(this.#members.slice(1).map((_, at) => ask(at + 1)));
+    let results: unknown[];
+    if (to === 'first-first') results = [await ask(0), ...(await others())];
+    else if (to === 'first-last') results = (await others()).concat(await ask(0)).toReversed();
+    else results = await Promise.all([ask(0), others()]).then(([one, more]) => [one, ...more]);
+    return (merge === undefined ? results[0] : merge(results as never[])) as T;
+  }
+
+  async close(): Promise<void> {
+    if (this.#timer !== null) clearInterval(this.#timer);
+    this.#timer = null;
+    await this.#moving.catch(() => undefined);
+    await this.#each((member) => member.close());
+  }
+
+  /** Gives a ring to another worker; false where it is shared, gone, or bound to what it has. */
+  async move(device: number, index: number, to: number): Promise<boolean> {
+    const entry = this.#entries.get(keyOf(device, index));
+    if (entry === undefined || entry.member < 0 || entry.attach.iotlb) return false;
+    return await this.#serially(entry, async () => {
+      if (this.#entries.get(keyOf(device, index)) !== entry || entry.member === to) return false;
+      const from = this.#members[entry.member]!;
+      const resumed = await from.request<ResumedVring>('releaseVring', { device, index });
+      const config = { ...entry.attach.config, base: resumed.base };
+      entry.attach = { ...entry.attach, config, resumed };
+      entry.member = to;
+      await this.#members[to]!.attachVring(entry.attach);
+      this.moves++;
+      return true;
+    });
+  }
+
+  /** Loads are read where the workers write them: nobody is woken for that. */
+  #balance(): void {
+    const others = this.#members.map((_, member) => {
+      const load = this.#loads[member]! - this.#ownCounted[member]!;
+      this.#ownCounted[member] = this.#loads[member]!;
+      return load;
+    });
+    const queues: (GroupQueue & { entry: Entry })[] = [];
+    for (const entry of this.#entries.values()) {
+      if (entry.member < 0 || entry.slot === 0) continue;
+      const { device, index } = entry.attach;
+      const counted = this.#loads[entry.slot]!;
+      entry.load = counted - entry.counted;
+      entry.counted = counted;
+      if (entry.rest > 0) entry.rest--;
+      queues.push({ device, index, member: entry.member, load: entry.load, entry });
+    }
+    const isResting = queues.some(({ entry }) => entry.rest > 0);
+    const move = isResting ? null : balance(queues, others);
+    if (move === null || move.queue.entry.attach.iotlb) return;
+    move.queue.entry.rest = REST_PERIODS;
+    this.#moving = this.move(move.queue.device, move.queue.index, move.to).catch(() => undefined);
+  }
+
+  #leastLoaded(): number {
+    const counts = this.#members.map(() => 0);
+    for (const { member } of this.#entries.values()) if (member >= 0) counts[member]!++;
+    return counts.indexOf(Math.min(...counts));
+  }
+
+  async #change(
+    device: number,
+    index: number,
+    change: Partial<VringAttach>,
+    tell: (member: GroupMember) => Promise<void>,
+  ): Promise<void> {
+    const entry = this.#entries.get(keyOf(device, index));
+    if (entry === undefined) return await tell(this.#members[0]!);
+    await this.#serially(entry, async () => {
+      entry.attach = { ...entry.attach, ...change };
+      if (entry.member >= 0) await tell(this.#members[entry.member]!);
+      else await this.#each(tell);
+    });
+  }
+
+  #serially<T>(entry: Entry, work: () => Promise<T>): Promise<T> {
+    const done = entry.last.then(work, work);
+    entry.last = done.catch(() => undefined);
+    return done;
+  }
+
+  #each<T>(work: (member: GroupMember) => Promise<T>): Promise<T[]> {
+    return Promise.all(this.#members.map(work));
+  }
+
+  #heard(event: PlaneEvent, from: number): void {
+    if (event.kind !== 'driver-state') return this.#options.onEvent(event);
+    const payload = { port: event.device, state: event.state };
+    for (const [member, other] of this.#members.entries()) {
+      // A port that is removed meanwhile has no driver any more.
+      if (member !== from) void other.request('loadDriver', payload).catch(() => undefined);
+    }
+  }
+}
+
+function newRecord(): Int32Array {
+  return new Int32Array(new SharedArrayBuffer(SHARED_RING_WORDS * 4));
+}
+
+function keyOf(device: number, index: number): string {
+  return `${device}:${index}`;
+}

@@ -1,3 +1,5 @@
+import type { FrameBatch } from '../../switch/frame-batch.ts';
+
 /**
  * Which of several queues a frame goes to: a symmetric hash over addresses and ports of the header
  * copy, so that the frames of one connection stay in one queue, in both directions alike.
@@ -39,4 +41,22 @@ export function flowHash(headers: DataView, at: number, len: number): number {
   }
   hash = Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d);
   return (hash ^ (hash >>> 13)) & 0x7fff_ffff;
+}
+
+/** Sorts frames `list[0 .. count)` into one list for each of `queues` queues, by their flows. */
+export function spreadFlows(
+  batch: FrameBatch,
+  list: Int32Array,
+  count: number,
+  queues: number,
+  lists: readonly Int32Array[],
+  counts: Int32Array,
+): void {
+  const { headerView, headerAt, headerLen } = batch;
+  for (let q = 0; q < queues; q++) counts[q] = 0;
+  for (let k = 0; k < count; k++) {
+    const i = list[k];
+    const q = flowHash(headerView, headerAt[i], headerLen[i]) % queues;
+    lists[q][counts[q]++] = i;
+  }
 }

@@ -8,8 +8,9 @@ export type {
   LoadNetState,
   LoadUplinkCounters,
   NetPlaneOptions,
+  NetPortSettings,
   NetPortStatus,
-} from './net-plane.ts';
+} from './net-commands.ts';
 export {
   checkNetState,
   encodeNetState,
@@ -19,6 +20,7 @@ export {
   parseNetState,
 } from './net-state.ts';
 
+export { DEFAULT_POLICY, PORT_POLICIES, type PortPolicy } from './port-policy.ts';
 export { PARKED_FRAMES_BYTES } from './parked-frames.ts';
 
 /** For `DataPlaneWorker`: the module whose `createPlane` serves net devices and uplinks. */

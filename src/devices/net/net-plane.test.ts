@@ -1,5 +1,6 @@
 /** The worker's half of the switch, without a worker: attaching, starting, sleeping, breaking. */
 import assert from 'node:assert/strict';
+import { readlinkSync } from 'node:fs';
 import { afterEach, beforeEach, test } from 'node:test';
 import { EMPTY_ADDRESS_MAP, PrivateMemory } from '../../memory/index.ts';
 import type { PlaneEvent, VringAttach } from '../../runtime/data-plane.ts';
@@ -19,7 +20,10 @@ import {
 } from '../../virtqueue/driver/index.ts';
 import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from '../../wire/virtio.ts';
 import { PACKED_BASE_FRESH, VIRTIO_RING_F_EVENT_IDX, featureSet } from '../../wire/virtio.ts';
+import { CALL_HOLD_MS } from './call-hold.ts';
 import { type NetPlane, createPlane } from './net-plane.ts';
+import type { PortPolicy } from './port-policy.ts';
+import { REST_TOKEN } from './rest-timer.ts';
 
 const SPIN_MS = 1;
 const RING_SIZE = 64;
@@ -56,6 +60,7 @@ beforeEach(() => {
 });
 
 afterEach(() => {
+  plane.close();
   for (const fd of [...kicks, ...calls]) fd.close();
   memory.close();
 });
@@ -328,4 +333,160 @@ test('a queue that waits asks again when the session has given up on its page', 
   for (let ms = 0; ms < 10; ms++) plane.poll(performance.now() + ms * SPIN_MS);
   assert.equal(events.length, 2);
   assert.equal(plane.awake, 0);
+});
+
+/** From now on the port has that policy. */
+function setPolicy(policy: PortPolicy): void {
+  const settings = { vlan: { mode: 'access', vid: 1 }, macLimit: 16, reflect: true, policy };
+  plane.command('updatePort', { port: 0, settings });
+}
+
+/** The driver sends one frame, whatever the ring asks for. */
+function send(queue: DriverQueue, nowMs: number): void {
+  add(queue, TRANSMITQ, 100);
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, nowMs);
+}
+
+function called(): number {
+  return drainEventfd(calls[TRANSMITQ].number);
+}
+
+type Status = { counters: Record<string, number>; vrings: { counters: Record<string, number> }[] };
+const status = (): Status => plane.command('portStatus', { port: 0 }) as Status;
+
+for (const [name, bits] of FORMS) {
+  test(`${name}: a call that waits comes when its time is over, and the worker is awake`, () => {
+    const { queue, attach } = ring(TRANSMITQ, bits);
+    plane.attachVring(attach);
+    setPolicy('throughput');
+    send(queue, 0);
+    plane.poll(0);
+    assert.equal(called(), 0);
+    assert.ok(plane.awake > 0);
+    send(queue, 0.01);
+    plane.poll(0.01);
+    plane.poll(0.02);
+    assert.equal(called(), 0);
+    plane.poll(CALL_HOLD_MS);
+    assert.equal(called(), 1);
+    const { callsHeld, callsCoalesced } = status().vrings[0].counters;
+    assert.deepEqual({ callsHeld, callsCoalesced }, { callsHeld: 1, callsCoalesced: 1 });
+    settle();
+    assert.equal(called(), 0);
+  });
+}
+
+const ENDS: [string, () => void][] = [
+  ['the ring is detached', () => plane.detachVring(0, TRANSMITQ)],
+  ['the plane is suspended', () => plane.command('suspend', undefined)],
+  ['the policy changes', () => setPolicy('balanced')],
+];
+
+for (const [when, end] of ENDS) {
+  test(`a call that waits comes when ${when}`, () => {
+    const { queue, attach } = ring(TRANSMITQ, []);
+    plane.attachVring(attach);
+    setPolicy('throughput');
+    send(queue, 0);
+    plane.poll(0);
+    assert.equal(called(), 0);
+    end();
+    assert.equal(called(), 1);
+    plane.command('resume', undefined);
+    plane.poll(1);
+    assert.equal(called(), 0);
+  });
+}
+
+/** The timer of the plane's rests is over. */
+const restOver = (nowMs: number): void => plane.ready(REST_TOKEN, nowMs);
+const restTimer = (): number | undefined =>
+  [...watched].find(([, token]) => token === REST_TOKEN)?.[0];
+
+test('a port that saves power does not spin: it rests, then sleeps; its calls come before', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  setPolicy('power');
+  send(queue, 0);
+  plane.poll(0);
+  plane.poll(0.001);
+  assert.equal(called(), 1);
+  assert.equal(plane.awake, 0);
+  assert.equal(add(queue, TRANSMITQ, 100), false, 'no kick is asked for');
+  add(queue, TRANSMITQ, 100);
+  restOver(0.1);
+  plane.poll(0.1);
+  plane.poll(0.101);
+  assert.equal(called(), 1, 'for both');
+  restOver(0.2);
+  plane.poll(0.201);
+  assert.equal(plane.awake, 0);
+  assert.equal(add(queue, TRANSMITQ, 100), true, 'a kick is asked for');
+  const { sleeps, rests, spinsRewarded, spinsUnrewarded } = status().counters;
+  assert.deepEqual({ sleeps, rests }, { sleeps: 1, rests: 2 });
+  assert.deepEqual({ spinsRewarded, spinsUnrewarded }, { spinsRewarded: 0, spinsUnrewarded: 0 });
+});
+
+test('a ring that is detached while it rests is not touched after that', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  setPolicy('power');
+  send(queue, 0);
+  plane.poll(0);
+  plane.poll(0.001);
+  assert.equal(plane.awake, 0);
+  plane.detachVring(0, TRANSMITQ);
+  restOver(0.1);
+  assert.equal(plane.awake, 0);
+});
+
+test('the timer of rests is made once, and closed with the plane', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  setPolicy('power');
+  assert.equal(restTimer(), undefined);
+  send(queue, 0);
+  plane.poll(0);
+  plane.poll(0.001);
+  const fd = restTimer() as number;
+  assert.match(readlinkSync(`/proc/self/fd/${fd}`), /timerfd/);
+  plane.close();
+  plane.close();
+  assert.throws(() => readlinkSync(`/proc/self/fd/${fd}`), { code: 'ENOENT' });
+});
+
+test('a port without a policy spins while frames come close together, and not otherwise', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  send(queue, 0);
+  plane.poll(0);
+  plane.poll(SPIN_MS / 2);
+  assert.equal(called(), 1);
+  assert.equal(plane.awake, 1);
+  add(queue, TRANSMITQ, 100);
+  plane.poll(SPIN_MS);
+  assert.equal(status().counters['spinsRewarded'], 1);
+  for (const nowMs of [10, 20, 30]) {
+    plane.poll(nowMs - 8);
+    plane.poll(nowMs - 8 + 2 * SPIN_MS);
+    send(queue, nowMs);
+    plane.poll(nowMs);
+  }
+  const before = status().counters['spinsUnrewarded']!;
+  plane.poll(30.001);
+  assert.equal(plane.awake, 0, 'no spin');
+  assert.equal(status().counters['spinsUnrewarded'], before);
+});
+
+test('a port that is tuned for latency calls before its round ends', () => {
+  const receiver = ring(RECEIVEQ, []);
+  const sender = ring(TRANSMITQ, []);
+  plane.attachVring(receiver.attach);
+  plane.attachVring(sender.attach);
+  setPolicy('latency');
+  if (add(receiver.queue, RECEIVEQ, 2048)) plane.ready(watched.get(kicks[0].number) as number, 0);
+  send(sender.queue, 0);
+  plane.poll(0);
+  assert.equal(drainEventfd(calls[RECEIVEQ].number), 1);
+  assert.equal(called(), 1);
 });

@@ -3,106 +3,77 @@
  * Loaded by the worker by its URL; everything here runs on the worker's thread.
  *
  * A *source* is something that frames or commands come from: a transmit queue, a control queue, an
- * uplink. Awake sources are looked at every round; one that has been empty for `spinMs` is armed
- * (its driver is asked to kick) and sleeps until its descriptor becomes readable. So the cost of a
- * round does not depend on how many ports are idle, and with all asleep the worker sleeps.
+ * uplink. Awake sources are looked at every round; one that has been empty for as long as
+ * its policy spins (port-policy.ts) is armed (its driver is asked to kick) and sleeps until its
+ * descriptor becomes readable. So the cost of a round does not depend on how many ports are idle,
+ * and with all asleep the worker sleeps.
  */
 import { assert } from '../../base/assert.ts';
 import { VringError } from '../../base/errors.ts';
-import type { DataPlane, PlaneContext, VringAttach } from '../../runtime/data-plane.ts';
+import type {
+  DataPlane,
+  PlaneContext,
+  ResumedVring,
+  VringAttach,
+} from '../../runtime/data-plane.ts';
 import type { IotlbUpdate } from '../../vhost-user/index.ts';
-import { MacTable, type PortSettings, Switch } from '../../switch/index.ts';
+import { MacTable, Switch } from '../../switch/index.ts';
 import { CaptureTap, type CaptureRing } from '../../capture/index.ts';
 import {
   type AttachedPlane,
   PacketPlane,
-  type PacketPlaneOptions,
   TapPlane,
-  type TapPlaneOptions,
   type UplinkPlane,
   XdpPlane,
-  type XdpPlaneOptions,
 } from '../../uplinks/index.ts';
 import { arena } from '../../sys/arena.ts';
 import { hurryThread } from '../../sys/thread.ts';
 import type { PortIotlb } from './port-iotlb.ts';
+import { CallHold } from './call-hold.ts';
+import type {
+  AddNetPort,
+  AddTapPort,
+  AddUplinkPort,
+  AttachUplink,
+  LoadNetState,
+  LoadUplinkCounters,
+  NetPlaneOptions,
+  NetPortSettings,
+  NetPortStatus,
+} from './net-commands.ts';
 import { NetPort } from './net-port.ts';
 import type { NetPlaneState } from './net-state.ts';
 import { NetVring } from './net-vring.ts';
-
-/** `options` of the worker that runs this plane; the memory stays the control plane's. */
-export type NetPlaneOptions = {
-  readonly macTable: SharedArrayBuffer;
-  readonly counters: SharedArrayBuffer;
-  /** Arena offset of SWITCH_SCRATCH_BYTES of private memory. */
-  readonly scratchAt: number;
-};
-
-export type AddNetPort = {
-  readonly port: number;
-  readonly settings: PortSettings;
-  readonly queuePairs: number;
-  readonly mtu: number;
-  readonly mac: Uint8Array | null;
-  readonly linkUp: boolean;
-  /** See NetPortOptions. */
-  readonly parkedAt?: number;
-};
-export type AddTapPort = TapPlaneOptions & {
-  readonly port: number;
-  readonly settings: PortSettings;
-};
-/** A port of an interface that is there already. */
-export type AddUplinkPort = {
-  readonly port: number;
-  readonly settings: PortSettings;
-  readonly uplink:
-    | (PacketPlaneOptions & { readonly kind: 'packet' })
-    | (XdpPlaneOptions & { readonly kind: 'xdp' });
-};
-/** Its sockets, which come and go with the interface. */
-export type AttachUplink = {
-  readonly port: number;
-  readonly queues: PacketPlaneOptions['queues'] | XdpPlaneOptions['queues'];
-};
-export type LoadNetState = {
-  readonly port: number;
-  readonly state: NetPlaneState;
-  readonly switchCounters: Readonly<Record<string, number>>;
-};
-export type LoadUplinkCounters = {
-  readonly port: number;
-  readonly counters: Readonly<Record<string, number>>;
-  readonly switchCounters: Readonly<Record<string, number>>;
-};
-export type NetPortStatus = {
-  readonly counters: Record<string, number>;
-  readonly vrings: { index: number; started: boolean; counters: Record<string, number> }[];
-};
-
-/** Something that is polled while awake; `token` names its descriptor to the worker. */
-type Source = {
-  readonly token: number;
-  readonly port: number;
-  readonly kind: 'transmitq' | 'receiveq' | 'control' | 'uplink';
-  readonly vring: NetVring | null;
-  /** Found empty, it is looked at again for `spinMs` before it is armed. */
-  readonly spins: boolean;
-  /** Position in `#awake`, -1 asleep. */
-  awakeAt: number;
-  lastWorkMs: number;
-};
+import {
+  BUSY_FRAMES,
+  BUSY_LULL,
+  DEFAULT_POLICY,
+  PortPace,
+  type PortPolicy,
+  SourcePace,
+} from './port-policy.ts';
+import { REST_TOKEN, RestTimer } from './rest-timer.ts';
+import { PlaneSources, type Source } from './plane-sources.ts';
+import { PortScratch } from './port-scratch.ts';
 
 export class NetPlane implements DataPlane {
   readonly #context: PlaneContext;
   readonly #switch: Switch;
-  readonly #sources: (Source | null)[] = [];
-  readonly #freeTokens: number[] = [];
-  readonly #awake: Source[] = [];
+  readonly #sources = new PlaneSources();
   readonly #netPorts: (NetPort | null)[] = [];
+  readonly #portScratch = new PortScratch(true);
   readonly #uplinks: (UplinkPlane | null)[] = [];
+  readonly #paces: PortPace[] = [];
+  readonly #calls = new CallHold<NetVring>();
+  readonly #rests: RestTimer<Source>;
   /** Sources of each vring, so that they can be found again: [device][index]. */
   readonly #vringSources: (Source | null)[][] = [];
+  lull = 1;
+  readonly #worker: number;
+  readonly #workers: number;
+  readonly #loads: Float64Array;
+  /** What to add to a thread's clock, which begins with the thread, for one that all share. */
+  readonly #clockMs = Number(process.hrtime.bigint()) / 1e6 - performance.now();
   #nowSeconds = 0;
   /** No source is worked on; which of them are awake is kept. */
   #suspended = false;
@@ -110,7 +81,12 @@ export class NetPlane implements DataPlane {
 
   constructor(context: PlaneContext) {
     this.#context = context;
-    const { macTable, counters, scratchAt } = context.options as NetPlaneOptions;
+    const options = context.options as NetPlaneOptions;
+    const { macTable, counters, scratchAt } = options;
+    this.#rests = new RestTimer(context);
+    this.#worker = options.worker ?? 0;
+    this.#workers = options.workers ?? 1;
+    this.#loads = new Float64Array(options.loads ?? new SharedArrayBuffer(8));
     const { view, bytes } = arena();
     this.#switch = new Switch({
       view,
@@ -118,41 +94,51 @@ export class NetPlane implements DataPlane {
       scratchAt,
       macTable: MacTable.attach(macTable),
       counters,
+      settle: () => this.#portScratch.settle(),
     });
   }
 
   get awake(): number {
-    return this.#suspended ? 0 : this.#awake.length;
+    return this.#suspended ? 0 : this.#sources.awake.length + this.#calls.count;
   }
 
   poll(nowMs: number): number {
     if (this.#suspended) return 0;
-    const seconds = Math.trunc(nowMs / 1000);
+    const seconds = Math.trunc((nowMs + this.#clockMs) / 1000);
     if (seconds !== this.#nowSeconds) {
       this.#nowSeconds = seconds;
       this.#switch.tick(seconds);
-    }
+    } else if (this.#switch.macTable.due > 0) this.#switch.macTable.sweep();
     let work = 0;
+    let lull = BUSY_LULL;
     // From the end: a source that falls asleep is replaced by the last one, which had its turn.
-    for (let i = this.#awake.length - 1; i >= 0; i--) {
-      const source = this.#awake[i];
+    for (let i = this.#sources.awake.length - 1; i >= 0; i--) {
+      const source = this.#sources.awake[i];
       const done = this.#work(source);
       if (done > 0) {
         work += done;
+        if (source.pace.lull < lull) lull = source.pace.lull;
+        if (source.pace.spinning) source.pace.rewarded(nowMs - source.lastWorkMs);
         source.lastWorkMs = nowMs;
-      } else if (!source.spins || nowMs - source.lastWorkMs > this.#context.spinMs) {
+        this.#loads[source.loadSlot] += done;
+      } else if (!source.spins || nowMs - source.lastWorkMs > source.pace.spinMs) {
         this.#arm(source, nowMs);
-      }
+      } else source.pace.spinning = true;
     }
-    if (work > 0) this.#switch.flush();
+    if (work > 0) {
+      this.#switch.flush();
+      this.lull = work < BUSY_FRAMES ? 1 : lull;
+    }
+    if (this.#calls.count > 0) this.#calls.endRound(nowMs, this.#sources.awake.length === 0);
     return work;
   }
 
   ready(token: number, nowMs: number): void {
-    const source = this.#sources[token];
-    if (source === null || source === undefined) return; // removed while the event was under way
+    if (token === REST_TOKEN) return this.#endRests(nowMs);
+    const source = this.#sources.at(token);
+    if (source === null) return; // removed while the event was under way
     if (source.vring !== null) this.#netPorts[source.port]?.changed(source.vring, true);
-    if (source.kind !== 'receiveq') this.#wake(source, nowMs);
+    if (source.kind !== 'receiveq') this.#sources.wake(source, nowMs);
   }
 
   attachVring(attach: VringAttach): void {
@@ -162,7 +148,8 @@ export class NetPlane implements DataPlane {
     const vring = new NetVring(attach, arena().buffer);
     port.attach(vring, attach.features);
     this.#changeIotlb(device, (iotlb) => iotlb.attach(attach));
-    const source = this.#addSource(device, port.kindOf(index, attach.features), vring);
+    const kind = port.kindOf(index, attach.features);
+    const source = this.#addSource(device, kind, vring, true, attach.loadSlot);
     this.#vringSources[device][index] = source;
     if (attach.kickFd < 0) {
       port.changed(vring, true); // a driver that does not kick is polled
@@ -172,7 +159,7 @@ export class NetPlane implements DataPlane {
       // them, the driver either kicks or has added something already.
       if (!vring.started && vring.requestKicks()) port.changed(vring, false);
     }
-    if (source.kind !== 'receiveq') this.#wake(source, performance.now());
+    if (source.kind !== 'receiveq') this.#sources.wake(source, performance.now());
     else port.unpark();
   }
 
@@ -180,7 +167,7 @@ export class NetPlane implements DataPlane {
     const source = this.#vringSources[device]?.[index];
     if (source === null || source === undefined) return 0;
     this.#vringSources[device][index] = null;
-    this.#removeSource(source);
+    this.#sources.remove(source);
     if (source.vring !== null && source.vring.kickFd >= 0) {
       this.#context.unwatch(source.vring.kickFd);
     }
@@ -192,7 +179,7 @@ export class NetPlane implements DataPlane {
     if (source === null || source.vring === null) return;
     source.vring.enabled = enabled;
     this.#netPort(device).changed(source.vring, false);
-    if (source.kind !== 'receiveq') this.#wake(source, performance.now());
+    if (source.kind !== 'receiveq') this.#sources.wake(source, performance.now());
   }
 
   setCallFd(device: number, index: number, callFd: number): void {
@@ -227,7 +214,8 @@ export class NetPlane implements DataPlane {
     );
     change(this.#netPort(device).iotlb);
     for (const source of waiting) {
-      if (source?.vring && source.kind !== 'receiveq') this.#wake(source, performance.now());
+      if (source?.vring && source.kind !== 'receiveq')
+        this.#sources.wake(source, performance.now());
     }
   }
 
@@ -245,25 +233,24 @@ export class NetPlane implements DataPlane {
         return this.#detachUplink((payload as { port: number }).port);
       case 'removePort':
         return this.#removePort((payload as { port: number }).port);
-      case 'updatePort': {
-        const { port, settings } = payload as { port: number; settings: PortSettings };
-        return this.#switch.updatePort(port, settings);
-      }
+      case 'updatePort':
+        return this.#updatePort(payload as { port: number; settings: NetPortSettings });
       case 'setLink':
         return this.#setLink(payload as { port: number; up: boolean; mtu?: number });
       case 'portStatus':
         return this.#portStatus((payload as { port: number }).port);
-      case 'macTable':
-        this.#switch.tick(Math.trunc(performance.now() / 1000)); // an idle worker's clock stands
-        return this.#switch.macTable.list();
+      case 'macClock': // an idle worker's clock stands; who asks reads the table itself
+        return this.#switch.tick(Math.trunc((performance.now() + this.#clockMs) / 1000));
       case 'flushMacs':
         return this.#switch.macTable.flush((payload as { port?: number }).port);
       case 'suspend':
         this.#suspended = true;
+        this.#calls.close();
         this.#calmDown ??= hurryThread(); // guests wait until `resume`
         return undefined;
       case 'resume':
         this.#suspended = false;
+        this.#calls.open();
         this.#calmDown?.();
         this.#calmDown = null;
         return undefined;
@@ -273,6 +260,12 @@ export class NetPlane implements DataPlane {
         );
       case 'saveState':
         return this.#netPort((payload as { port: number }).port).saveState();
+      case 'loadDriver': {
+        const { port, state } = payload as { port: number; state: NetPlaneState };
+        return this.#netPort(port).loadState(state);
+      }
+      case 'releaseVring':
+        return this.#releaseVring(payload as { device: number; index: number });
       case 'loadState':
         return this.#loadState(payload as LoadNetState);
       case 'loadUplinkCounters':
@@ -292,15 +285,37 @@ export class NetPlane implements DataPlane {
     }
   }
 
+  close(): void {
+    this.#rests.close();
+  }
+
   #work(source: Source): number {
     if (source.kind === 'uplink') return this.#switch.forward(source.port);
     const port = this.#netPorts[source.port] as NetPort;
     const vring = source.vring as NetVring;
-    if (source.kind === 'control') return port.control(vring);
+    if (source.kind === 'control') return this.#control(source.port, port, vring);
     port.selected = vring.index >> 1;
     const chains = vring.chains;
     this.#switch.forward(source.port);
     return vring.chains - chains; // discarded and rejected ones are work, too
+  }
+
+  #control(device: number, port: NetPort, vring: NetVring): number {
+    const done = port.control(vring);
+    if (done > 0 && this.#workers > 1) {
+      const state = { ...port.saveState(), counters: {} };
+      this.#context.emit({ kind: 'driver-state', device, index: -1, state });
+    }
+    return done;
+  }
+
+  /** Another worker goes on with the ring. */
+  #releaseVring({ device, index }: { device: number; index: number }): ResumedVring {
+    const vring = this.#netPort(device).vring(index);
+    assert(vring !== null, () => `vring ${index} of device ${device} is attached`);
+    const counters = vring.counters();
+    const { started } = vring;
+    return { base: this.detachVring(device, index), started, counters };
   }
 
   /** To sleep, unless more arrived in the meantime or the driver never kicks. */
@@ -308,6 +323,7 @@ export class NetPlane implements DataPlane {
     const { vring } = source;
     // A ring that waits for a translation is woken by it.
     if (vring !== null && vring.fault === 0 && vring.queue.missed === 0) {
+      if (source.pace.rests(vring.chains)) return this.#rest(source);
       if (vring.kickFd < 0 || vring.requestKicks()) {
         // Found without a kick: a ring that was not started is now, and is worked on.
         if (!vring.started) this.#netPorts[source.port]?.changed(vring, false);
@@ -315,60 +331,82 @@ export class NetPlane implements DataPlane {
         return;
       }
     }
-    const last = this.#awake.pop() as Source;
-    if (last !== source) {
-      this.#awake[source.awakeAt] = last;
-      last.awakeAt = source.awakeAt;
+    source.pace.asleep();
+    this.#sources.toSleep(source);
+  }
+
+  #rest(source: Source): void {
+    source.vring?.pauseKicks(); // the first time, nothing has paused them yet
+    this.#rests.add(source);
+    this.#sources.toSleep(source);
+  }
+
+  #endRests(nowMs: number): void {
+    for (const source of this.#rests.end()) {
+      if (this.#sources.at(source.token) === source) this.#sources.wake(source, nowMs);
     }
-    source.awakeAt = -1;
   }
 
-  #wake(source: Source, nowMs: number): void {
-    source.lastWorkMs = nowMs;
-    if (source.awakeAt >= 0) return;
-    if (source.vring?.started === true) source.vring.pauseKicks();
-    source.awakeAt = this.#awake.push(source) - 1;
-  }
-
-  #addSource(port: number, kind: Source['kind'], vring: NetVring | null, spins = true): Source {
-    const token = this.#freeTokens.pop() ?? this.#sources.length;
-    const source: Source = { token, port, kind, vring, spins, awakeAt: -1, lastWorkMs: 0 };
-    this.#sources[token] = source;
-    return source;
-  }
-
-  #removeSource(source: Source): void {
-    const last = this.#awake.length - 1;
-    if (source.awakeAt >= 0) {
-      const moved = this.#awake[last];
-      this.#awake[source.awakeAt] = moved;
-      moved.awakeAt = source.awakeAt;
-      this.#awake.pop();
-      source.awakeAt = -1;
-    }
-    this.#sources[source.token] = null;
-    this.#freeTokens.push(source.token);
+  #addSource(
+    port: number,
+    kind: Source['kind'],
+    vring: NetVring | null,
+    spins: boolean,
+    loadSlot = this.#worker,
+  ): Source {
+    const pace = new SourcePace(this.#paces[port], this.#context.spinMs);
+    return this.#sources.add({ port, kind, vring, spins, pace, loadSlot });
   }
 
   #addNetPort(add: AddNetPort): void {
-    const port = new NetPort({ ...add, device: add.port, emit: this.#context.emit });
+    const port = new NetPort({
+      ...add,
+      device: add.port,
+      emit: this.#context.emit,
+      scratch: this.#portScratch,
+      worker: this.#worker,
+      workers: this.#workers,
+    });
     this.#netPorts[add.port] = port;
     this.#vringSources[add.port] = [];
     this.#switch.addPort(add.port, port, add.settings);
+    this.#paces[add.port] = new PortPace();
+    this.#setPolicy(add.port, add.settings.policy);
+  }
+
+  #updatePort({ port, settings }: { port: number; settings: NetPortSettings }): void {
+    this.#switch.updatePort(port, settings);
+    this.#setPolicy(port, settings.policy);
+  }
+
+  /** What was decided by the old one ends: calls that are held are made, and gaps are forgotten. */
+  #setPolicy(number: number, policy: PortPolicy = DEFAULT_POLICY): void {
+    const pace = this.#paces[number];
+    const port = this.#netPorts[number] ?? null;
+    this.#calls.release();
+    pace.policy = policy;
+    if (port !== null) {
+      port.callHold = pace.holdsCalls ? this.#calls : null;
+      port.callsAtOnce = policy === 'latency';
+    }
+    for (const source of this.#vringSources[number]) source?.pace.policyChanged();
   }
 
   #addTapPort(add: AddTapPort): void {
-    this.#addUplink(add.port, new TapPlane(add), add.settings);
+    this.#addUplink(add.port, new TapPlane(add), add.settings, add.transmitOnly === true);
   }
 
   #addUplinkPort({ port, settings, uplink }: AddUplinkPort): void {
     const plane = uplink.kind === 'packet' ? new PacketPlane(uplink) : new XdpPlane(uplink);
-    this.#addUplink(port, plane, settings);
+    this.#addUplink(port, plane, settings, false);
   }
 
-  #addUplink(port: number, plane: UplinkPlane, settings: PortSettings): void {
+  #addUplink(port: number, plane: UplinkPlane, settings: NetPortSettings, isOthers: boolean): void {
     this.#uplinks[port] = plane;
+    this.#vringSources[port] = [];
     this.#switch.addPort(port, plane, settings);
+    this.#paces[port] = new PortPace(settings.policy);
+    if (isOthers) return;
     const source = this.#addSource(port, 'uplink', null, plane.spins);
     this.#vringSources[port] = [source];
     this.#watchUplink(plane, source);
@@ -376,7 +414,7 @@ export class NetPlane implements DataPlane {
 
   #watchUplink(plane: UplinkPlane, source: Source): void {
     for (const fd of plane.fds) this.#context.watch(fd, source.token);
-    this.#wake(source, performance.now());
+    this.#sources.wake(source, performance.now());
   }
 
   /** The switch's rules for the port, its counters and addresses stay as they are. */
@@ -400,8 +438,10 @@ export class NetPlane implements DataPlane {
     this.#uplinks[port] = null;
     this.#vringSources[port] = [];
     if (uplink !== null) {
-      this.#removeSource(sources[0] as Source);
-      for (const fd of uplink.fds) this.#context.unwatch(fd);
+      for (const source of sources) {
+        this.#sources.remove(source as Source);
+        for (const fd of uplink.fds) this.#context.unwatch(fd);
+      }
       uplink.close();
     } else {
       assert(sources.every((source) => source === null || source === undefined));
@@ -417,7 +457,9 @@ export class NetPlane implements DataPlane {
     if (link.mtu !== undefined) port.mtu = link.mtu;
     // What the host queued while the link was down was announced then, and is not again.
     if (uplink !== null) {
-      this.#wake(this.#vringSources[link.port][0] as Source, performance.now());
+      for (const source of this.#vringSources[link.port]) {
+        if (source !== null) this.#sources.wake(source, performance.now());
+      }
     }
   }
 
@@ -435,11 +477,12 @@ export class NetPlane implements DataPlane {
   #portStatus(port: number): NetPortStatus {
     const net = this.#netPorts[port];
     if (net !== null && net !== undefined) {
-      return { counters: { ...net.counters }, vrings: net.status() };
+      const counters = { ...net.counters, ...this.#paces[port].counters };
+      return { counters, vrings: net.status() };
     }
     const uplink = this.#uplinks[port];
     uplink?.readKernelCounters();
-    return { counters: { ...uplink?.counters }, vrings: [] };
+    return { counters: { ...uplink?.counters, ...this.#paces[port]?.counters }, vrings: [] };
   }
 
   #netPort(device: number): NetPort {

@@ -232,6 +232,27 @@ test('writable buffers in a transmit queue break it, by name, and nothing else',
   assert.ok(from.port.ready, 'the receive queue still works');
 });
 
+test('a batch of the wrong direction breaks a queue, whatever its rows held before', () => {
+  const from = fixture();
+  const to = fixture();
+  const batch = frameBatch();
+  // Chains of two segments make both take their rows the long way, and leave them filled.
+  to.rings[RECEIVEQ].add([], [[to.buffer(0), 50], [to.buffer(1), 2000]]); // prettier-ignore
+  send(from, withHeader(frame(100)), [20]);
+  assert.equal(from.port.receive(batch), 1);
+  assert.equal(to.port.transmit(batch, Int32Array.of(0), 1), 1);
+  from.port.release();
+  to.rings[RECEIVEQ].add([[to.buffer(2), 2048]], []);
+  send(from, withHeader(frame(100)));
+  assert.equal(from.port.receive(batch), 1);
+  assert.equal(to.port.transmit(batch, Int32Array.of(0), 1), 0);
+  assert.equal(to.events[0].code, FAULT_CHAIN_DIRECTION);
+  from.port.release();
+  from.rings[TRANSMITQ].add([], [[from.buffer(0), 100]]);
+  assert.equal(from.port.receive(batch), 0);
+  assert.equal(from.events[0].code, FAULT_CHAIN_DIRECTION);
+});
+
 test('a chain shorter than the header breaks the queue', () => {
   const from = fixture();
   send(from, new Uint8Array(11));

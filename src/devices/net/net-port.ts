@@ -1,57 +1,34 @@
-import { BATCH, BATCH_SEGMENTS, MAX_FRAME_BYTES } from '../../base/limits.ts';
-import type { PlaneEvent } from '../../runtime/data-plane.ts';
+import { BATCH, MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { FrameBatch } from '../../switch/frame-batch.ts';
-import {
-  ACCEPT_CSUM,
-  ACCEPT_ECN,
-  ACCEPT_TSO4,
-  ACCEPT_TSO6,
-  ACCEPT_UFO,
-  ACCEPT_USO,
-  type PortPlane,
-} from '../../switch/port-plane.ts';
-import { CopyPlan, arena, regionFaults } from '../../sys/arena.ts';
+import type { PortPlane } from '../../switch/port-plane.ts';
+import { type CopyPlan, arena, regionFaults } from '../../sys/arena.ts';
 import { signalCall } from '../../sys/vring-call.ts';
-import { ChainBatch } from '../../virtqueue/chain-batch.ts';
-import { putUsed, takeChains } from '../../virtqueue/device.hot.ts';
+import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
+import { orderUsed, putUsed, takeChains } from '../../virtqueue/device.hot.ts';
 import { FAULT_MEMORY_GONE, FAULT_NOTIFY_BLOCKED } from '../../virtqueue/faults.ts';
+import { lockRing, unlockRing } from '../../virtqueue/shared-ring.hot.ts';
 import * as net from '../../wire/virtio-net.ts';
 import { VIRTIO_F_VERSION_1, hasFeature } from '../../wire/virtio.ts';
+import type { CallHold } from './call-hold.ts';
 import { ControlQueue } from './control-queue.ts';
 import { NetDevice } from './net-device.ts';
-import { flowHash } from './flow-hash.hot.ts';
+import { readDirect } from './direct-read.hot.ts';
+import { spreadFlows } from './flow-hash.hot.ts';
 import type { NetPlaneState } from './net-state.ts';
+import type { NetPortOptions } from './net-port-options.ts';
 import { NetVring } from './net-vring.ts';
 import { ParkedFrames } from './parked-frames.ts';
 import { PortIotlb } from './port-iotlb.ts';
-import {
-  HOST_CSUM,
-  HOST_ECN,
-  HOST_TSO4,
-  HOST_TSO6,
-  HOST_UFO,
-  HOST_USO,
-  readFrames,
-} from './read-frames.hot.ts';
+import { PortScratch } from './port-scratch.ts';
+import { acceptedOffloadsOf, hostOffloadsOf } from './net-offloads.ts';
+import { copyHeaders, readFrames } from './read-frames.hot.ts';
+import { queuesOf } from './receive-queues.ts';
 import { ReceiveFilter } from './receive-filter.ts';
-import { WriteResult, writeFrames } from './write-frames.hot.ts';
-
-export type NetPortOptions = {
-  readonly device: number;
-  readonly queuePairs: number;
-  /** Bytes of IP per frame. */
-  readonly mtu: number;
-  readonly linkUp: boolean;
-  /** The address in the configuration space, for receive filtering; null: none. */
-  readonly mac: Uint8Array | null;
-  readonly emit: (event: PlaneEvent) => void;
-  /** Arena offset of PARKED_FRAMES_BYTES of our own, for a guest behind an IOMMU; -1: none. */
-  readonly parkedAt?: number;
-};
+import { type WriteResult, writeFrames } from './write-frames.hot.ts';
 
 const ETHERNET_BYTES = 14; // a tag comes on top, as the switch counts
-/** Room for the ranges of a batch and of the largest single frame behind it. */
-const PLAN_CAPACITY = 4096;
+/** Batches in the general way after one that met a chain of another shape. */
+const DIRECT_PAUSE = 8;
 
 /**
  * A virtio-net device as a port of the switch: the data half. `receive` takes frames from the
@@ -65,6 +42,10 @@ export class NetPort implements PortPlane {
   ready = false;
   /** Transmit queue that the next `receive` reads; set by the worker's round. */
   selected = 0;
+  /** Where calls wait for more; null: they are made when the round ends. */
+  callHold: CallHold<NetVring> | null = null;
+  /** Calls are made when a batch is written, before the round ends. */
+  callsAtOnce = false;
 
   readonly counters = {
     /** Frames whose header asks for an offload that was not negotiated. */
@@ -88,13 +69,14 @@ export class NetPort implements PortPlane {
   readonly #arena = arena();
   readonly #vrings: (NetVring | null)[];
   readonly #faults = regionFaults();
-  readonly #readChains = new ChainBatch(BATCH, BATCH_SEGMENTS, true);
-  readonly #writeChains = new ChainBatch(BATCH, BATCH_SEGMENTS, true);
-  readonly #controlChains = new ChainBatch();
-  readonly #plan = new CopyPlan(PLAN_CAPACITY);
-  readonly #result = new WriteResult();
+  readonly #scratch: PortScratch;
+  readonly #readChains: ChainBatch;
+  readonly #writeChains: ChainBatch;
+  readonly #controlChains: ChainBatch;
+  readonly #plan: CopyPlan;
+  readonly #result: WriteResult;
   readonly #lists: Int32Array[]; //     frames per queue of #usable, where there are several
-  readonly #filtered = new Int32Array(BATCH);
+  readonly #filtered: Int32Array;
   readonly #control: ControlQueue;
   #listCounts: Int32Array;
   /** Receive queues that frames may go to. */
@@ -114,6 +96,14 @@ export class NetPort implements PortPlane {
 
   constructor(options: NetPortOptions) {
     this.#options = options;
+    const scratch = options.scratch ?? new PortScratch();
+    this.#scratch = scratch;
+    this.#readChains = scratch.readChains;
+    this.#writeChains = scratch.writeChains;
+    this.#controlChains = scratch.controlChains;
+    this.#plan = scratch.plan;
+    this.#result = scratch.result;
+    this.#filtered = scratch.filtered;
     this.filter.setInitialAddress(options.mac);
     this.#linkUp = options.linkUp;
     this.maxFrameBytes = Math.min(options.mtu + ETHERNET_BYTES, MAX_FRAME_BYTES);
@@ -147,6 +137,7 @@ export class NetPort implements PortPlane {
   detach(index: number): number {
     const vring = this.#vrings[index];
     if (vring === null || vring === undefined) return 0;
+    if (vring.touched) this.call(vring); // held: nobody looks at this ring again
     this.#vrings[index] = null;
     if (index % 2 === 0 && vring.queue.iotlb !== 0 && vring.started) this.#ringAwaited = true;
     this.#update();
@@ -233,7 +224,9 @@ export class NetPort implements PortPlane {
     const vring = this.#vrings[2 * this.selected + 1];
     if (vring === null || vring === undefined || !vring.started || vring.fault !== 0) return 0;
     const chains = this.#readChains;
-    const taken = takeChains(vring.queue, chains, BATCH);
+    const direct = this.#readDirect(vring, batch);
+    if (direct === 0) return 0;
+    const taken = direct > 0 ? direct : takeChains(vring.queue, chains, BATCH);
     if (vring.queue.missed !== 0) this.iotlb.report(vring);
     if (taken <= 0) {
       if (taken < 0) this.#break(vring, taken);
@@ -243,18 +236,16 @@ export class NetPort implements PortPlane {
     this.#receiving = vring;
     if (!vring.enabled || !this.#linkUp) {
       this.counters.rxDropDisabled += taken;
+      this.#plan.count = 0;
+      batch.count = 0;
       this.release();
       this.#notify(vring);
       return 0;
     }
-    const frames = readFrames(
-      this.#arena.view,
-      chains,
-      this.#plan,
-      batch,
-      this.#hdrLen,
-      this.#hostOffloads,
-    );
+    const frames =
+      direct > 0
+        ? copyHeaders(this.#plan, batch, direct, this.#hdrLen, this.#hostOffloads)
+        : readFrames(this.#arena.view, chains, this.#plan, batch, this.#hdrLen, this.#hostOffloads);
     if (frames < 0) {
       batch.count = 0;
       this.#receiving = null;
@@ -267,6 +258,22 @@ export class NetPort implements PortPlane {
       this.#notify(vring); // the switch flushes only ports that sent something
     }
     return frames;
+  }
+
+  /** Frames in the shape that nearly all have, 0 for none at all, -1: look at the ring as usual. */
+  #readDirect(vring: NetVring, batch: FrameBatch): number {
+    if (vring.direct === 0 || this.#hdrLen !== net.NET_HEADER_BYTES) return -1;
+    if (vring.queue.fault !== 0) return -1;
+    if (vring.directAfter > 0) {
+      vring.directAfter--;
+      return -1;
+    }
+    batch.plain = 1;
+    const frames = readDirect(vring.queue, this.#readChains, this.#plan, batch);
+    if (frames >= 0) return frames;
+    // A driver that mixes shapes would get a batch for each change between them.
+    vring.directAfter = DIRECT_PAUSE;
+    return frames === -1 ? -1 : ~frames;
   }
 
   release(): void {
@@ -304,12 +311,7 @@ export class NetPort implements PortPlane {
       return 0;
     }
     const counts = this.#listCounts;
-    counts.fill(0);
-    for (let k = 0; k < count; k++) {
-      const i = list[k];
-      const q = flowHash(batch.headerView, batch.headerAt[i], batch.headerLen[i]) % queues;
-      this.#lists[q][counts[q]++] = i;
-    }
+    spreadFlows(batch, list, count, queues, this.#lists, counts);
     let delivered = 0;
     for (let q = 0; q < queues; q++) {
       if (counts[q] > 0) delivered += this.#write(usable[q], batch, this.#lists[q], counts[q]);
@@ -319,12 +321,21 @@ export class NetPort implements PortPlane {
 
   flush(): void {
     const pairs = this.#options.queuePairs * 2;
+    let ordered = false;
     for (let index = 0; index < pairs; index++) {
       const vring = this.#vrings[index];
       if (vring === null || !vring.touched) continue;
       if (this.#memoryGone(vring)) return;
-      this.#notify(vring);
+      if (this.callHold !== null && this.callHold.holds(vring, this)) continue;
+      if (!ordered) orderUsed(vring.queue);
+      ordered = true;
+      if (!vring.notifyOrdered()) this.#break(vring, FAULT_NOTIFY_BLOCKED);
     }
+  }
+
+  /** A call that did not wait for the end of the round, or waited longer. */
+  call(vring: NetVring): void {
+    if (!this.#memoryGone(vring)) this.#notify(vring);
   }
 
   status(): { index: number; started: boolean; counters: Record<string, number> }[] {
@@ -334,6 +345,24 @@ export class NetPort implements PortPlane {
   }
 
   #write(vring: NetVring, batch: FrameBatch, list: Int32Array, count: number): number {
+    const scratch = this.#scratch;
+    if (scratch.isShared) {
+      // Between `spread` and `settle` chains are out, which a ring of several workers never has.
+      if (
+        vring.shared === null &&
+        scratch.spread(vring, batch, list, count, this.#hdrLen, this.#flagMask)
+      ) {
+        vring.chains += count;
+        vring.touched = true;
+        return count;
+      }
+      scratch.settle();
+    }
+    const { shared } = vring;
+    if (shared !== null) {
+      lockRing(vring.queue, shared);
+      if (vring.queue.fault !== 0) return this.#brokeElsewhere(vring, shared, count);
+    }
     const result = this.#result;
     result.delivered = 0;
     result.noBuffers = 0;
@@ -348,8 +377,13 @@ export class NetPort implements PortPlane {
       this.#hdrLen,
       this.#mergeable,
       this.#flagMask,
+      vring.direct !== 0,
       result,
     );
+    if (shared !== null) {
+      if (fault < 0) vring.queue.fault = fault;
+      unlockRing(vring.queue, shared);
+    }
     const { noBuffers } = result;
     this.counters.txDropBufferTooShort += result.tooLong;
     this.counters.txDropBroken += count - result.delivered - noBuffers - result.tooLong;
@@ -359,13 +393,25 @@ export class NetPort implements PortPlane {
     if (noBuffers > 0 && vring.queue.missed !== 0) {
       parked = this.#park(batch, list, count - noBuffers, count);
     } else this.counters.txDropNoBuffer += noBuffers;
-    if (result.delivered > 0) vring.touched = true;
+    if (result.delivered > 0) {
+      vring.touched = true;
+      if (this.callsAtOnce) this.call(vring);
+    }
     if (vring.queue.missed !== 0) this.iotlb.report(vring);
     if (vring.lookAhead > 0) {
       vring.lookAhead = Math.max(0, vring.lookAhead - count);
       this.iotlb.lookAhead(vring);
     }
     return result.delivered + parked;
+  }
+
+  /** Another worker broke the ring, and has said so to everybody else. */
+  #brokeElsewhere(vring: NetVring, shared: Int32Array, count: number): number {
+    vring.fault = vring.queue.fault;
+    unlockRing(vring.queue, shared);
+    this.counters.txDropBroken += count;
+    this.#update();
+    return 0;
   }
 
   /** Frames `list[from .. count)` wait for a translation; returns how many can. */
@@ -416,7 +462,8 @@ export class NetPort implements PortPlane {
       vring.pauseKicks(); // buffers are looked for when there are frames for them
       usable.push(vring);
     }
-    this.#usable = usable;
+    const { worker = 0, workers = 1 } = this.#options;
+    this.#usable = queuesOf(usable, worker, workers);
     if (usable.length > 0) this.#ringAwaited = false;
     const waits = this.#ringAwaited && this.#parked !== null;
     this.ready = this.#linkUp && (usable.length > 0 || waits);
@@ -430,21 +477,8 @@ export class NetPort implements PortPlane {
       this.#mergeable || has(VIRTIO_F_VERSION_1)
         ? net.NET_HEADER_BYTES
         : net.NET_HEADER_LEGACY_BYTES;
-    this.#hostOffloads =
-      (has(net.VIRTIO_NET_F_CSUM) ? HOST_CSUM : 0) |
-      (has(net.VIRTIO_NET_F_HOST_TSO4) ? HOST_TSO4 : 0) |
-      (has(net.VIRTIO_NET_F_HOST_TSO6) ? HOST_TSO6 : 0) |
-      (has(net.VIRTIO_NET_F_HOST_ECN) ? HOST_ECN : 0) |
-      (has(net.VIRTIO_NET_F_HOST_UFO) ? HOST_UFO : 0) |
-      (has(net.VIRTIO_NET_F_HOST_USO) ? HOST_USO : 0);
-    const uso = has(net.VIRTIO_NET_F_GUEST_USO4) && has(net.VIRTIO_NET_F_GUEST_USO6);
-    this.accepts =
-      (has(net.VIRTIO_NET_F_GUEST_CSUM) ? ACCEPT_CSUM : 0) |
-      (has(net.VIRTIO_NET_F_GUEST_TSO4) ? ACCEPT_TSO4 : 0) |
-      (has(net.VIRTIO_NET_F_GUEST_TSO6) ? ACCEPT_TSO6 : 0) |
-      (has(net.VIRTIO_NET_F_GUEST_ECN) ? ACCEPT_ECN : 0) |
-      (has(net.VIRTIO_NET_F_GUEST_UFO) ? ACCEPT_UFO : 0) |
-      (uso ? ACCEPT_USO : 0);
+    this.#hostOffloads = hostOffloadsOf(features);
+    this.accepts = acceptedOffloadsOf(features);
     this.#flagMask = has(net.VIRTIO_NET_F_GUEST_CSUM) ? 3 : 0;
   }
 }

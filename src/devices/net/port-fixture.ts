@@ -27,6 +27,7 @@ import {
 import { VIRTIO_RING_F_INDIRECT_DESC } from '../../wire/virtio.ts';
 import { NetPort } from './net-port.ts';
 import { NetVring } from './net-vring.ts';
+import type { PortScratch } from './port-scratch.ts';
 
 const RING_BYTES = 64 * 1024;
 /** Where a driver behind an IOMMU has its first page. */
@@ -44,6 +45,8 @@ export type FixtureOptions = {
   readonly log?: boolean;
   /** Behind an IOMMU with pages of so many bytes, no two of them neighbours where the device is. */
   readonly iommuPageBytes?: number;
+  /** Shared by several ports; its owner settles it. */
+  readonly scratch?: PortScratch;
 };
 
 /** One ring as its driver sees it. */
@@ -157,6 +160,7 @@ export class PortFixture {
       mtu: options.mtu ?? 1500,
       mac: options.mac ?? null,
       linkUp: true,
+      ...(options.scratch !== undefined && { scratch: options.scratch }),
       emit: (event) => {
         if (event.kind === 'fault') this.events.push(event);
         else if (event.kind === 'iotlb-miss') this.misses.push(event);

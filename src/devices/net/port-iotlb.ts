@@ -1,6 +1,7 @@
 import { PlaneIotlb } from '../../runtime/plane-iotlb.ts';
 import { ChainBatch } from '../../virtqueue/chain-batch.ts';
 import { takeChains, untakeChains } from '../../virtqueue/device.hot.ts';
+import { lockRing, unlockRing } from '../../virtqueue/shared-ring.hot.ts';
 import type { NetVring } from './net-vring.ts';
 
 /** Frames for which a receive queue is looked ahead in after a miss; see `lookAhead`. */
@@ -28,7 +29,10 @@ export class PortIotlb extends PlaneIotlb<NetVring> {
     if (vring.queue.iotlb === 0 || !vring.usable) return;
     const batch = (this.#ahead ??= new ChainBatch());
     // A fault is found again, and handled, by whoever wants the buffers.
-    if (takeChains(vring.queue, batch, batch.capacity) > 0) untakeChains(vring.queue, batch, 0);
+    const { queue, shared } = vring;
+    if (shared !== null) lockRing(queue, shared);
+    if (takeChains(queue, batch, batch.capacity) > 0) untakeChains(queue, batch, 0);
+    if (shared !== null) unlockRing(queue, shared);
     this.report(vring);
   }
 

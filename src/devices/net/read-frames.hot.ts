@@ -67,6 +67,7 @@ export function readFrames(
   allowed: number, // HOST_* bits that were negotiated
 ): number {
   batch.plain = 1;
+  if (chains.unfilled !== 0 && chains.uniform !== UNIFORM_READ) fillRows(chains, chains.count);
   const simple = collectSimple(chains, plan, batch, hdrLen);
   let found = simple;
   if (simple < chains.count) {
@@ -74,6 +75,17 @@ export function readFrames(
     found = collectFrames(arena, chains, plan, batch, hdrLen, simple);
   }
   if (found <= 0) return found;
+  return copyHeaders(plan, batch, found, hdrLen, allowed);
+}
+
+/** Makes the copies of `found` frames and judges their virtio-net headers: the second pass. */
+export function copyHeaders(
+  plan: CopyPlan,
+  batch: FrameBatch,
+  found: number,
+  hdrLen: number,
+  allowed: number,
+): number {
   plan.run();
   if (batch.plain !== 0 && hdrLen === HDR_BYTES && allZero(batch, found)) return found;
   batch.plain = 0;

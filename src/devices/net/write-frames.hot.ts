@@ -11,6 +11,7 @@ import type { FrameBatch } from '../../switch/frame-batch.ts';
 import type { CopyPlan } from '../../sys/arena.ts';
 import { fillRows } from '../../virtqueue/chain-segments.hot.ts';
 import { putUsed, takeChains, untakeChains } from '../../virtqueue/device.hot.ts';
+import { writeDirect } from './direct-write.hot.ts';
 
 const FAULT_CHAIN_DIRECTION = -14; // as in virtqueue/faults.ts; net-port.test.ts holds them equal
 const FAULT_CHAIN_SHORT = -15;
@@ -54,12 +55,21 @@ export function writeFrames(
   hdrLen: number,
   mergeable: boolean,
   flagMask: number, // VIRTIO_NET_HDR_F_* that the driver understands: 0 without GUEST_CSUM
+  direct: boolean, //  nothing goes with the queue that `writeDirect` does not know of
   result: WriteResult,
 ): number {
-  let next = 0; // first chain of `chains` that is still free
-  let have = takeChains(q, chains, count < chains.capacity ? count : chains.capacity);
-  if (have < 0) return have;
   let k = 0;
+  if (direct && hdrLen === 12 && q.fault === 0) {
+    k = writeDirect(q, chains, 0, plan, batch, list, count, flagMask);
+    plan.run();
+    putUsed(q, chains, 0, k);
+    result.delivered = k;
+    if (k === count) return 0;
+  }
+  let next = 0; // first chain of `chains` that is still free
+  const left = count - k;
+  let have = takeChains(q, chains, left < chains.capacity ? left : chains.capacity);
+  if (have < 0) return have;
   let fault = 0;
   for (;;) {
     const simple = writeSimple(chains, next, have, plan, batch, list, k, count, hdrLen, flagMask);
@@ -126,6 +136,7 @@ function writeSimple(
   const { ranges, capacity } = plan;
   if (hdrLen !== 12) return 0;
   const uniform = chains.uniform === UNIFORM_WRITE;
+  if (chains.unfilled !== 0 && !uniform) return 0; // `fitChains` judges them
   const plain = batch.plain !== 0;
   let n = plan.count;
   let k = from;

@@ -1,0 +1,205 @@
+/**
+ * `readDirect` and `writeDirect` do what the general loops do: the same drivers, buffers and frames
+ * through two pairs of ports, of which one may not go the direct way.
+ */
+import assert from 'node:assert/strict';
+import { afterEach, test } from 'node:test';
+import { setAddressMap } from '../../virtqueue/device-queue.ts';
+import * as net from '../../wire/virtio-net.ts';
+import { VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED } from '../../wire/virtio.ts';
+import { PortFixture, frameBatch } from './port-fixture.ts';
+
+const RECEIVEQ = 0;
+const TRANSMITQ = 1;
+const HEADER = 12;
+const RING = 128;
+const STEPS = 150;
+
+const open: PortFixture[] = [];
+afterEach(() => {
+  for (const made of open.splice(0)) made.close();
+});
+
+/** One sender, one receiver, and everything that came out of them. */
+class World {
+  readonly from: PortFixture;
+  readonly to: PortFixture;
+  readonly seen: unknown[] = [];
+  readonly #batch = frameBatch();
+  /** Frames so far. */
+  #frames = 0;
+  readonly #isDirect: boolean;
+
+  readonly isMergeable: boolean;
+
+  constructor(features: number[], isDirect: boolean) {
+    this.isMergeable = features.includes(net.VIRTIO_NET_F_MRG_RXBUF);
+    this.#isDirect = isDirect;
+    this.from = this.#fixture(features);
+    this.to = this.#fixture(features);
+  }
+
+  #fixture(features: number[]): PortFixture {
+    const made = new PortFixture({ features, ringSize: RING });
+    open.push(made);
+    // Two ranges that meet in the middle of the buffers: half of them are not where the last was.
+    const { start, end } = made.map;
+    const middle = made.buffer(RING);
+    for (const { vring } of made.rings) {
+      if (!this.#isDirect) (vring as { direct: number }).direct = 0;
+      setAddressMap(vring.queue, {
+        count: 2,
+        start: new Float64Array([start[0]!, middle]),
+        end: new Float64Array([middle, end[0]!]),
+        delta: new Float64Array(2),
+      });
+    }
+    return made;
+  }
+
+  send(slot: number, bytes: Uint8Array, cut: number, writable: boolean): void {
+    const at = this.from.buffer(slot);
+    this.from.write(at, bytes);
+    const whole: [number, number][] = [[at, bytes.length]];
+    const parts: [number, number][] =
+      cut === 0
+        ? whole
+        : [
+            [at, cut],
+            [at + cut, bytes.length - cut],
+          ];
+    if (writable) this.from.rings[TRANSMITQ]!.add([], parts);
+    else this.from.rings[TRANSMITQ]!.add(parts, []);
+  }
+
+  post(slot: number, len: number, cut: number): void {
+    const at = this.to.buffer(slot);
+    this.to.write(at, new Uint8Array(len).fill(0xee));
+    const parts: [number, number][] = cut === 0 ? [[at, len]] : [[at, cut], [at + cut, len - cut]]; // prettier-ignore
+    this.to.rings[RECEIVEQ]!.add([], parts);
+  }
+
+  /** Moves everything that is there, skipping every `skip`-th frame. */
+  run(skip: number, slots: readonly number[], lens: readonly number[]): void {
+    const batch = this.#batch;
+    for (;;) {
+      const before = this.from.rings[TRANSMITQ]!.vring.queue.chainsTaken;
+      batch.plain = 0;
+      const count = this.from.port.receive(batch);
+      if (count === 0 && this.from.rings[TRANSMITQ]!.vring.queue.chainsTaken === before) break;
+      const all = Int32Array.from({ length: count }, (_, i) => i);
+      const list = all.filter((i) => (this.#frames + i) % skip !== 1);
+      this.#frames += count;
+      for (const i of list) this.seen.push(['frame', batch.frameLen[i], batch.offload[i]]);
+      if (list.length > 0) {
+        this.seen.push(['delivered', this.to.port.transmit(batch, list, list.length)]);
+      }
+      this.from.port.release();
+    }
+    this.from.port.flush();
+    this.to.port.flush();
+    const id = ([, len]: [number, number]): number => len;
+    this.seen.push(['sent', this.from.rings[TRANSMITQ]!.reap().map(id)]);
+    this.seen.push(['received', this.to.rings[RECEIVEQ]!.reap().map(id)]);
+    this.seen.push(slots.map((slot, i) => hash(this.to.bytes(this.to.buffer(slot), lens[i]!))));
+  }
+
+  get faults(): unknown[] {
+    return [...this.from.events, ...this.to.events].map(({ index, code }) => [index, code]);
+  }
+
+  get counters(): unknown {
+    return { from: { ...this.from.port.counters }, to: { ...this.to.port.counters } };
+  }
+}
+
+function hash(bytes: Uint8Array): number {
+  let sum = 0;
+  for (const byte of bytes) sum = (Math.imul(sum, 31) + byte) | 0;
+  return sum;
+}
+
+/** xorshift32. */
+function randomOf(seed: number): (below: number) => number {
+  let state = seed;
+  return (below) => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return (state >>> 0) % below;
+  };
+}
+
+/** One step of both worlds; the same numbers for each. */
+function step(worlds: readonly World[], random: (below: number) => number, n: number): void {
+  const odd = random(3) === 0; // with chains of every shape, else as drivers do it
+  const posted: number[] = [];
+  const lens: number[] = [];
+  for (let k = random(60); k > 0; k--) {
+    const slot = (n * 64 + k) % (2 * RING);
+    // Where buffers are merged, a frame that lacks some takes the rest of its batch with it, and
+    // batches are cut elsewhere: there every buffer holds a frame.
+    const short = odd && !worlds[0]!.isMergeable && random(4) === 0;
+    const len = short ? 13 + random(200) : 1600;
+    const cut = odd && random(5) === 0 ? 1 + random(len - 1) : 0;
+    if (worlds[0]!.to.rings[RECEIVEQ]!.queue.free < 2) break;
+    posted.push(slot);
+    lens.push(len);
+    for (const world of worlds) world.post(slot, len, cut);
+  }
+  for (let k = 1 + random(60); k > 0; k--) {
+    if (worlds[0]!.from.rings[TRANSMITQ]!.queue.free < 2) break;
+    const len = random(3) === 0 ? 14 + random(1500) : 14 + random(70);
+    const bytes = new Uint8Array(HEADER + len);
+    for (let i = HEADER; i < bytes.length; i++) bytes[i] = random(256);
+    if (odd && random(6) === 0) bytes[0] = 1 + random(3); // NEEDS_CSUM, DATA_VALID
+    const cut = odd && random(5) === 0 ? 1 + random(bytes.length - 1) : 0;
+    const broken = n > STEPS - 10 && (n === STEPS || random(40) === 0); // a chain that may only be written
+    const slot = (n * 64 + k) % (2 * RING);
+    for (const world of worlds) world.send(slot, bytes, cut, broken);
+  }
+  const skip = 2 + random(60);
+  for (const world of worlds) world.run(skip, posted, lens);
+}
+
+const SHAPES: [string, number[]][] = [
+  ['split', []],
+  ['split, mergeable, in order', [net.VIRTIO_NET_F_MRG_RXBUF, VIRTIO_F_IN_ORDER]],
+  ['packed', [VIRTIO_F_RING_PACKED]],
+  ['packed, mergeable', [VIRTIO_F_RING_PACKED, net.VIRTIO_NET_F_MRG_RXBUF]],
+  ['packed, in order', [VIRTIO_F_RING_PACKED, VIRTIO_F_IN_ORDER]],
+];
+
+for (const [name, features] of SHAPES) {
+  for (const checksums of [false, true]) {
+    test(`${name}${checksums ? ', checksums' : ''}: the direct way changes nothing`, () => {
+      const offloads = checksums ? [net.VIRTIO_NET_F_CSUM, net.VIRTIO_NET_F_GUEST_CSUM] : [];
+      for (let seed = 1; seed <= 4; seed++) {
+        const worlds = [true, false].map((direct) => new World([...features, ...offloads], direct));
+        const [direct, general] = worlds as [World, World];
+        const random = randomOf(seed * 7919);
+        for (let n = 0; n <= STEPS; n++) {
+          step(worlds, random, n);
+          if (general.faults.length > 0) break;
+          const [a, b] = worlds.map((world) => joined(world.seen.splice(0)));
+          assert.deepEqual(a, b, `seed ${seed}, step ${n}`);
+          assert.deepEqual(direct.counters, general.counters);
+        }
+        assert.equal(general.faults.length, 1, 'a chain was broken on purpose');
+        assert.deepEqual(direct.faults, general.faults);
+        // What is good before it goes out; the general way gives up the batch that it is in.
+        const [a, b] = worlds.map((world) =>
+          world.seen.filter((e) => Array.isArray(e) && e[0] === 'frame'),
+        );
+        assert.deepEqual(a!.slice(0, b!.length), b);
+      }
+    });
+  }
+}
+
+/** Batches may be cut elsewhere: how many were delivered counts as a sum. */
+function joined(seen: unknown[]): unknown {
+  const delivered = seen.filter((e) => Array.isArray(e) && e[0] === 'delivered');
+  const sum = delivered.reduce((a: number, e) => a + (e as [string, number])[1], 0);
+  return { sum, rest: seen.filter((e) => !delivered.includes(e)) };
+}

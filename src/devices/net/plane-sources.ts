@@ -1,0 +1,65 @@
+import type { NetVring } from './net-vring.ts';
+import type { SourcePace } from './port-policy.ts';
+
+/** Something that is polled while awake; `token` names its descriptor to the worker. */
+export type Source = {
+  readonly token: number;
+  readonly port: number;
+  readonly kind: 'transmitq' | 'receiveq' | 'control' | 'uplink';
+  readonly vring: NetVring | null;
+  /** Found empty, it is looked at again before it is armed: for how long, its pace says. */
+  readonly spins: boolean;
+  readonly pace: SourcePace;
+  /** Where its work is counted, for the balance of workers. */
+  readonly loadSlot: number;
+  /** Position in `awake`, -1 asleep. */
+  awakeAt: number;
+  lastWorkMs: number;
+};
+
+/** The sources of a net plane: found by token, and those of them that are awake in a list. */
+export class PlaneSources {
+  /** In no order; changed by `wake`, `toSleep` and `remove` only. */
+  readonly awake: Source[] = [];
+  readonly #byToken: (Source | null)[] = [];
+  readonly #freeTokens: number[] = [];
+
+  at(token: number): Source | null {
+    return this.#byToken[token] ?? null;
+  }
+
+  /** Asleep at first. */
+  add(parts: Omit<Source, 'token' | 'awakeAt' | 'lastWorkMs'>): Source {
+    const token = this.#freeTokens.pop() ?? this.#byToken.length;
+    const { port, kind, vring, spins, pace, loadSlot } = parts;
+    const [awakeAt, lastWorkMs] = [-1, 0];
+    const source: Source = { token, port, kind, vring, spins, pace, loadSlot, awakeAt, lastWorkMs };
+    this.#byToken[token] = source;
+    return source;
+  }
+
+  remove(source: Source): void {
+    if (source.awakeAt >= 0) this.toSleep(source);
+    this.#byToken[source.token] = null;
+    this.#freeTokens.push(source.token);
+  }
+
+  /** Polled from now on; its driver need not kick. */
+  wake(source: Source, nowMs: number): void {
+    if (source.awakeAt < 0) source.pace.woken(nowMs - source.lastWorkMs);
+    source.lastWorkMs = nowMs;
+    if (source.awakeAt >= 0) return;
+    if (source.vring?.started === true) source.vring.pauseKicks();
+    source.awakeAt = this.awake.push(source) - 1;
+  }
+
+  /** The last one takes its place, so who goes through the list goes from its end. */
+  toSleep(source: Source): void {
+    const last = this.awake.pop() as Source;
+    if (last !== source) {
+      this.awake[source.awakeAt] = last;
+      last.awakeAt = source.awakeAt;
+    }
+    source.awakeAt = -1;
+  }
+}

@@ -1,0 +1,106 @@
+import { deepEqual, equal, ok } from 'node:assert/strict';
+import { test } from 'node:test';
+import {
+  LATENCY_SPIN_MS,
+  PORT_POLICIES,
+  PortPace,
+  type PortPolicy,
+  RESTS_SKIPPED,
+  SourcePace,
+} from './port-policy.ts';
+
+const WORKER_SPIN_MS = 0.05;
+
+function source(policy: PortPolicy): { port: PortPace; pace: SourcePace } {
+  const port = new PortPace(policy);
+  return { port, pace: new SourcePace(port, WORKER_SPIN_MS) };
+}
+
+/** Frames at that distance, each after a sleep. */
+function frames(pace: SourcePace, count: number, gapMs: number): void {
+  for (let i = 0; i < count; i++) {
+    pace.asleep();
+    pace.woken(gapMs);
+  }
+}
+
+test('a source whose gaps are not known yet spins as long as the worker says, or not at all', () => {
+  const spins = PORT_POLICIES.map((policy) => source(policy).pace.spinMs);
+  deepEqual(spins, [WORKER_SPIN_MS, WORKER_SPIN_MS, WORKER_SPIN_MS, 0]);
+});
+
+for (const policy of ['balanced', 'throughput'] as const) {
+  test(`${policy}: gaps that no spin bridges end it, and short ones bring it back`, () => {
+    const { pace } = source(policy);
+    frames(pace, 2, 10 * WORKER_SPIN_MS);
+    equal(pace.spinMs, 0);
+    frames(pace, 5, 0.002);
+    equal(pace.spinMs, WORKER_SPIN_MS);
+  });
+
+  test(`${policy}: one pause in a stream of frames changes nothing`, () => {
+    const { pace } = source(policy);
+    frames(pace, 10, 0.002);
+    frames(pace, 1, 1000);
+    frames(pace, 1, 0.002);
+    equal(pace.spinMs, WORKER_SPIN_MS);
+  });
+}
+
+test('latency: the spin follows the gaps, within its bounds, and ends paying for long ones', () => {
+  const { pace } = source('latency');
+  frames(pace, 50, 0.1);
+  ok(Math.abs(pace.spinMs - 0.4) < 0.01, `${pace.spinMs}`);
+  frames(pace, 50, 0.9);
+  equal(pace.spinMs, LATENCY_SPIN_MS);
+  frames(pace, 50, 10);
+  equal(pace.spinMs, WORKER_SPIN_MS);
+  frames(pace, 50, 0.001);
+  equal(pace.spinMs, WORKER_SPIN_MS);
+});
+
+test('power: nothing makes it spin', () => {
+  const { pace } = source('power');
+  frames(pace, 50, 0.001);
+  equal(pace.spinMs, 0);
+});
+
+test('spins and sleeps are counted for the port', () => {
+  const { port, pace } = source('balanced');
+  pace.spinning = true;
+  pace.rewarded(0.01);
+  pace.spinning = true;
+  pace.asleep();
+  pace.woken(1);
+  pace.asleep();
+  deepEqual(port.counters, { spinsRewarded: 1, spinsUnrewarded: 1, sleeps: 2, rests: 0 });
+});
+
+test('another policy begins without what the old one knew', () => {
+  const { port, pace } = source('balanced');
+  frames(pace, 10, 100);
+  equal(pace.spinMs, 0);
+  port.policy = 'throughput';
+  pace.policyChanged();
+  equal(pace.spinMs, WORKER_SPIN_MS);
+});
+
+test('a source that saves power rests while that serves more than a kick would', () => {
+  const { port, pace } = source('power');
+  let chains = 1;
+  ok(pace.rests(chains));
+  for (let i = 0; i < 10; i++) ok(pace.rests((chains += 2)), 'two came during the rest');
+  equal(port.counters.rests, 11);
+  equal(pace.rests((chains += 1)), false, 'one came');
+  for (let i = 1; i < RESTS_SKIPPED; i++) equal(pace.rests((chains += 9)), false);
+  ok(pace.rests((chains += 1)), 'tried again');
+  equal(pace.rests(chains), false, 'nothing came: to sleep');
+});
+
+test('other policies never rest', () => {
+  for (const policy of ['latency', 'balanced', 'throughput'] as const) {
+    const { port, pace } = source(policy);
+    for (let chains = 10; chains < 100; chains += 10) equal(pace.rests(chains), false);
+    equal(port.counters.rests, 0);
+  }
+});

@@ -1,0 +1,159 @@
+/**
+ * What a port is tuned for, and when a source of its frames that was found empty goes to sleep.
+ *
+ * Theory of operation: a source that is polled costs processor time, one that sleeps costs its
+ * driver a kick and the worker a wake-up. Polling an empty source (a *spin*) pays only if the next
+ * frame comes before the spin ends. So each source keeps an average of the gaps between its frames,
+ * longer ones capped so that a pause is forgotten soon, and spins as far as its policy pays for:
+ *
+ * | policy       | spin                                    | calls                        |
+ * |--------------|-----------------------------------------|------------------------------|
+ * | `latency`    | four gaps, up to LATENCY_SPIN_MS, and   | when a batch is written      |
+ * |              | never less than the worker's spin       |                              |
+ * | `balanced`   | the worker's spin, if gaps are shorter  | at the end of the round      |
+ * | `throughput` | as balanced                             | wait for more (call-hold.ts) |
+ * | `power`      | none; rests                             | as throughput                |
+ *
+ * A source of a `power` port that was served and is empty again *rests* for REST_MS: it is neither
+ * polled nor armed, and what comes meanwhile is served at once after it, without a kick. A rest
+ * costs a wake-up by a timer, so one that served no more than a kick would have is not repeated for
+ * the next RESTS_SKIPPED times.
+ *
+ * A round of BUSY_FRAMES is followed by as many within microseconds. Looking for them all the time
+ * takes the line of avail.idx from the driver with every look, which made it slower than we are, so
+ * that we looked even more often: a reflecting port under testpmd then had batches of 35 frames
+ * instead of 64, and three quarters of the rate. So an empty round after such a one is followed by
+ * BUSY_LULL `pause`s, one microsecond, but where a `latency` port had frames.
+ *
+ * A worker sleeps when all its sources do: what one port spins, the others of its worker have, too.
+ */
+export const PORT_POLICIES = ['latency', 'balanced', 'throughput', 'power'] as const;
+export type PortPolicy = (typeof PORT_POLICIES)[number];
+
+export const DEFAULT_POLICY: PortPolicy = 'balanced';
+
+/** Longest spin of a `latency` port, milliseconds: what a silence costs it at most, each time. */
+export const LATENCY_SPIN_MS = 1;
+
+/** How long a source of a `power` port rests, milliseconds: most that a frame waits for that. */
+export const REST_MS = 0.1;
+
+/** After a rest for one frame or none: times that the source is armed at once instead. */
+export const RESTS_SKIPPED = 64;
+
+/** See above. */
+export const BUSY_FRAMES = 16;
+export const BUSY_LULL = 50;
+
+/** A spin as long as this many average gaps sees 98 % of frames that come at random times. */
+const GAPS_PER_SPIN = 4;
+
+/** One over the weight of the newest gap. */
+const GAPS_AVERAGED = 4;
+
+/** Most that a gap counts, in longest ones that pay: five short ones make up for a pause. */
+const LONGEST_GAP = 4;
+
+/** What the sources of one port have in common. */
+export class PortPace {
+  policy: PortPolicy;
+  readonly counters = {
+    /** An empty source was polled on, and a frame came. */
+    spinsRewarded: 0,
+    /** It was polled on until it was put to sleep. */
+    spinsUnrewarded: 0,
+    /** A source was put to sleep: its driver kicks for the next frame. */
+    sleeps: 0,
+    /** A source was left alone for a while instead, and looked at after that without a kick. */
+    rests: 0,
+  };
+
+  constructor(policy: PortPolicy = DEFAULT_POLICY) {
+    this.policy = policy;
+  }
+
+  /** Calls are gathered over rounds. */
+  get holdsCalls(): boolean {
+    return this.policy === 'throughput' || this.policy === 'power';
+  }
+}
+
+/** One source: the average gap between its frames, and how long it is polled for the next one. */
+export class SourcePace {
+  /** An empty source is put to sleep so long after its last frame, milliseconds. */
+  spinMs: number;
+  /** `pause`s that an empty round after a full one of this source is worth. */
+  lull = BUSY_LULL;
+  /** It was found empty since its last frame, and is polled on. */
+  spinning = false;
+
+  readonly #port: PortPace;
+  readonly #workerSpinMs: number;
+  #gapMs = 0;
+  #chainsBefore = 0;
+  #rested = false;
+  #restsSkipped = 0;
+
+  constructor(port: PortPace, workerSpinMs: number) {
+    this.#port = port;
+    this.#workerSpinMs = workerSpinMs;
+    this.spinMs = 0;
+    this.policyChanged();
+  }
+
+  /** Nothing is known of the gaps: it spins as the worker does. */
+  policyChanged(): void {
+    this.#gapMs = 0;
+    this.lull = this.#port.policy === 'latency' ? 1 : BUSY_LULL;
+    this.spinMs = this.#port.policy === 'power' ? 0 : this.#workerSpinMs;
+  }
+
+  /** A frame came while it was polled. */
+  rewarded(gapMs: number): void {
+    this.spinning = false;
+    this.#port.counters.spinsRewarded++;
+    this.#learn(gapMs);
+  }
+
+  /** It is empty, with so many chains served so far: does it rest instead of going to sleep? */
+  rests(chains: number): boolean {
+    const served = chains - this.#chainsBefore;
+    this.#chainsBefore = chains;
+    if (this.#rested && served <= 1) this.#restsSkipped = RESTS_SKIPPED;
+    this.#rested = false;
+    if (this.#port.policy !== 'power' || served === 0) return false;
+    if (this.#restsSkipped > 0) {
+      this.#restsSkipped--;
+      return false;
+    }
+    this.#rested = true;
+    this.#port.counters.rests++;
+    return true;
+  }
+
+  /** It is put to sleep. */
+  asleep(): void {
+    this.#port.counters.sleeps++;
+    if (this.spinning) this.#port.counters.spinsUnrewarded++;
+    this.spinning = false;
+  }
+
+  /** A kick woke it, so long after its last frame. */
+  woken(gapMs: number): void {
+    this.#learn(gapMs);
+  }
+
+  #learn(gapMs: number): void {
+    const { policy } = this.#port;
+    if (policy === 'power') return;
+    const longestMs = policy === 'latency' ? LATENCY_SPIN_MS : this.#workerSpinMs;
+    const counted = Math.min(gapMs, longestMs * LONGEST_GAP);
+    this.#gapMs += (counted - this.#gapMs) / GAPS_AVERAGED;
+    const pays = this.#gapMs <= longestMs;
+    if (policy !== 'latency') this.spinMs = pays ? this.#workerSpinMs : 0;
+    else {
+      const spinMs = pays ? Math.min(longestMs, this.#gapMs * GAPS_PER_SPIN) : 0;
+      this.spinMs = Math.max(this.#workerSpinMs, spinMs);
+    }
+  }
+}

@@ -67,9 +67,13 @@ const USAGE: readonly (readonly [args: string[], message: RegExp])[] = [
   [['prots'], /^error: unknown command 'prots'\n\(Did you mean ports\?\)/],
   [['ports', '--jsno'], /^error: unknown option '--jsno'\n\(Did you mean --json\?\)/],
   [['ports', 'extra'], /^error: too many arguments/],
+  [['switch', '--latency', '--power'], /^vring: --power: contradicts --latency; remove one/],
   [['port', 'show'], /^error: missing required argument 'name'/],
   [['port', 'add', 'vm1=vhostuser:/x'], /^vring: port vm1: KIND: .* did you mean "vhost-user"\?/],
-  [['port', 'set', 'vm0'], /^vring: nothing to set; give --link, --vlan, --trunk or --mtu/],
+  [
+    ['port', 'set', 'vm0'],
+    /^vring: nothing to set; give --link, --vlan, --trunk, --mtu or --policy/,
+  ],
   [
     ['port', 'set', 'vm0', '--link', 'sideways'],
     /^vring: --link: "sideways" is not one of up, down/,
@@ -144,7 +148,10 @@ test('a port is added, shown, changed and removed', async () => {
     '--native',
     '3',
   );
-  assert.equal(down.out, 'port vm1: link down, vlan trunk 1+2+3 native 3, mtu 1500\n');
+  assert.equal(
+    down.out,
+    'port vm1: link down, vlan trunk 1+2+3 native 3, mtu 1500, policy balanced\n',
+  );
   assert.match((await vring('ports')).out, /\nvm1: link set down \(LINK_DOWN, 2026-/);
   const wrong = await vring('port', 'set', 'vm1', '--vlan', 'ten');
   assert.deepEqual(

@@ -95,6 +95,7 @@ async function printPort(port: PortStatus): Promise<void> {
     ['state', stateText(port)],
     ['reason', port.reason ? reasonLine(port).replace(`${printable(port.name)}: `, '') : '-'],
     ['link', port.linkUp ? 'up' : 'down'],
+    ['policy', port.policy],
     ['endpoint', `${port.kind}:${printable(port.endpoint)}`],
     ['sessions', String(port.sessions)],
     ['vlan', vlanText(port.vlan)],
@@ -186,10 +187,12 @@ export type SetOptions = ClientOptions & {
   readonly trunk?: string;
   readonly native?: string;
   readonly mtu?: string;
+  readonly policy?: string;
 };
 
 export async function setPort(name: string, options: SetOptions): Promise<void> {
-  const body: { linkUp?: boolean; vlan?: unknown; mtu?: number } = {};
+  const body: { linkUp?: boolean; vlan?: unknown; mtu?: number; policy?: string } = {};
+  if (options.policy !== undefined) body.policy = options.policy;
   if (options.mtu !== undefined) body.mtu = Number(options.mtu);
   if (options.link !== undefined) {
     if (options.link !== 'up' && options.link !== 'down') {
@@ -200,13 +203,14 @@ export async function setPort(name: string, options: SetOptions): Promise<void> 
   const vlan = vlanOf(options);
   if (vlan !== undefined) body.vlan = vlan;
   if (Object.keys(body).length === 0) {
-    throw new UsageError('nothing to set; give --link, --vlan, --trunk or --mtu');
+    throw new UsageError('nothing to set; give --link, --vlan, --trunk, --mtu or --policy');
   }
   const client = new ApiClient(options.control);
   const port = await client.json<PortStatus>(portUrl(name), { method: 'PATCH', body });
   if (options.json) return printJson(port);
   const link = port.linkUp ? 'up' : 'down';
-  print(`port ${port.name}: link ${link}, vlan ${vlanText(port.vlan)}, mtu ${port.mtu}`);
+  const { name: itself, vlan: its, mtu, policy } = port;
+  print(`port ${itself}: link ${link}, vlan ${vlanText(its)}, mtu ${mtu}, policy ${policy}`);
 }
 
 /** Numbers where they are numbers; what is not gets the switch's own error. */

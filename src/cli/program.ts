@@ -145,6 +145,10 @@ function addSwitch(program: Command): void {
     .option('-p, --port <spec>', 'a port; may be given many times', collect)
     .option('--control <path>', 'socket of the control API (env VRING_CONTROL)')
     .option('--http <address>', 'also serve metrics and states here, such as 127.0.0.1:9100')
+    .option('--latency', 'tune ports for short round trips that say nothing else themselves')
+    .option('--throughput', 'the same: for many frames')
+    .option('--power', 'the same: for little processor time')
+    .option('--workers <count>', 'threads of the data plane (1)')
     .option('--check', 'check the configuration and end')
     .option('--take-over', 'take the ports and guests of the switch that runs at --control')
     .option('--json', 'readiness and events as JSON lines on standard output')
@@ -173,6 +177,7 @@ Ports:
   vlan=VID            access port of this VLAN (default 1)
   trunk=VID+VID or trunk=all, native=VID
   mtu=N  mac-limit=N  csum=off  tso=off  uso=off  reflect
+  policy=latency|balanced|throughput|power   what it is tuned for
 
 Disks are in the file (disks:, scsi:), or come by "vring disks add" and "vring scsi add":
 docs/disks.md.`,
@@ -250,11 +255,13 @@ function addPorts(program: Command): void {
       .option('--vlan <vid>', 'make it an access port of this VLAN')
       .option('--trunk <vids>', 'make it a trunk: "all", or VLANs as 10+20')
       .option('--native <vid>', 'VLAN of untagged frames on the trunk, or "none"')
-      .option('--mtu <bytes>', 'bytes of IP in one frame, from now on'),
+      .option('--mtu <bytes>', 'bytes of IP in one frame, from now on')
+      .option('--policy <name>', 'latency, balanced, throughput or power, from now on'),
     [
       ['vring port set vm1 --link down', 'pull the plug'],
       ['vring port set up --trunk 10+20 --native 1', 'a trunk'],
       ['vring port set vm1 --mtu 9000', 'guests that can are told'],
+      ['vring port set vm1 --policy power', 'fewer wake-ups, longer round trips'],
     ],
   ).action(async (name, options) => (await import('./port-commands.ts')).setPort(name, options));
 }

@@ -5,6 +5,7 @@ import type { PortStatus, WorkerStatus } from '../daemon/switch-types.ts';
 import { ApiClient } from './client.ts';
 import { drawScreen, takeScreen } from './live-screen.ts';
 import {
+  counted,
   print,
   printable,
   printJson,
@@ -32,7 +33,8 @@ type PortRates = {
   drops: number;
 };
 
-type Rates = { seconds: number; ports: PortRates[]; workerCpu: { id: number; percent: number }[] };
+type WorkerRates = { id: number; percent: number; queues: number };
+type Rates = { seconds: number; ports: PortRates[]; workerCpu: WorkerRates[] };
 
 export async function showStats(options: StatsOptions): Promise<void> {
   const seconds = Number(options.interval);
@@ -85,9 +87,9 @@ export function ratesBetween(before: Sample, now: Sample): Rates {
       drops: totalDrops(port.counters),
     };
   });
-  const workerCpu = now.workers.map(({ id, cpuSeconds }) => {
+  const workerCpu = now.workers.map(({ id, cpuSeconds, queues }) => {
     const was = before.workers.find((worker) => worker.id === id)?.cpuSeconds ?? cpuSeconds;
-    return { id, percent: (100 * Math.max(0, cpuSeconds - was)) / seconds };
+    return { id, percent: (100 * Math.max(0, cpuSeconds - was)) / seconds, queues: queues.length };
   });
   return { seconds, ports, workerCpu };
 }
@@ -113,6 +115,11 @@ async function ratesTable({ ports, workerCpu }: Rates): Promise<string> {
     port.dropsPerSecond > 0 ? pc.yellow(short(port.dropsPerSecond)) : '0',
     short(port.drops),
   ]);
-  const cpu = workerCpu.map(({ id, percent }) => `${id}: ${percent.toFixed(1)} %`).join('  ');
+  const cpu = workerCpu
+    .map(({ id, percent, queues }) => {
+      const own = workerCpu.length > 1 ? ` (${counted(queues, 'queue')})` : '';
+      return `${id}: ${percent.toFixed(1)} %${own}`;
+    })
+    .join('  ');
   return `${await table(columns, rows)}\nworkers' CPU  ${cpu}`;
 }

@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { ConfigError } from '../base/errors.ts';
+import { MAX_WORKERS } from '../base/limits.ts';
 import {
   buildConfig,
   EventLog,
@@ -20,6 +21,10 @@ export type SwitchOptions = {
   readonly port?: readonly string[];
   readonly control?: string;
   readonly http?: string;
+  readonly latency?: boolean;
+  readonly throughput?: boolean;
+  readonly power?: boolean;
+  readonly workers?: string;
   readonly check?: boolean;
   readonly takeOver?: boolean;
   readonly json?: boolean;
@@ -37,7 +42,24 @@ export function readSwitchConfig(options: SwitchOptions): SwitchConfig {
     ports: options.port,
     control: control === undefined ? undefined : resolve(control),
     http: options.http,
+    workers: options.workers === undefined ? undefined : parseWorkers(options.workers),
+    policy: policyOf(options),
   });
+}
+
+/** One of the three flags that name a policy. */
+function policyOf(options: SwitchOptions): string | undefined {
+  const given = (['latency', 'throughput', 'power'] as const).filter((name) => options[name]);
+  if (given.length > 1) {
+    throw new ConfigError(`--${given[1]}`, `contradicts --${given[0]}; remove one`);
+  }
+  return given[0];
+}
+
+function parseWorkers(text: string): number {
+  const count = Number(text);
+  if (/^\d+$/.test(text) && count >= 1 && count <= MAX_WORKERS) return count;
+  throw new ConfigError('--workers', `'${text}', expected is a number from 1 to ${MAX_WORKERS}`);
 }
 
 function readConfigFile(name: string): string {

@@ -20,7 +20,7 @@ import { SCSI_ROUTES } from './disks/scsi-routes.ts';
 import { HandOverRequestSchema } from './hand-over-format.ts';
 import { resolveVlan } from './port-config.ts';
 import { PortInput, PortUpdateInput, portName } from './port-input.ts';
-import type { PortConfig } from './switch-types.ts';
+import type { PortUpdate } from './switch-control.ts';
 
 /** Longest frame that a capture can ask for; Wireshark's default, above MAX_FRAME_BYTES. */
 const MAX_SNAP_BYTES = 262144;
@@ -216,15 +216,16 @@ export const ROUTES: readonly Route[] = [
 function parseUpdate(body: unknown) {
   const parsed = PortUpdateInput.safeParse(body, { reportInput: true });
   const raw: RawProblem[] = parsed.success ? [] : describeIssues(parsed.error.issues);
-  const { vlan, linkUp, mtu } = parsed.data ?? {};
-  const update: { vlan?: PortConfig['vlan']; linkUp?: boolean; mtu?: number } = {};
+  const { vlan, linkUp, mtu, policy } = parsed.data ?? {};
+  const update: { -readonly [K in keyof PortUpdate]: PortUpdate[K] } = {};
+  if (policy !== undefined) update.policy = policy;
   if (mtu !== undefined) update.mtu = mtu;
   if (linkUp !== undefined) update.linkUp = linkUp;
   if (vlan !== undefined) {
     update.vlan = resolveVlan(vlan, (keys, problem) => raw.push({ keys, problem }));
   }
   if (raw.length === 0 && Object.keys(update).length === 0) {
-    raw.push({ keys: [], problem: 'nothing to change; give vlan, linkUp or mtu' });
+    raw.push({ keys: [], problem: 'nothing to change; give vlan, linkUp, mtu or policy' });
   }
   if (raw.length > 0) throw new ConfigProblems(raw.map((p) => placed(p, null)));
   return update;

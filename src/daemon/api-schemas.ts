@@ -1,5 +1,6 @@
 /** What the control API answers, as zod schemas: the source of /openapi.json. */
 import * as z from 'zod';
+import { PORT_POLICIES } from '../devices/net/index.ts';
 import type {
   MacEntry,
   PortStatus,
@@ -80,6 +81,7 @@ export const PortStatusSchema = z
     sessions: z.int().min(0).meta({ description: 'Sessions so far.' }),
     vlan: VlanSchema,
     mtu: z.int(),
+    policy: z.enum(PORT_POLICIES).meta({ description: 'What it is tuned for.' }),
     features: features.nullable(),
     protocolFeatures: features.nullable(),
     memory: z.object({ regions: z.int(), bytes: z.number() }).nullable(),
@@ -105,6 +107,7 @@ export const WorkerStatusSchema = z
     sleeps: z.number(),
     wakeups: z.number(),
     cpuSeconds: z.number(),
+    queues: z.array(z.object({ port: z.string(), index: z.int(), chainsPerSecond: z.number() })),
   })
   .meta({ id: 'WorkerStatus' });
 

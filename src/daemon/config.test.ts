@@ -56,6 +56,8 @@ test('a port has documented defaults', () => {
     stateFile: null,
     mac: { ageingSeconds: 300, limit: 16384 },
     spinMicroseconds: 50,
+    policy: 'balanced',
+    workers: 1,
   });
 });
 
@@ -96,14 +98,14 @@ const WRONG: readonly (readonly [yaml: string, ...lines: string[]])[] = [
   [
     '- vm0',
     's.yaml:1:1: (top level): ["vm0"] is not a mapping with ports, disks, scsi, control, http, ' +
-      'mac or spinMicroseconds',
+      'mac, spinMicroseconds, policy or workers',
   ],
   ['ports:', 's.yaml:1:7: ports: null is not a list of ports'],
   ['prots: []', 's.yaml:1:1: prots: unknown key; did you mean "ports"?'],
   [
     'xyzzy: 1',
     's.yaml:1:1: xyzzy: unknown key; known keys are ports, disks, scsi, stateFile, control, http, ' +
-      'mac, spinMicroseconds',
+      'mac, spinMicroseconds, policy, workers',
   ],
   [
     `ports:\n${PORT}  mtu: 70000\n`,

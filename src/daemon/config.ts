@@ -26,6 +26,7 @@ import {
 } from './port-config.ts';
 import { PortInput, SwitchInput } from './port-input.ts';
 import { parsePortSpec, placeInSpec } from './port-spec.ts';
+import { workersProblem } from './port-workers.ts';
 import type { PortConfig, SwitchConfig } from './switch-types.ts';
 
 /** A configuration of 256 ports has about 100 KiB. */
@@ -39,6 +40,9 @@ export type ConfigSources = {
   /** `--control` and `--http` win over the file. */
   readonly control?: string | undefined;
   readonly http?: string | undefined;
+  /** Of all ports that say nothing; wins over the file, too. */
+  readonly policy?: string | undefined;
+  readonly workers?: number | undefined;
   readonly accounts?: AccountFiles;
 };
 
@@ -72,6 +76,10 @@ export function buildConfig(sources: ConfigSources): SwitchConfig {
   });
   const stored = resolveDisks(file, ports, problems, sources.accounts);
   const rest = resolveSwitch(file.input, file.place, sources, problems);
+  for (const { port, keys, place } of ports) {
+    const problem = workersProblem(port.kind, rest.workers ?? 1);
+    if (problem !== null) problems.push(place({ keys: [...keys, 'kind'], problem }));
+  }
   if (problems.length > 0) throw new ConfigProblems(problems);
   return { ports: ports.map(({ port }) => port), ...stored, ...rest };
 }
@@ -153,6 +161,7 @@ function flagProblem(path: string, problem: string): ConfigProblem {
 
 function applyFlags(root: Record<string, unknown>, sources: ConfigSources): void {
   if (sources.http !== undefined) root.http = sources.http;
+  if (sources.policy !== undefined) root.policy = sources.policy;
   if (sources.control === undefined) return;
   const control = isRecord(root.control) ? root.control : {};
   root.control = { ...control, path: sources.control };
@@ -244,5 +253,7 @@ function resolveSwitch(
     stateFile: input.stateFile ?? null,
     mac: input.mac,
     spinMicroseconds: input.spinMicroseconds,
+    policy: input.policy,
+    workers: sources.workers ?? input.workers,
   };
 }

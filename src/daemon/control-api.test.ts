@@ -122,7 +122,7 @@ const REFUSALS: readonly (readonly [
     patch({}),
     400,
     'ERR_VRING_CONFIG',
-    /nothing to change; give vlan, linkUp or mtu/,
+    /nothing to change; give vlan, linkUp, mtu or policy/,
   ],
   ['/v1/ports/vm0', patch({ vlan: 0 }), 400, 'ERR_VRING_CONFIG', /^vlan: 0 is not a whole number/],
   ['/v1/ports/vm0', patch({ linkup: true }), 400, 'ERR_VRING_CONFIG', /did you mean "linkUp"/],

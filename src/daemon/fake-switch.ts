@@ -92,7 +92,7 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
   }
 
   async workers(): Promise<WorkerStatus[]> {
-    return [{ id: 0, polls: 1000, sleeps: 10, wakeups: 9, cpuSeconds: 0.25 }];
+    return [{ id: 0, polls: 1000, sleeps: 10, wakeups: 9, cpuSeconds: 0.25, queues: [] }];
   }
 
   async capture(name: string, options: { snapLen: number }): Promise<Capture> {
@@ -144,6 +144,7 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
       sessions: isGuest ? 1 : 0,
       vlan: config.vlan,
       mtu: config.mtu,
+      policy: config.policy ?? 'balanced',
       features: isGuest ? { bits: '0x130008000', names: ['VIRTIO_NET_F_MRG_RXBUF'] } : null,
       protocolFeatures: null,
       memory: isGuest ? { regions: 1, bytes: 268435456 } : null,

@@ -12,7 +12,7 @@ import { Fd, pollFd, receiveWithFds, sendWithFds } from '../sys/index.ts';
 import { struct, u32 } from '../wire/struct.ts';
 
 /** Of everything that two processes say to each other here; raised by any change. */
-export const HAND_OVER_FORMAT = 3;
+export const HAND_OVER_FORMAT = 4;
 
 /** 256 ports with all their rings and memory regions take 8 MiB. */
 export const MAX_HAND_OVER_JSON_BYTES = 32 * 1024 * 1024;

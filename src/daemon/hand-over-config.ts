@@ -17,7 +17,15 @@ import type { PortConfig, SwitchConfig } from './switch-types.ts';
 export const ERR_HAND_OVER_CONFIG = 'ERR_VRING_HAND_OVER_CONFIG';
 
 /** What can change under a driver, or matters only when a socket is made. */
-const FREE = new Set(['vlan', 'macLimit', 'reflect', 'socketOwner', 'socketMode', 'keep']);
+const FREE = new Set([
+  'vlan',
+  'macLimit',
+  'reflect',
+  'socketOwner',
+  'socketMode',
+  'keep',
+  'policy',
+]);
 
 /** The same for disks: on the rest a driver relies, or it says which bytes there are. */
 const FREE_OF_DISKS = new Set(['limits', 'export', 'socketOwner', 'socketMode']);

@@ -6,7 +6,8 @@
  * A change of anything here raises HAND_OVER_FORMAT.
  */
 import * as z from 'zod';
-import { MAX_DISKS, MAX_PORTS } from '../base/limits.ts';
+import { MAX_DISKS, MAX_PORTS, MAX_WORKERS } from '../base/limits.ts';
+import { PORT_POLICIES } from '../devices/net/index.ts';
 import { VlanSchema } from './api-schemas.ts';
 import { VringError } from '../base/errors.ts';
 import { AdapterFinalSchema, AdapterPlanSchema } from './disks/scsi-hand-over.ts';
@@ -20,6 +21,8 @@ const fd = z.int().min(0);
 const text = z.string().max(4096);
 const counters = z.record(z.string().max(64), z.number().min(0));
 
+const policy = z.enum(PORT_POLICIES);
+
 const common = {
   name: z.string().min(1).max(63),
   vlan: VlanSchema,
@@ -27,6 +30,7 @@ const common = {
   mtu: z.int().min(68).max(65535),
   reflect: z.boolean(),
   macLimit: z.int().min(1).max(MAX_MAC_ENTRIES),
+  policy: policy.exactOptional(),
 };
 
 const PortConfigSchema = z.discriminatedUnion('kind', [
@@ -106,6 +110,8 @@ export const HandOverPlanSchema = z.object({
     stateFile: text.nullable(),
     mac: z.object({ ageingSeconds: z.int(), limit: z.int() }),
     spinMicroseconds: z.number(),
+    policy,
+    workers: z.int().min(1).max(MAX_WORKERS).default(1),
   }),
   control: fd,
   ports: z.array(PortPlanSchema).max(MAX_PORTS),

@@ -34,6 +34,7 @@ const CONFIG = {
   http: null,
   mac: { ageingSeconds: 300, limit: 100 },
   spinMicroseconds: 50,
+  workers: 1,
 };
 const VM: VhostUserPortConfig = {
   name: 'vm0',
@@ -71,7 +72,7 @@ function planOf(fds: SentFds, control: Fd): HandOverPlan {
   return {
     version: '1',
     pid: 1,
-    config: { ...CONFIG, stateFile: null },
+    config: { ...CONFIG, stateFile: null, policy: 'balanced' },
     control: fds.add(control),
     ports: [port],
     disks: [DISK_PLAN],
@@ -187,7 +188,7 @@ test('another format is refused before anything is connected', () => {
   const request = { socket: '/nowhere', format: HAND_OVER_FORMAT + 1, version: '9.9' };
   throws(() => connectSuccessor(request), {
     code: 'ERR_VRING_HAND_OVER_FORMAT',
-    message: /vring 9\.9: .*format \d+, this one knows 3/,
+    message: /vring 9\.9: .*format \d+, this one knows 4/,
   });
   throws(() => connectSuccessor({ ...request, format: HAND_OVER_FORMAT }), /ENOENT/);
 });

@@ -27,6 +27,7 @@ export function resolvePort(
     mtu: input.mtu,
     reflect: input.reflect,
     macLimit: input.macLimit,
+    ...(input.policy === undefined ? {} : { policy: input.policy }),
   };
   let port: PortConfig;
   if (input.kind === 'tap') {

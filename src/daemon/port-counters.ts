@@ -1,4 +1,4 @@
-import { COUNTER_NAMES, DROP_NOT_READY, DROP_SHORT, readCounters } from '../switch/index.ts';
+import { COUNTER_NAMES, type CounterName, DROP_NOT_READY, DROP_SHORT } from '../switch/index.ts';
 
 /**
  * A port's counters under the names that people see: what the switch counts of it, and what its
@@ -6,11 +6,9 @@ import { COUNTER_NAMES, DROP_NOT_READY, DROP_SHORT, readCounters } from '../swit
  * `txDrop...` was meant for it.
  */
 export function portCounters(
-  cells: Float64Array,
-  port: number,
+  counted: Readonly<Record<CounterName, number>>,
   plane: Readonly<Record<string, number>>,
 ): Record<string, number> {
-  const counted = readCounters(cells, port);
   const counters: Record<string, number> = {};
   for (const [column, name] of COUNTER_NAMES.entries()) {
     if (name === 'dropReceiver') continue; // the data half says the same by reason

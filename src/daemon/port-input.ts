@@ -4,7 +4,9 @@
  * end of the sentence "VALUE is not ..."; `config-problem.ts` writes the rest.
  */
 import * as z from 'zod';
-import { MAX_DISKS, MAX_PORTS } from '../base/limits.ts';
+import { MAX_DISKS, MAX_PORTS, MAX_WORKERS } from '../base/limits.ts';
+import { DEFAULT_POLICY, PORT_POLICIES } from '../devices/net/index.ts';
+import { MAC_CAPACITY_MAX } from '../switch/index.ts';
 import { DiskInput } from './disks/disk-input.ts';
 import { AdapterInput } from './disks/scsi-input.ts';
 import {
@@ -26,7 +28,7 @@ export const MAX_INTERFACE_BYTES = 15;
 export const MAX_QUEUE_PAIRS = 64;
 /** Queues of one uplink; the frames of all come to one worker. */
 export const MAX_UPLINK_QUEUES = 64;
-/** Most learned addresses of one switch; the table is made for this many. */
+/** Most addresses learned from one port; a switch may have MAC_CAPACITY_MAX. */
 export const MAX_MAC_ENTRIES = 65536;
 
 const vid = () => int(1, 4094, 'a VLAN ID');
@@ -91,6 +93,8 @@ const offload = mapping(
 
 export const portName = () => text(NAME, `a port name (${NAME_RULE})`);
 
+export const policy = () => z.enum(PORT_POLICIES, { error: `one of ${PORT_POLICIES.join(', ')}` });
+
 const common = {
   name: portName().meta({ description: 'Unique name of the port; 1 to 63 characters.' }),
   vlan: VlanInput.default(1),
@@ -106,6 +110,9 @@ const common = {
   macLimit: int(1, MAX_MAC_ENTRIES, 'MAC addresses')
     .default(1024)
     .meta({ description: 'Most MAC addresses learned from this port; more are not learned.' }),
+  policy: policy()
+    .optional()
+    .meta({ description: 'What the port is tuned for; when absent, what the switch says.' }),
 };
 
 const MAC = 'a unicast MAC address, such as "52:54:00:12:34:56"';
@@ -268,8 +275,9 @@ export const PortUpdateInput = mapping(
     mtu: int(68, 65535, 'bytes of IP in one frame')
       .optional()
       .meta({ description: 'A guest that runs is told; Linux takes it when its driver starts.' }),
+    policy: policy().optional().meta({ description: 'What the port is tuned for from now on.' }),
   },
-  'an object with vlan, linkUp or mtu',
+  'an object with vlan, linkUp, mtu or policy',
 );
 
 const HTTP = 'a loopback address and port, such as 127.0.0.1:9100';
@@ -323,7 +331,7 @@ export const SwitchInput = mapping(
         ageingSeconds: int(1, 86400, 'seconds')
           .default(300)
           .meta({ description: 'An address that was silent this long is forgotten.' }),
-        limit: int(1, MAX_MAC_ENTRIES, 'MAC addresses')
+        limit: int(1, MAC_CAPACITY_MAX, 'MAC addresses')
           .default(16384)
           .meta({ description: 'Most learned addresses of the switch.' }),
       },
@@ -334,7 +342,13 @@ export const SwitchInput = mapping(
     spinMicroseconds: int(0, 10000, 'microseconds')
       .default(50)
       .meta({ description: 'How long a worker polls an empty queue before it sleeps.' }),
+    policy: policy()
+      .default(DEFAULT_POLICY)
+      .meta({ description: 'What ports are tuned for that do not say it themselves.' }),
+    workers: int(1, MAX_WORKERS, 'workers')
+      .default(1)
+      .meta({ description: 'Threads of the data plane; see workers.md.' }),
   },
-  'a mapping with ports, disks, scsi, control, http, mac or spinMicroseconds',
+  'a mapping with ports, disks, scsi, control, http, mac, spinMicroseconds, policy or workers',
 );
 export type SwitchInput = z.output<typeof SwitchInput>;

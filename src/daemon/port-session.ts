@@ -30,11 +30,17 @@ const PROTOCOL_FEATURES = featureSet(
 /**
  * Protocol features of one port. Postcopy puts the worker to sleep in the kernel until the
  * front-end brings a page, and with it every port of that worker: only a front-end that is
- * trusted with that may have it.
+ * trusted with that may have it. Of several workers none knows what another has noted in an
+ * inflight region; a net device needs none: its rings say where it stands.
  */
-export function protocolFeaturesOf(config: VhostUserPortConfig): bigint {
+export function protocolFeaturesOf(config: VhostUserPortConfig, workers: number): bigint {
   const postcopy = featureSet(protocol.VHOST_USER_PROTOCOL_F_PAGEFAULT);
-  return config.postcopy ? PROTOCOL_FEATURES | postcopy : PROTOCOL_FEATURES;
+  const inflight = featureSet(
+    protocol.VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+    protocol.VHOST_USER_PROTOCOL_F_GET_VRING_BASE_INFLIGHT,
+  );
+  const features = workers > 1 ? PROTOCOL_FEATURES & ~inflight : PROTOCOL_FEATURES;
+  return config.postcopy ? features | postcopy : features;
 }
 
 /** What status displays see of a session; null: there is none. */

@@ -21,7 +21,7 @@ function problem(spec: string): string {
 test('every option of a vhost-user port', () => {
   const spec =
     'vm0=vhost-user:/run/vm0.sock,queues=2,trunk=20+10,native=1,mode=0600,owner=1:2,mtu=9000,' +
-    'packed=off,mrg=off,iommu=on,postcopy=on,tso=off,csum=on,uso=off,mac=52:54:00:AA:BB:CC,reflect,mac-limit=5';
+    'packed=off,mrg=off,iommu=on,postcopy=on,tso=off,csum=on,uso=off,mac=52:54:00:AA:BB:CC,reflect,mac-limit=5,policy=power';
   assert.deepEqual(port(spec), {
     name: 'vm0',
     kind: 'vhost-user',
@@ -40,6 +40,7 @@ test('every option of a vhost-user port', () => {
     mtu: 9000,
     reflect: true,
     macLimit: 5,
+    policy: 'power',
   });
 });
 
@@ -103,6 +104,10 @@ const WRONG: readonly (readonly [spec: string, problem: string])[] = [
   ['a=packet:x,mode=copy', '--port a: mode: a packet port has no such option; remove it'],
   ['a=xdp:x,mode=zero', '--port a: mode: "zero" is not one of auto, copy, zero-copy'],
   ['a=xdp:x,attach=hw', '--port a: attach: "hw" is not one of auto, native, generic'],
+  [
+    'a=tap:x,policy=fast',
+    '--port a: policy: "fast" is not one of latency, balanced, throughput, power',
+  ],
   ['a=xdp:x,qdisc-bypass=on', '--port a: qdisc-bypass: an xdp port has no such option; remove it'],
   [
     'a=vduse:n0,queues=2',

@@ -79,6 +79,7 @@ const OPTIONS: Readonly<Record<string, Option>> = {
   attach: plain('attach', String),
   'qdisc-bypass': plain('qdiscBypass', onOff),
   'mac-limit': plain('macLimit', number),
+  policy: plain('policy', String),
 };
 
 const KINDS = ['vhost-user', 'tap', 'packet', 'xdp', 'vduse'] as const;

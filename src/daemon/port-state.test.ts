@@ -37,8 +37,10 @@ function side(vlan: VlanConfig, options: { queuePairs?: number; mtu?: number } =
       worker: {
         request: async (name: string, payload: unknown) => plane.command(name, payload),
       } as unknown as DataPlaneWorker,
+      workers: 1,
       number: PORT,
       vlan: () => vlan,
+      policy: () => 'balanced',
       learned: () => macTable.list().filter((entry) => entry.port === PORT),
       switchCounters: () => readCounters(new Float64Array(counters), PORT),
       report: () => undefined,

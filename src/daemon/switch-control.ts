@@ -3,6 +3,7 @@
  * metrics and their tests know only this.
  */
 import { VringError } from '../base/errors.ts';
+import type { PortPolicy } from '../devices/net/index.ts';
 import type { DiskControl } from './disks/disk-control.ts';
 import type {
   MacEntry,
@@ -18,6 +19,7 @@ export type PortUpdate = {
   readonly vlan?: VlanConfig;
   readonly linkUp?: boolean;
   readonly mtu?: number;
+  readonly policy?: PortPolicy;
 };
 
 /** A running capture: pcapng bytes, ready for a file, until `close()` or the port goes away. */

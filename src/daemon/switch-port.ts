@@ -3,20 +3,28 @@
  * lives in the worker; the two know each other by the port's number.
  */
 import type { VringError } from '../base/errors.ts';
-import type { NetPortStatus } from '../devices/net/index.ts';
-import type { DataPlaneWorker } from '../runtime/data-plane-worker.ts';
+import {
+  DEFAULT_POLICY,
+  type NetPortSettings,
+  type NetPortStatus,
+  type PortPolicy,
+} from '../devices/net/index.ts';
 import type { PlaneEvent } from '../runtime/data-plane.ts';
-import type { MacTableEntry, PortSettings } from '../switch/index.ts';
+import type { PlaneRunner } from '../runtime/plane-runner.ts';
+import type { MacTableEntry } from '../switch/index.ts';
 import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
 import type { PortPlan, PortFinal } from './hand-over-format.ts';
-import type { PortConfig, PortStatus, VlanConfig } from './switch-types.ts';
+import type { PortConfig, PortStatus, SwitchConfig, VlanConfig } from './switch-types.ts';
 
 /** What a port needs of the switch around it. */
 export type PortContext = {
-  readonly worker: DataPlaneWorker;
+  readonly worker: PlaneRunner;
+  /** How many that stands for: memory of a port that each needs for itself comes so often. */
+  readonly workers: number;
   readonly number: number;
   /** What the switch knows of the port now. */
   readonly vlan: () => VlanConfig;
+  readonly policy: () => PortPolicy;
   readonly learned: () => MacTableEntry[];
   readonly switchCounters: () => Record<string, number>;
   /** Reports something that people want to know; shown by `vring events`. */
@@ -39,6 +47,18 @@ export interface HandOverPort {
   restore(state: PortFinal, fds: ReceivedFds): Promise<void>;
 }
 
+/** A port that the switch has, and what of it can change. */
+export type PortEntry = { readonly port: SwitchPort; vlan: VlanConfig; policy: PortPolicy };
+
+export function entryOf(port: SwitchPort, config: SwitchConfig): PortEntry {
+  return { port, vlan: port.config.vlan, policy: policyOf(port.config, config) };
+}
+
+/** What the port says, or else its switch. */
+export function policyOf(port: Pick<PortConfig, 'policy'>, config: SwitchConfig): PortPolicy {
+  return port.policy ?? config.policy ?? DEFAULT_POLICY;
+}
+
 export type PortReason = { readonly code: string; readonly message: string; readonly at: string };
 
 export interface SwitchPort extends HandOverPort {
@@ -56,7 +76,7 @@ export interface SwitchPort extends HandOverPort {
   /** What the worker has to say of this port. */
   planeEvent(event: PlaneEvent): void;
   /** Everything but the switch's own counters, which the caller adds. */
-  status(plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'>;
+  status(plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan' | 'policy'>;
 }
 
 export function reasonOf(error: Error): PortReason {
@@ -64,6 +84,9 @@ export function reasonOf(error: Error): PortReason {
   return { code, message: error.message, at: new Date().toISOString() };
 }
 
-export function settingsOf(config: PortConfig): PortSettings {
-  return { vlan: config.vlan, macLimit: config.macLimit, reflect: config.reflect };
+export function settingsOf(
+  { vlan, macLimit, reflect }: PortConfig,
+  policy: PortPolicy,
+): NetPortSettings {
+  return { vlan, macLimit, reflect, policy };
 }

@@ -1,4 +1,5 @@
 /** The vocabulary of the switch's control plane: what configuration, API and CLI speak. */
+import type { PortPolicy } from '../devices/net/index.ts';
 import type { DiskConfig } from './disks/disk-types.ts';
 import type { AdapterConfig } from './disks/scsi-types.ts';
 
@@ -26,6 +27,8 @@ type PortCommon = {
   readonly reflect: boolean;
   /** Most MAC addresses learned from this port. */
   readonly macLimit: number;
+  /** What the port is tuned for; absent: what the switch says. */
+  readonly policy?: PortPolicy;
 };
 
 export type VhostUserPortConfig = PortCommon & {
@@ -111,6 +114,10 @@ export type SwitchConfig = {
   readonly mac: { readonly ageingSeconds: number; readonly limit: number };
   /** How long a worker polls an empty queue before it sleeps. */
   readonly spinMicroseconds: number;
+  /** Of ports that say nothing; absent: `balanced`. */
+  readonly policy?: PortPolicy;
+  /** Threads of the data plane; default: one. */
+  readonly workers?: number;
 };
 
 export type PortState =
@@ -162,6 +169,7 @@ export type PortStatus = {
   readonly sessions: number;
   readonly vlan: VlanConfig;
   readonly mtu: number;
+  readonly policy: PortPolicy;
   readonly features: { readonly bits: string; readonly names: readonly string[] } | null;
   readonly protocolFeatures: { readonly bits: string; readonly names: readonly string[] } | null;
   readonly memory: { readonly regions: number; readonly bytes: number } | null;
@@ -184,6 +192,12 @@ export type WorkerStatus = {
   readonly sleeps: number;
   readonly wakeups: number;
   readonly cpuSeconds: number;
+  /** Rings that it alone takes from, and what it took in the last second (0 with one worker). */
+  readonly queues: readonly {
+    readonly port: string;
+    readonly index: number;
+    readonly chainsPerSecond: number;
+  }[];
 };
 
 export type SwitchEvent = {

@@ -71,10 +71,10 @@ export class TapPort implements SwitchPort {
   async #attach(accepts: number): Promise<void> {
     const { config } = this;
     this.#accepts = accepts;
-    this.#scratch = PrivateMemory.allocate(TAP_SCRATCH_BYTES);
+    this.#scratch = PrivateMemory.allocate(this.#context.workers * TAP_SCRATCH_BYTES);
     const add: AddTapPort = {
       port: this.number,
-      settings: settingsOf(config),
+      settings: settingsOf(config, this.#context.policy()),
       fds: this.#fds.map((fd) => fd.number),
       scratchAt: this.#scratch.offset,
       accepts,
@@ -85,7 +85,8 @@ export class TapPort implements SwitchPort {
   }
 
   plan(fds: SentFds): PortPlan {
-    const settings = { vlan: this.#context.vlan(), mtu: this.#mtu };
+    const { vlan, policy } = this.#context;
+    const settings = { vlan: vlan(), policy: policy(), mtu: this.#mtu };
     const config = { ...this.config, ...settings } as PortPlan['config'];
     const tap = { fds: this.#fds.map((fd) => fds.add(fd)), accepts: this.#accepts };
     return { number: this.number, config, linkUp: this.linkUp, tap, memory: null };
@@ -159,7 +160,7 @@ export class TapPort implements SwitchPort {
     throw new VringError('ERR_VRING_ASSERTION', 'a TAP has no virtqueues that could break');
   }
 
-  status(_plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'> {
+  status(_plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan' | 'policy'> {
     const { config } = this;
     this.#lookForInterface();
     return {

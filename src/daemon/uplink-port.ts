@@ -99,7 +99,7 @@ export class UplinkPort implements SwitchPort {
     const accepts = !csum ? 0 : tso ? PACKET_ACCEPTS : ACCEPT_CSUM;
     const add: AddUplinkPort = {
       port: this.number,
-      settings: settingsOf(config),
+      settings: settingsOf(config, this.#context.policy()),
       uplink:
         config.kind === 'packet'
           ? { kind: 'packet', ...common, accepts }
@@ -220,7 +220,8 @@ export class UplinkPort implements SwitchPort {
   }
 
   plan(_fds: SentFds): PortPlan {
-    const settings = { vlan: this.#context.vlan(), mtu: this.#mtu };
+    const { vlan, policy } = this.#context;
+    const settings = { vlan: vlan(), policy: policy(), mtu: this.#mtu };
     const config = { ...this.config, ...settings } as PortPlan['config'];
     return { number: this.number, config, linkUp: this.linkUp, tap: null, memory: null };
   }
@@ -301,7 +302,7 @@ export class UplinkPort implements SwitchPort {
     throw new VringError('ERR_VRING_ASSERTION', 'an uplink has no virtqueues that could break');
   }
 
-  status(_plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'> {
+  status(_plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan' | 'policy'> {
     const { config } = this;
     return {
       name: config.name,

@@ -101,7 +101,7 @@ export class VdusePort implements SwitchPort {
     this.#parked ??= PrivateMemory.allocate(PARKED_FRAMES_BYTES);
     const add: AddNetPort = {
       port: this.number,
-      settings: settingsOf(config),
+      settings: settingsOf(config, this.#context.policy()),
       queuePairs: 1,
       mtu: this.#mtu,
       mac: config.mac === null ? null : parseMac(config.mac),
@@ -145,7 +145,8 @@ export class VdusePort implements SwitchPort {
   }
 
   plan(_fds: SentFds): PortPlan {
-    const settings = { vlan: this.#context.vlan(), mtu: this.#mtu };
+    const { vlan, policy } = this.#context;
+    const settings = { vlan: vlan(), policy: policy(), mtu: this.#mtu };
     const config = { ...this.config, ...settings } as PortPlan['config'];
     return { number: this.number, config, linkUp: this.linkUp, tap: null, memory: null };
   }
@@ -225,7 +226,7 @@ export class VdusePort implements SwitchPort {
     this.#host.planeEvent(event);
   }
 
-  status(plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'> {
+  status(plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan' | 'policy'> {
     const { config } = this;
     const host = this.#service?.host ?? null;
     const presence = this.#service?.presence ?? null;

@@ -81,7 +81,7 @@ export class VhostUserPort implements SwitchPort {
       worker: context.worker,
       number: context.number,
       device: this.#device,
-      protocolFeatures: protocolFeaturesOf(config),
+      protocolFeatures: protocolFeaturesOf(config, context.workers),
       queueNum: config.queuePairs,
       onMtu: (mtu) => this.#setMtu(mtu),
       onChange: () => this.#reportUp(),
@@ -103,10 +103,11 @@ export class VhostUserPort implements SwitchPort {
 
   async #addToPlane(): Promise<void> {
     const { config } = this;
-    if (config.iommu) this.#parked ??= PrivateMemory.allocate(PARKED_FRAMES_BYTES);
+    if (config.iommu)
+      this.#parked ??= PrivateMemory.allocate(this.#context.workers * PARKED_FRAMES_BYTES);
     const add: AddNetPort = {
       port: this.number,
-      settings: settingsOf(config),
+      settings: settingsOf(config, this.#context.policy()),
       queuePairs: config.queuePairs,
       mtu: this.#mtu,
       mac: config.mac === null ? null : parseMac(config.mac),
@@ -154,7 +155,8 @@ export class VhostUserPort implements SwitchPort {
   }
 
   plan(fds: SentFds): PortPlan {
-    const settings = { vlan: this.#context.vlan(), mtu: this.#offeredMtu };
+    const { vlan, policy } = this.#context;
+    const settings = { vlan: vlan(), policy: policy(), mtu: this.#offeredMtu };
     const config = { ...this.config, ...settings } as PortPlan['config'];
     return {
       number: this.number,
@@ -278,7 +280,7 @@ export class VhostUserPort implements SwitchPort {
     if (offence !== null) void this.#endpoint?.session?.close(offence);
   }
 
-  status(plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan'> {
+  status(plane: NetPortStatus): Omit<PortStatus, 'counters' | 'vlan' | 'policy'> {
     const { config } = this;
     const host = this.#host;
     const session = this.#endpoint?.session ?? null;

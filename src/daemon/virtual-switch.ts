@@ -1,27 +1,15 @@
 /**
- * A virtual switch as a library object: ports on the control plane, one data-plane worker that
- * forwards between them. What the daemon wraps in an API and the CLI in commands.
+ * A virtual switch as a library object: ports on the control plane, data-plane workers that
+ * forward between them. What the daemon wraps in an API and the CLI in commands.
  */
 import { EventEmitter } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { VringError } from '../base/errors.ts';
+import { ConfigError, VringError } from '../base/errors.ts';
 import { MAX_PORTS } from '../base/limits.ts';
 import { CaptureStream } from '../capture/index.ts';
-import {
-  NET_PLANE_MODULE,
-  type NetPlaneOptions,
-  type NetPortStatus,
-} from '../devices/net/index.ts';
-import { PrivateMemory } from '../memory/index.ts';
-import { DataPlaneWorker, type PlaneEvent } from '../runtime/index.ts';
-import {
-  COUNTERS_BYTES,
-  COUNTER_COLUMNS,
-  MacTable,
-  type MacTableEntry,
-  readCounters,
-  SWITCH_SCRATCH_BYTES,
-} from '../switch/index.ts';
+import type { NetPortStatus } from '../devices/net/index.ts';
+import type { PlaneEvent, WorkerGroup } from '../runtime/index.ts';
+import { MacTable } from '../switch/index.ts';
 import type { VdpaPresence } from '../vhost-kernel/index.ts';
 import { faultName } from '../virtqueue/faults.ts';
 import { type Fd, hurryThread } from '../sys/index.ts';
@@ -42,16 +30,24 @@ import {
   portExists,
   portNotFound,
 } from './switch-control.ts';
-import { type PortContext, type SwitchPort, settingsOf } from './switch-port.ts';
+import {
+  entryOf,
+  type PortContext,
+  type PortEntry,
+  policyOf,
+  type SwitchPort,
+  settingsOf,
+} from './switch-port.ts';
 import type {
   MacEntry,
   PortConfig,
   PortStatus,
   SwitchConfig,
   SwitchEvent,
-  VlanConfig,
   WorkerStatus,
 } from './switch-types.ts';
+import { workersProblem } from './port-workers.ts';
+import { SwitchWorkers } from './switch-workers.ts';
 import { rehearse } from './rehearsal.ts';
 import { TapPort } from './tap-port.ts';
 import { UplinkPort } from './uplink-port.ts';
@@ -62,8 +58,6 @@ import { VhostUserPort } from './vhost-user-port.ts';
 /** Events kept for `events()`. */
 const EVENTS_MAX = 1000;
 
-type Entry = { readonly port: SwitchPort; vlan: VlanConfig };
-
 /** What a session that does not let go of its rings may cost a hand-over that fails, ms. */
 const RESUME_PATIENCE_MS = 1000;
 
@@ -73,11 +67,12 @@ const REHEARSED_SNAPSHOTS = 3;
 export class VirtualSwitch extends EventEmitter implements SwitchControl {
   readonly disks: StorageTarget;
   readonly #config: SwitchConfig;
-  readonly #worker: DataPlaneWorker;
+  readonly #workers: SwitchWorkers;
+  readonly #worker: WorkerGroup;
   readonly #macTable: MacTable;
-  readonly #counters: Float64Array<SharedArrayBuffer>;
-  readonly #scratch: PrivateMemory;
-  readonly #entries: (Entry | null)[] = [];
+  readonly #entries: (PortEntry | null)[] = [];
+  /** Of the port that has the number, or had it last. */
+  readonly #queuePairs: number[] = [];
   readonly #events: SwitchEvent[] = [];
   readonly #captures = new Map<number, CaptureStream>();
   /** Changes of the set of ports happen one after the other. */
@@ -90,23 +85,18 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     super();
     this.#config = config;
     const { ageingSeconds, limit } = config.mac;
-    this.#macTable = MacTable.create({ ageingSeconds, capacity: limit });
-    this.#counters = new Float64Array(new SharedArrayBuffer(COUNTERS_BYTES));
-    this.#scratch = PrivateMemory.allocate(SWITCH_SCRATCH_BYTES);
+    const count = config.workers ?? 1;
+    this.#macTable = MacTable.create({ ageingSeconds, capacity: limit, shared: count > 1 });
     this.disks = new StorageTarget({
       stateFile: config.stateFile ?? config.control.path.replace(/(\.sock)?$/, '.disks.json'),
       spinMs: config.spinMicroseconds / 1000,
       report: (kind, disk, message) => this.#report(kind, null, message, disk),
       socketOwner: (path) => this.#portOf(path),
     });
-    this.#worker = new DataPlaneWorker({
-      name: 'vring-plane-0',
-      planeModule: NET_PLANE_MODULE,
-      planeOptions: {
-        macTable: this.#macTable.memory,
-        counters: this.#counters.buffer,
-        scratchAt: this.#scratch.offset,
-      } satisfies NetPlaneOptions,
+    this.#workers = new SwitchWorkers({
+      count,
+      macTable: this.#macTable.memory,
+      queuePairsOf: (number) => this.#queuePairs[number] ?? 1,
       spinMs: config.spinMicroseconds / 1000,
       onEvent: (event) => this.#planeEvent(event),
       onCrash: (error) => {
@@ -114,6 +104,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
         this.emit('error', error);
       },
     });
+    this.#worker = this.#workers.group;
   }
 
   /**
@@ -149,7 +140,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       for (const plan of plans.ports) {
         while (self.#entries.length <= plan.number) self.#entries.push(null);
         const port = self.#create(plan.config, plan.number);
-        self.#entries[plan.number] = { port, vlan: plan.config.vlan };
+        self.#entries[plan.number] = entryOf(port, self.#config);
         await port.adopt(plan, fds);
       }
       await self.disks.adopt(plans, fds);
@@ -173,11 +164,13 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   }
 
   plan(fds: SentFds, control: Fd): HandOverPlan {
-    const { mac, spinMicroseconds, control: own, http, stateFile = null } = this.#config;
+    const { control: own, http, stateFile = null, mac, spinMicroseconds } = this.#config;
+    const { workers = 1 } = this.#config;
+    const policy = policyOf({}, this.#config);
     return {
       version: VERSION,
       pid: process.pid,
-      config: { control: own, http, stateFile, mac, spinMicroseconds },
+      config: { control: own, http, stateFile, mac, spinMicroseconds, policy, workers },
       control: fds.add(control),
       ports: this.#ports().map((port) => port.plan(fds)),
       ...this.disks.plan(fds),
@@ -245,8 +238,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     for (const capture of this.#captures.values()) capture.close();
     const ports = this.#ports().map((port) => port.surrender());
     await Promise.allSettled([...ports, this.disks.surrender()]);
-    await this.#worker.close();
-    this.#scratch.close();
+    await this.#workers.close();
   }
 
   /** Runs while no port or disk is added, removed or changed. */
@@ -261,6 +253,8 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   addPort(config: PortConfig): Promise<PortStatus> {
     return this.#exclusively(async () => {
       this.#refuseTwins(config);
+      const problem = workersProblem(config.kind, this.#config.workers ?? 1);
+      if (problem !== null) throw new ConfigError('kind', problem);
       let number = this.#entries.findIndex((entry) => entry === null);
       if (number === -1) number = this.#entries.length;
       if (number >= MAX_PORTS) {
@@ -270,7 +264,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
         );
       }
       const port = this.#create(config, number);
-      this.#counters.fill(0, number * COUNTER_COLUMNS, (number + 1) * COUNTER_COLUMNS);
+      this.#workers.clearCounters(number);
       try {
         await port.open();
       } catch (error) {
@@ -278,7 +272,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
         port.release();
         throw error;
       }
-      const entry: Entry = { port, vlan: config.vlan };
+      const entry = entryOf(port, this.#config);
       this.#entries[number] = entry;
       this.#report('port-added', config.name, `added, ${endpointOf(config)}`);
       return await this.#status(entry);
@@ -296,10 +290,11 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   updatePort(name: string, update: PortUpdate): Promise<PortStatus> {
     return this.#exclusively(async () => {
       const entry = this.#entry(name);
-      if (update.vlan !== undefined) {
-        const settings = settingsOf({ ...entry.port.config, vlan: update.vlan });
+      if (update.vlan !== undefined || update.policy !== undefined) {
+        const { vlan = entry.vlan, policy = entry.policy } = update;
+        const settings = settingsOf({ ...entry.port.config, vlan }, policy);
         await this.#worker.request('updatePort', { port: entry.port.number, settings });
-        entry.vlan = update.vlan;
+        Object.assign(entry, { vlan, policy });
       }
       if (update.mtu !== undefined) {
         await entry.port.setMtu(update.mtu);
@@ -329,8 +324,8 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   }
 
   async macTable(): Promise<MacEntry[]> {
-    const entries = await this.#worker.request<MacTableEntry[]>('macTable', undefined);
-    return entries.map(({ mac, vlan, port, ageSeconds }) => {
+    await this.#worker.request('macClock', undefined);
+    return this.#macTable.list().map(({ mac, vlan, port, ageSeconds }) => {
       return { mac, vlan, port: this.#entries[port]?.port.config.name ?? `#${port}`, ageSeconds };
     });
   }
@@ -341,7 +336,17 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   }
 
   async workers(): Promise<WorkerStatus[]> {
-    return [{ id: 0, ...(await this.#worker.counters()) }];
+    const queues = this.#worker.queues();
+    return (await this.#worker.counters()).map((counters, id) => ({
+      id,
+      ...counters,
+      queues: queues
+        .filter(({ member }) => member === id)
+        .map(({ device, index, load }) => {
+          const port = this.#entries[device]?.port.config.name ?? `#${device}`;
+          return { port, index, chainsPerSecond: load };
+        }),
+    }));
   }
 
   /** One capture per port at a time; it ends with the port. */
@@ -385,8 +390,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       for (const entry of this.#entries) if (entry !== null) await this.#remove(entry);
       await this.disks.close();
     } finally {
-      await this.#worker.close();
-      this.#scratch.close();
+      await this.#workers.close();
     }
   }
 
@@ -399,12 +403,15 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     number: number,
     report: PortContext['report'] = (kind, message) => this.#report(kind, config.name, message),
   ): SwitchPort {
+    this.#queuePairs[number] = config.kind === 'vhost-user' ? config.queuePairs : 1;
     const context: PortContext = {
       worker: this.#worker,
+      workers: this.#config.workers ?? 1,
       number,
       vlan: () => this.#entries[number]?.vlan ?? config.vlan,
+      policy: () => this.#entries[number]?.policy ?? policyOf(config, this.#config),
       learned: () => this.#macTable.list().filter((entry) => entry.port === number),
-      switchCounters: () => readCounters(this.#counters, number),
+      switchCounters: () => this.#workers.counters(number),
       report,
     };
     if (config.kind === 'tap') return new TapPort(config, context);
@@ -413,7 +420,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     return new VhostUserPort(config, context);
   }
 
-  async #remove(entry: Entry): Promise<void> {
+  async #remove(entry: PortEntry): Promise<void> {
     this.#captures.get(entry.port.number)?.close();
     // Sessions first: they ask the worker to let go of their rings.
     await entry.port.close();
@@ -422,14 +429,14 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     this.#entries[entry.port.number] = null;
   }
 
-  async #status(entry: Entry): Promise<PortStatus> {
+  async #status(entry: PortEntry): Promise<PortStatus> {
     const { port } = entry;
     const plane = await this.#worker.request<NetPortStatus>('portStatus', { port: port.number });
-    const counters = portCounters(this.#counters, port.number, plane.counters);
-    return { ...port.status(plane), vlan: entry.vlan, counters };
+    const counters = portCounters(this.#workers.counters(port.number), plane.counters);
+    return { ...port.status(plane), vlan: entry.vlan, policy: entry.policy, counters };
   }
 
-  #entry(name: string): Entry {
+  #entry(name: string): PortEntry {
     const entry = this.#entries.find((candidate) => candidate?.port.config.name === name);
     if (entry === null || entry === undefined) throw portNotFound(name);
     return entry;

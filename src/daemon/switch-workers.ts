@@ -1,0 +1,190 @@
+/**
+ * The data-plane workers of a switch: a group that looks like one. Who of them carries out what is
+ * asked of a switch, and what the answers of several come to.
+ */
+import type { NetPlaneOptions, NetPortStatus } from '../devices/net/index.ts';
+import { NET_PLANE_MODULE, PARKED_FRAMES_BYTES } from '../devices/net/index.ts';
+import { PrivateMemory } from '../memory/index.ts';
+import {
+  DataPlaneWorker,
+  type GroupRule,
+  LOADS_BYTES,
+  type PlaneEvent,
+  type VringAttach,
+  WorkerGroup,
+} from '../runtime/index.ts';
+import {
+  COUNTER_COLUMNS,
+  COUNTERS_BYTES,
+  readCounters,
+  SWITCH_SCRATCH_BYTES,
+} from '../switch/index.ts';
+import { TAP_SCRATCH_BYTES } from '../uplinks/index.ts';
+
+export type SwitchWorkersOptions = {
+  readonly count: number;
+  readonly macTable: SharedArrayBuffer;
+  readonly spinMs: number;
+  /** Queue pairs of a port, which say where its control queue is. */
+  queuePairsOf(port: number): number;
+  onEvent(event: PlaneEvent): void;
+  onCrash(error: Error): void;
+};
+
+/** How often queues are looked at for one that another worker should have, milliseconds. */
+const BALANCE_MS = 1000;
+
+/** Memory of a port that each worker needs for itself, one behind the other. */
+type AddPort = { readonly parkedAt?: number; readonly scratchAt?: number };
+
+export class SwitchWorkers {
+  readonly group: WorkerGroup;
+  readonly #options: SwitchWorkersOptions;
+  readonly #counters: readonly Float64Array<SharedArrayBuffer>[];
+  readonly #scratch: PrivateMemory;
+
+  constructor(options: SwitchWorkersOptions) {
+    this.#options = options;
+    const { count } = options;
+    this.#counters = Array.from(
+      { length: count },
+      () => new Float64Array(new SharedArrayBuffer(COUNTERS_BYTES)),
+    );
+    this.#scratch = PrivateMemory.allocate(count * SWITCH_SCRATCH_BYTES);
+    const loads = new SharedArrayBuffer(LOADS_BYTES);
+    this.group = new WorkerGroup({
+      count,
+      start: (member, onEvent) => this.#start(member, loads, onEvent),
+      isShared: (vring) => this.#isShared(vring),
+      ruleOf: (op) => this.#rules[op] ?? EACH,
+      onEvent: (event) => options.onEvent(event),
+      loads,
+      balanceMs: BALANCE_MS,
+    });
+  }
+
+  /** What the switches of all workers count of a port. */
+  counters(port: number): ReturnType<typeof readCounters> {
+    const [first, ...others] = this.#counters.map((cells) => readCounters(cells, port));
+    for (const other of others) addTo(first!, other);
+    return first!;
+  }
+
+  clearCounters(port: number): void {
+    for (const cells of this.#counters) {
+      cells.fill(0, port * COUNTER_COLUMNS, (port + 1) * COUNTER_COLUMNS);
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.group.close();
+    this.#scratch.close();
+  }
+
+  #start(member: number, loads: SharedArrayBuffer, onEvent: (event: PlaneEvent) => void) {
+    const { macTable, spinMs, count, onCrash } = this.#options;
+    return new DataPlaneWorker({
+      name: `vring-plane-${member}`,
+      planeModule: NET_PLANE_MODULE,
+      planeOptions: {
+        macTable,
+        counters: this.#counters[member]!.buffer,
+        scratchAt: this.#scratch.offset + member * SWITCH_SCRATCH_BYTES,
+        worker: member,
+        workers: count,
+        loads,
+      } satisfies NetPlaneOptions,
+      spinMs,
+      onEvent,
+      onCrash,
+    });
+  }
+
+  /** A receive queue: the queue of even index that is not the control queue. */
+  #isShared({ device, index }: VringAttach): boolean {
+    return index % 2 === 0 && index < 2 * this.#options.queuePairsOf(device);
+  }
+
+  /** The first worker's part of what a predecessor counted: what the others did not count. */
+  #restOf(counted: Readonly<Record<string, number>>, port: number): Record<string, number> {
+    const others = this.#counters.slice(1).map((cells) => readCounters(cells, port));
+    const rest = { ...counted };
+    for (const other of others) {
+      for (const [name, value] of Object.entries(other)) if (name in rest) rest[name]! -= value;
+    }
+    return rest;
+  }
+
+  readonly #rules: Readonly<Record<string, GroupRule>> = {
+    addNetPort: {
+      to: 'each',
+      payload: (add: AddPort, member) => shifted(add, 'parkedAt', member * PARKED_FRAMES_BYTES),
+    },
+    // Its frames come to the first worker alone, which knows it last and forgets it first.
+    addTapPort: {
+      to: 'first-last',
+      payload: (add: AddPort, member) => ({
+        ...shifted(add, 'scratchAt', member * TAP_SCRATCH_BYTES),
+        transmitOnly: member > 0,
+      }),
+    },
+    removePort: { to: 'first-first' },
+    portStatus: { to: 'each', merge: mergeStatus },
+    saveState: { to: 'each', merge: mergeStates },
+    loadState: {
+      to: 'each',
+      payload: (load: { port: number; state: object; switchCounters: Counted }, member) =>
+        member === 0
+          ? { ...load, switchCounters: this.#restOf(load.switchCounters, load.port) }
+          : { ...load, state: { ...load.state, counters: {} }, switchCounters: {} },
+    },
+    loadUplinkCounters: { to: 'first' },
+    // Of the switch as a whole, whose table is one.
+    macClock: { to: 'first' },
+    flushMacs: { to: 'first' },
+    learnMacs: { to: 'first' },
+    announce: { to: 'first' },
+  };
+}
+
+const EACH: GroupRule = { to: 'each' };
+
+type Counted = Readonly<Record<string, number>>;
+
+function shifted(add: AddPort, field: keyof AddPort, bytes: number): AddPort {
+  const at = add[field] ?? -1;
+  return at < 0 ? add : { ...add, [field]: at + bytes };
+}
+
+function addTo(sum: Record<string, number>, more: Counted): void {
+  for (const [name, value] of Object.entries(more)) sum[name] = (sum[name] ?? 0) + value;
+}
+
+function mergeStatus(all: readonly NetPortStatus[]): NetPortStatus {
+  const counters: Record<string, number> = {};
+  const vrings = new Map<number, NetPortStatus['vrings'][number]>();
+  for (const status of all) {
+    addTo(counters, status.counters);
+    for (const vring of status.vrings) {
+      const known = vrings.get(vring.index);
+      if (known === undefined) {
+        vrings.set(vring.index, { ...vring, counters: { ...vring.counters } });
+        continue;
+      }
+      // A kick is heard by every worker that has the ring, and was one all the same.
+      const kicks = Math.max(known.counters.kicks ?? 0, vring.counters.kicks ?? 0);
+      addTo(known.counters, vring.counters);
+      known.counters.kicks = kicks;
+      known.started ||= vring.started;
+    }
+  }
+  return { counters, vrings: [...vrings.values()].sort((a, b) => a.index - b.index) };
+}
+
+function mergeStates(
+  all: readonly { readonly counters: Record<string, number> }[],
+): Record<string, unknown> {
+  const counters: Record<string, number> = {};
+  for (const state of all) addTo(counters, state.counters);
+  return { ...all[0]!, counters };
+}

@@ -17,7 +17,7 @@ import { parseCase } from './cases.ts';
 import { machineFacts } from './machine.ts';
 import { measure } from './measure.ts';
 import { allScenarios, scenarioName } from './scenario.ts';
-import { summarize, type Summary } from './statistics.ts';
+import { intervalText, summarize, type Summary } from './statistics.ts';
 
 const USAGE = `npm run bench:ab -- BASE [options]
   BASE           the commit that this tree is compared with
@@ -86,8 +86,8 @@ async function main(): Promise<void> {
 function lineOf({ name, base, here }: Result, ratio: Summary): string {
   const middle = (values: readonly number[]): string =>
     summarize(values).median.toFixed(1).padStart(7);
-  const [half, low, high] = [ratio.median, ratio.low, ratio.high].map((n) => n.toFixed(2));
-  const interval = `${half} (95 %: ${low} .. ${high}, ${ratio.count} rounds)`;
+  const summary = `95 %: ${intervalText(ratio)}, ${ratio.count} rounds`;
+  const interval = `${ratio.median.toFixed(2)} (${summary})`;
   return `${name.padEnd(32)} ${middle(base)} ${middle(here)}   ${interval}`;
 }
 

@@ -38,7 +38,7 @@ export const VRING: BackendKind = {
   name: 'vring',
   topologies: ['loop', 'pair'],
   isInstalled: () => true,
-  start: (scenario, folder) => startVring(scenario, folder, false),
+  start: (scenario, folder) => startVring(scenario, folder),
 };
 
 /** The same under V8's profiler, which slows it down: its rates are not compared. */
@@ -46,28 +46,35 @@ export const VRING_PROFILED: BackendKind = {
   name: 'profiled',
   topologies: ['loop', 'pair'],
   isInstalled: () => true,
-  start: (scenario, folder) => startVring(scenario, folder, true),
+  start: (scenario, folder) => startVring(scenario, folder, { isProfiled: true }),
 };
 
 /** Our switch as it is in another tree. */
 export function vringOf(name: string, root: string): BackendKind {
-  return {
-    ...VRING,
-    name,
-    start: (scenario, folder) => startVring(scenario, folder, false, root),
-  };
+  return { ...VRING, name, start: (scenario, folder) => startVring(scenario, folder, { root }) };
 }
+
+/** Our switch with more options of both ports, as they stand behind `NAME=vhost-user:PATH`. */
+export function vringWith(name: string, portOptions: string): BackendKind {
+  const options = { portOptions: `,${portOptions}` };
+  return { ...VRING, name, start: (scenario, folder) => startVring(scenario, folder, options) };
+}
+
+type VringOptions = {
+  readonly isProfiled?: boolean;
+  readonly root?: string;
+  readonly portOptions?: string;
+};
 
 async function startVring(
   scenario: Scenario,
   folder: string,
-  isProfiled: boolean,
-  root?: string,
+  { isProfiled = false, root, portOptions = '' }: VringOptions = {},
 ): Promise<Backend> {
-  const reflect = scenario.topology === 'loop' ? ',reflect' : '';
+  const more = `${portOptions}${scenario.topology === 'loop' ? ',reflect' : ''}`;
   const names = portNames(scenario);
   const vswitch = await SwitchProcess.start({
-    ports: names.map((name) => `${name}=vhost-user:${folder}/${name}${reflect}`),
+    ports: names.map((name) => `${name}=vhost-user:${folder}/${name}${more}`),
     control: `${folder}/control`,
     core: BACKEND_CORE,
     ...(root !== undefined && { root }),
@@ -92,7 +99,7 @@ async function startVring(
 }
 
 /** Seconds that the workers were busy, and frames that they took in. */
-async function busyTime(vswitch: SwitchProcess): Promise<{ busy: number; frames: number }> {
+export async function busyTime(vswitch: SwitchProcess): Promise<{ busy: number; frames: number }> {
   const [workers, ports] = await Promise.all([vswitch.workers(), vswitch.ports()]);
   // A worker counts the time of polls that found work; its processor time also holds the polls
   // that found nothing, and is the same when the back-end is the bottleneck.
@@ -139,26 +146,38 @@ export const DPDK: BackendKind = {
 };
 
 /** Open vSwitch's user-space datapath, one forwarding thread, its normal action (learning). */
-export const OVS: BackendKind = {
-  name: 'ovs',
-  topologies: ['pair'],
-  isInstalled: () => OvsDpdk.isInstalled(),
-  async start(scenario, folder) {
-    const ports = portNames(scenario);
-    const ovs = await OvsDpdk.start({ folder, ports, workerCore: BACKEND_CORE });
-    return {
-      sockets: ports.map((port) => ovs.socketPath(port)),
-      pids: ovs.pids,
-      async startCounting() {
-        await ovs.appctl('dpif-netdev/pmd-stats-clear');
-      },
-      async nanosecondsPerFrame() {
-        return parsePmdStats(await ovs.appctl('dpif-netdev/pmd-perf-show'));
-      },
-      close: () => ovs.close(),
-    };
-  },
-};
+export const OVS: BackendKind = ovsKind('ovs', {});
+
+/**
+ * The same, whose forwarding thread sleeps up to `sleepUs` in a round that found little: what there
+ * is in 3.1 against a core that is always busy. See `pmd-maxsleep` in ovs-vswitchd.conf.db(5).
+ */
+export function ovsSleeping(sleepUs: number): BackendKind {
+  return ovsKind(`ovs-${sleepUs}us`, { 'pmd-maxsleep': String(sleepUs) });
+}
+
+function ovsKind(name: string, otherConfig: Readonly<Record<string, string>>): BackendKind {
+  return {
+    name,
+    topologies: ['pair'],
+    isInstalled: () => OvsDpdk.isInstalled(),
+    async start(scenario, folder) {
+      const ports = portNames(scenario);
+      const ovs = await OvsDpdk.start({ folder, ports, workerCore: BACKEND_CORE, otherConfig });
+      return {
+        sockets: ports.map((port) => ovs.socketPath(port)),
+        pids: ovs.pids,
+        async startCounting() {
+          await ovs.appctl('dpif-netdev/pmd-stats-clear');
+        },
+        async nanosecondsPerFrame() {
+          return parsePmdStats(await ovs.appctl('dpif-netdev/pmd-perf-show'));
+        },
+        close: () => ovs.close(),
+      };
+    },
+  };
+}
 
 /** Busy nanoseconds per received packet from `pmd-perf-show`. */
 export function parsePmdStats(text: string): number | null {

@@ -40,6 +40,25 @@ export function waitingShare(before: Snapshot, after: Snapshot): number {
   return worst;
 }
 
+/** Processor time of all threads in between, threads that began since included, as a share. */
+export function runShare(before: Snapshot, after: Snapshot): number {
+  let runNs = 0;
+  for (const [id, now] of after.threads) runNs += now.runNs - (before.threads.get(id)?.runNs ?? 0);
+  return runNs / ((after.atMs - before.atMs) * 1e6);
+}
+
+/**
+ * Time that all threads waited for their cores, idle ones too, as a share. For processes that sleep
+ * and wake often: /proc/stat counts ticks, and takes them for busier than their own counts say.
+ */
+export function totalWaitingShare(before: Snapshot, after: Snapshot): number {
+  let waitNs = 0;
+  for (const [id, now] of after.threads) {
+    waitNs += now.waitNs - (before.threads.get(id)?.waitNs ?? 0);
+  }
+  return waitNs / ((after.atMs - before.atMs) * 1e6);
+}
+
 /** Processor time that the busiest thread had in between. */
 export function busiestRunNs(before: Snapshot, after: Snapshot): number {
   let most = 0;

@@ -1,6 +1,7 @@
 /** Turns runs into ratios and tables. Pure. */
+import { describeSpread } from './distribution.ts';
 import { scenarioName, type Run, type Scenario } from './scenario.ts';
-import { median, summarize, type Summary } from './statistics.ts';
+import { intervalText, median, summarize, type Summary } from './statistics.ts';
 
 /** Runs of one scenario: each round holds one run of every back-end, made close together. */
 export type Rounds = { readonly scenario: Scenario; readonly rounds: readonly (readonly Run[])[] };
@@ -13,6 +14,8 @@ export type Comparison = {
   readonly ratio: Summary;
   /** Nanoseconds per frame in the rival's own loop over the subject's; null when unknown. */
   readonly loopRatio: Summary | null;
+  /** Share of the time that the subject's own loop had frames; null when unknown. */
+  readonly busyShare: number | null;
 };
 
 /** Only rounds where both runs count. Empty when the rival never ran. */
@@ -30,9 +33,23 @@ export function compare(measured: Rounds, subject: string): Comparison[] {
       .map(([ours, theirs]) => (theirs.backendNsPerFrame ?? NaN) / (ours.backendNsPerFrame ?? NaN))
       .filter(Number.isFinite);
     const loopRatio = loops.length === 0 ? null : summarize(loops);
-    comparisons.push({ scenario: measured.scenario, subject, rival, ratio, loopRatio });
+    const shares = pairs.map(([ours]) => busyShare(ours)).filter((share) => share !== null);
+    comparisons.push({
+      scenario: measured.scenario,
+      subject,
+      rival,
+      ratio,
+      loopRatio,
+      busyShare: shares.length === 0 ? null : median(shares),
+    });
   }
   return comparisons;
+}
+
+/** Frames that came in, by what one costs. */
+function busyShare(run: Run): number | null {
+  if (run.backendNsPerFrame === null) return null;
+  return (run.ppsPerPort.reduce((a, b) => a + b, 0) * run.backendNsPerFrame) / 1e9;
 }
 
 function good(round: readonly Run[], backend: string): Run | null {
@@ -49,14 +66,13 @@ export function runTable(measured: Rounds): string {
     const failed = all.length - runs.length;
     const rates = runs.map((run) => run.pps / 1e6);
     const middle = rates.length === 0 ? '-' : median(rates).toFixed(2);
-    const each = rates.map((rate) => rate.toFixed(2)).join(' ');
     const loop = middleOf(runs.map((run) => run.backendNsPerFrame));
     const client = middleOf(runs.map((run) => run.clientNsPerFrame));
     const cells = [
       `  ${backend.padEnd(6)} ${middle.padStart(6)} Mpps`,
       `back-end ${loop.padStart(5)} ns`,
       `client ${client.padStart(5)} ns per frame`,
-      `runs ${each}`,
+      `runs ${describeSpread(rates, 2)}`,
     ];
     lines.push(cells.join('   ') + (failed === 0 ? '' : `   (${failed} failed)`));
   }
@@ -75,13 +91,14 @@ export function ratioTable(comparisons: readonly Comparison[]): string {
     `${c.subject}/${c.rival}`,
     c.ratio.median.toFixed(2),
     `${c.ratio.min.toFixed(2)} .. ${c.ratio.max.toFixed(2)}`,
-    `${c.ratio.low.toFixed(2)} .. ${c.ratio.high.toFixed(2)} (${c.ratio.count})`,
+    `${intervalText(c.ratio)}, ${c.ratio.count} pairs`,
     c.loopRatio === null ? '-' : c.loopRatio.median.toFixed(2),
   ]);
   return table([head, ...rows]);
 }
 
-function table(rows: readonly (readonly string[])[]): string {
+/** Columns as wide as their widest cell, a line under the head. */
+export function table(rows: readonly (readonly string[])[]): string {
   const widths = (rows[0] ?? []).map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
   const lines = rows.map((row) =>
     row
@@ -90,5 +107,12 @@ function table(rows: readonly (readonly string[])[]): string {
       .trimEnd(),
   );
   lines.splice(1, 0, widths.map((width) => '-'.repeat(width)).join('  '));
+  return lines.join('\n');
+}
+
+/** The same for a document. */
+export function markdownTable(rows: readonly (readonly string[])[]): string {
+  const lines = rows.map((row) => `| ${row.join(' | ')} |`);
+  lines.splice(1, 0, `|${(rows[0] ?? []).map(() => '---').join('|')}|`);
   return lines.join('\n');
 }

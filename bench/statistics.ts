@@ -1,17 +1,26 @@
-/** Median, spread and a bootstrap interval of few measurements. Pure. */
+/**
+ * Median, spread and an interval of the median, of few measurements. Pure.
+ *
+ * The interval lies between two of the sorted values: the median of whatever the values come from
+ * is below the k-th of n with the probability that fewer than k of n tosses are heads, whatever
+ * their distribution, of two kinds or not. So its coverage is known, and said: fewer than six
+ * values have no 95 % interval, and least to most of five is one of 93.8 %. (A percentile bootstrap
+ * said 95 % of intervals that covered 87.5 % with seven values, and 50 % with two.)
+ */
 
 export type Summary = {
   readonly count: number;
   readonly median: number;
   readonly min: number;
   readonly max: number;
-  /** 95 % interval of the median, by the percentile bootstrap. */
+  /** Interval of the median that covers `coverage`: at least 95 %, or all that the count gives. */
   readonly low: number;
   readonly high: number;
+  /** Between 0 and 1; 0 with a single value, which says nothing of the next. */
+  readonly coverage: number;
 };
 
-/** Resamples of the bootstrap; the interval's ends change by less than they are worth above it. */
-const RESAMPLES = 4000;
+const WANTED_COVERAGE = 0.95;
 
 export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
@@ -22,34 +31,35 @@ export function median(values: readonly number[]): number {
 }
 
 export function summarize(values: readonly number[]): Summary {
-  const medians = bootstrapMedians(values);
+  const sorted = [...values].sort((a, b) => a - b);
+  const { rank, coverage } = medianInterval(sorted.length);
   return {
-    count: values.length,
-    median: median(values),
-    min: Math.min(...values),
-    max: Math.max(...values),
-    low: medians[Math.floor(medians.length * 0.025)] ?? NaN,
-    high: medians[Math.ceil(medians.length * 0.975) - 1] ?? NaN,
+    count: sorted.length,
+    median: median(sorted),
+    min: sorted[0] ?? NaN,
+    max: sorted.at(-1) ?? NaN,
+    low: sorted[rank] ?? NaN,
+    high: sorted.at(-1 - rank) ?? NaN,
+    coverage,
   };
 }
 
-/** Medians of resampled sets, sorted. Always the same for the same values. */
-function bootstrapMedians(values: readonly number[]): number[] {
-  const random = xorshift32(0x9e3779b9);
-  const medians: number[] = [];
-  for (let i = 0; i < RESAMPLES; i++) {
-    const sample = values.map(() => values[Math.floor(random() * values.length)] as number);
-    medians.push(median(sample));
+/** "1.02 .. 1.31", and what it covers where that is less than 95 %. */
+export function intervalText({ low, high, coverage }: Summary, digits = 2): string {
+  const ends = `${low.toFixed(digits)} .. ${high.toFixed(digits)}`;
+  return coverage >= WANTED_COVERAGE ? ends : `${ends} (${Math.floor(coverage * 100)} %)`;
+}
+
+/** How many of the sorted values may be left out at each end, and what the rest covers. */
+function medianInterval(count: number): { rank: number; coverage: number } {
+  let rank = 0;
+  let term = 0.5 ** count; // heads exactly `rank` times
+  let coverage = Math.max(0, 1 - 2 * term);
+  for (let left = 1; 2 * left < count; left++) {
+    term *= (count - left + 1) / left;
+    const narrower = coverage - 2 * term;
+    if (narrower < WANTED_COVERAGE) break;
+    [rank, coverage] = [left, narrower];
   }
-  return medians.sort((a, b) => a - b);
-}
-
-function xorshift32(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state = (state ^ (state << 5)) >>> 0;
-    return state / 2 ** 32;
-  };
+  return { rank, coverage };
 }

@@ -34,10 +34,6 @@ const GROUP_TYPE: Readonly<Record<Mapping, string>> = {
 
 const PAIRS: readonly (readonly [Attachment, Attachment])[] = [
   [
-    { mapping: 'pt', packed: false, queuePairs: 1 },
-    { mapping: 'strict', packed: true, queuePairs: 1 },
-  ],
-  [
     { mapping: 'strict', packed: false, queuePairs: 2 },
     { mapping: 'pt', packed: true, queuePairs: 1 },
   ],

@@ -25,6 +25,8 @@ export type OvsOptions = {
   readonly workerCore: number;
   readonly memoryMib?: number;
   readonly queues?: number;
+  /** More of `other_config`, see ovs-vswitchd.conf.db(5). */
+  readonly otherConfig?: Readonly<Record<string, string>>;
 };
 
 export class OvsDpdk {
@@ -104,6 +106,7 @@ export class OvsDpdk {
       'dpdk-lcore-mask': mask,
       'pmd-cpu-mask': mask,
       'dpdk-extra': '"--in-memory --no-pci --no-telemetry"',
+      ...options.otherConfig,
     };
     const words = Object.entries(settings).map(([key, value]) => `other_config:${key}=${value}`);
     await this.vsctl('--no-wait', 'set', 'Open_vSwitch', '.', ...words);

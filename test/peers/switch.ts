@@ -175,10 +175,11 @@ export class SwitchProcess {
 export async function startSwitch(
   scratch: Scratch,
   ports: Readonly<Record<string, string>>,
+  args: readonly string[] = [],
 ): Promise<SwitchProcess> {
   const words = Object.entries(ports).map(
     ([name, options]) => `${name}=vhost-user:${scratch.path(name)}${options}`,
   );
   const control = scratch.path('control');
-  return scratch.own(await SwitchProcess.start({ ports: words, control }));
+  return scratch.own(await SwitchProcess.start({ ports: words, control, args }));
 }

@@ -1,0 +1,140 @@
+/**
+ * A switch with several data-plane workers: receive queues with a writer each, receive queues that
+ * workers share, queues that move under load, and a hand-over. Traffic is numbered: nothing may be
+ * lost, doubled or reordered.
+ */
+import { deepEqual, equal, ok } from 'node:assert/strict';
+import { test } from 'node:test';
+import { runTraffic } from '../../src/guest/index.ts';
+import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
+import { Host, type HostOptions, VringProcess, macOf } from '../peers/software-guest.ts';
+import { startSwitch, type SwitchProcess } from '../peers/switch.ts';
+
+const TWO = ['--workers', '2'];
+const NO_LOSS = { lost: 0, repeated: 0, reordered: 0, corrupt: 0 };
+
+type Flow = { readonly from: Host; readonly frames: number; readonly rate: number };
+
+/** Everybody sends to `to` at once; returns what `to` says of what it got. */
+async function flood(
+  to: Host,
+  toNumber: number,
+  flows: readonly Flow[],
+  during: () => Promise<void> = async () => undefined,
+) {
+  const stop = new AbortController();
+  const sink = runTraffic({ guest: to.guest, signal: stop.signal, verifyEvery: 1 });
+  const sent = Promise.all(
+    flows.map(({ from, frames, rate }, i) =>
+      runTraffic({
+        guest: from.guest,
+        generate: {
+          sizeBytes: 200,
+          targetMac: macOf(toNumber),
+          firstFlow: 16 * i,
+          flows: 16,
+          frames,
+          rate,
+        },
+      }),
+    ),
+  );
+  await during();
+  await sent;
+  await sleep(200);
+  stop.abort();
+  const { good, lost, repeated, reordered, corrupt } = (await sink).records;
+  return { good, lost, repeated, reordered, corrupt };
+}
+
+/** By which workers frames reached a receive queue cannot be seen, but that all took some can. */
+async function busyWorkers(vswitch: SwitchProcess): Promise<number[]> {
+  const workers = await vswitch.workers();
+  return workers.filter(({ queues }) => queues.length > 0).map(({ id }) => id);
+}
+
+for (const packed of [false, true]) {
+  const kind = packed ? 'packed' : 'split';
+  test(`two workers, ${kind}: own and shared receive queues`, { timeout: 60_000 }, async (t) => {
+    await using scratch = new Scratch();
+    const ports = { a: ',queues=2', b: ',queues=2', one: '' };
+    const vswitch = await startSwitch(scratch, ports, TWO);
+    const options: HostOptions = { packed, notify: 'manual', ringSize: 4096 };
+    const join = async (name: string, number: number, more: HostOptions) =>
+      scratch.own(await Host.join(scratch.path(name), number, { ...options, ...more }));
+    const a = await join('a', 1, { queuePairs: 2 });
+    const b = await join('b', 2, { queuePairs: 2 });
+    const one = await join('one', 3, {});
+    deepEqual(await busyWorkers(vswitch), [0, 1]);
+    for (const { guest } of [a, b, one]) guest.announce();
+    const frames = 20_000;
+    const rate = 10_000;
+    await t.test('two queue pairs', async () => {
+      const got = await flood(b, 2, [{ from: a, frames, rate }]);
+      deepEqual(got, { good: frames, ...NO_LOSS });
+    });
+    await t.test('one pair, which both workers write', async () => {
+      const flows = [
+        { from: a, frames, rate },
+        { from: b, frames, rate },
+      ];
+      const got = await flood(one, 3, flows);
+      deepEqual(got, { good: 2 * frames, ...NO_LOSS });
+      const { counters, queues } = await vswitch.port('one');
+      ok(counters['txFrames']! >= 2 * frames);
+      const receiveq = queues.find(({ name }) => name === 'receiveq1')!;
+      equal(receiveq.counters['chains'], counters['txFrames'], 'the counters of all workers');
+    });
+    for (const { counters } of await vswitch.ports()) equal(counters['faults'], 0);
+    equal((await vswitch.api<unknown[]>('/v1/macs')).length, 3, 'one table for both');
+  });
+
+  test(`queues move to an idle worker under load, ${kind}`, { timeout: 60_000 }, async () => {
+    await using scratch = new Scratch();
+    const vswitch = await startSwitch(scratch, { a: '', b: '', c: '' }, TWO);
+    const options: HostOptions = { packed, notify: 'manual', ringSize: 4096 };
+    const hosts: Host[] = [];
+    for (const [at, name] of ['a', 'b', 'c'].entries()) {
+      hosts.push(scratch.own(await Host.join(scratch.path(name), at + 1, options)));
+      hosts.at(-1)!.guest.announce();
+    }
+    const places = async () =>
+      (await vswitch.workers()).flatMap(({ id, queues }) =>
+        queues.filter(({ index }) => index === 1).map(({ port }) => `${port} ${id}`),
+      );
+    const before = (await places()).sort();
+    deepEqual(before, ['a 0', 'b 1', 'c 0']);
+    const [a, b, c] = hosts as [Host, Host, Host];
+    const flows = [
+      { from: a, frames: 50_000, rate: 10_000 },
+      { from: c, frames: 50_000, rate: 10_000 },
+    ];
+    const got = await flood(b, 2, flows, async () => {
+      await waitFor('a queue that moved', 4500, async () => {
+        return (await places()).sort().join() !== before.join();
+      });
+    });
+    deepEqual(got, { good: 100_000, ...NO_LOSS });
+    const after = await places();
+    ok(after.includes('a 0') !== after.includes('c 0'), `apart: ${after.join()}`);
+    const { queues } = await vswitch.port('a');
+    const chains = queues.find(({ name }) => name === 'transmitq1')!.counters['chains']!;
+    ok(chains >= 50_000, 'what a queue counted goes with it');
+  });
+}
+
+test('a hand-over between switches with two workers', { timeout: 60_000 }, async () => {
+  await using scratch = new Scratch();
+  const vswitch = await startSwitch(scratch, { a: ',queues=2', b: '' }, TWO);
+  const options: HostOptions = { notify: 'manual', ringSize: 8192 };
+  const a = scratch.own(await Host.join(scratch.path('a'), 1, { ...options, queuePairs: 2 }));
+  const b = scratch.own(await Host.join(scratch.path('b'), 2, options));
+  b.guest.announce();
+  const got = await flood(b, 2, [{ from: a, frames: 30_000, rate: 5000 }], async () => {
+    const next = new VringProcess('switch', '--take-over', '--control', vswitch.control);
+    scratch.own(next);
+    await next.says(/ready: \d+ port/);
+    equal((await vswitch.workers()).length, 2, 'the successor has as many');
+  });
+  deepEqual(got, { good: 30_000, ...NO_LOSS });
+});

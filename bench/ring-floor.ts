@@ -7,8 +7,9 @@
  *
  * On a virtual machine the result is of two kinds, as the other loops' are: where the hypervisor
  * has put the two virtual cores decides what a cache line between them costs. `coreToCoreNs`, the
- * round trip of one line just before, says which kind it is: of about 110 ns (64 bytes: 7 ns a
- * frame) and of about 530 ns (64 bytes: 13 to 27 ns) on the machine this was written on.
+ * round trip of one line just before, is an indication of the kind, no more: about 110 ns mostly
+ * goes with 7 ns a frame of 64 bytes, about 530 ns with 13 to 27, but the cores may be moved
+ * between the two.
  */
 import { execFile, execFileSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';

@@ -204,12 +204,19 @@ export class WorkerGroup implements PlaneRunner {
     if (entry === undefined || entry.member < 0 || entry.attach.iotlb) return false;
     return await this.#serially(entry, async () => {
       if (this.#entries.get(keyOf(device, index)) !== entry || entry.member === to) return false;
-      const from = this.#members[entry.member]!;
+      const owner = entry.member;
+      const from = this.#members[owner]!;
       const resumed = await from.request<ResumedVring>('releaseVring', { device, index });
       const config = { ...entry.attach.config, base: resumed.base };
       entry.attach = { ...entry.attach, config, resumed };
       entry.member = to;
-      await this.#members[to]!.attachVring(entry.attach);
+      try {
+        await this.#members[to]!.attachVring(entry.attach);
+      } catch (error) {
+        entry.member = owner; // who had it goes on where it stopped
+        await from.attachVring(entry.attach);
+        throw error;
+      }
       this.moves++;
       return true;
     });

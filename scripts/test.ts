@@ -36,6 +36,7 @@ function run(title: string, files: string[], concurrency: number): string[] {
     process.execPath,
     [
       '--test',
+      `--import=${join(import.meta.dirname, 'end-of-tests.ts')}`,
       `--test-concurrency=${concurrency}`,
       '--test-reporter=spec',
       '--test-reporter-destination=stdout',

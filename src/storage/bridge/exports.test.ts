@@ -85,7 +85,7 @@ test('many that ask at once: eight exports and no more', async () => {
 for (const below of [[], [{ kind: 'fault' }]] satisfies StackSpec[]) {
   const name = below.length === 0 ? 'without layers' : 'of layers';
 
-  test(`a disk ${name}: guest and export together have its limit`, async () => {
+  test(`a disk ${name}: guest and export together have its limit`, async (t) => {
     const source = { kind: 'memory', sizeBytes: 1 << 20 } as const;
     const limit = { kind: 'limit', iops: 100, burstSeconds: 0 } as const;
     const image = await openStack({ stack: [limit, ...below, source] });
@@ -93,6 +93,11 @@ for (const below of [[], [{ kind: 'fault' }]] satisfies StackSpec[]) {
     const at = { socket: join(folder, 'limited.sock') };
     const { uri } = (await image.control('export', { at })) as NbdExportStatus;
     const client = await openNbdLayer({ uri, timeoutSeconds: 3 });
+    t.after(async () => {
+      await client.close();
+      engine.close();
+      await image.close();
+    });
     const startMs = performance.now();
     let [guest, exported] = [0, 0];
     const reading = (async () => {
@@ -124,7 +129,5 @@ for (const below of [[], [{ kind: 'fault' }]] satisfies StackSpec[]) {
     assert.equal((await waiting)[1]!.status, 'rejected');
     engine.settle();
     engine.reap(done);
-    engine.close();
-    await image.close();
   });
 }

@@ -21,7 +21,14 @@ import { MemoryLayer } from '../layer/memory-layer.ts';
 import type { MemoryEngineSpec } from '../memory-engine.ts';
 import { LimitEngine } from './limit-engine.ts';
 import { LimitLayer } from './limit-layer.ts';
-import { checkRates, LimitCells, RateLimits, type Rates } from './rate-limits.ts';
+import {
+  checkRates,
+  LimitCells,
+  LIMITED_FIRST,
+  LIMITED_SECOND,
+  RateLimits,
+  type Rates,
+} from './rate-limits.ts';
 
 const DISK_BYTES = 1 << 20;
 const memory = PrivateMemory.allocate(DISK_BYTES);
@@ -56,6 +63,27 @@ test('a burst, then the rate, and after a pause a burst again', () => {
   assert.equal(limits.waitMs, 10);
   assert.equal(count(limits, 1001, 1000, 4096), 100);
   assert.equal(count(limits, 60_000, 1, 4096), 51, 'no more than the bucket holds');
+});
+
+test('two that are limited together: who was held up for a second has its share again', () => {
+  const cells = new LimitCells();
+  cells.rates = { iops: 100, burstSeconds: 0 };
+  const busy = new RateLimits(cells, LIMITED_FIRST);
+  const late = new RateLimits(cells, LIMITED_SECOND);
+  assert.ok(late.admit(512, 1000));
+  count(busy, 1000, 1000, 512);
+  let [byBusy, byLate] = [0, 0];
+  for (let at = 2000; at < 3000; at++) {
+    // Whoever asks first at the moment at which one may go has it: they take turns at that.
+    const order = at & 1 ? [busy, late] : [late, busy];
+    for (const limits of order) {
+      if (!limits.admit(512, at)) continue;
+      if (limits === busy) byBusy++;
+      else byLate++;
+    }
+  }
+  assert.ok(byBusy + byLate <= 101, `${byBusy} and ${byLate}`);
+  assert.ok(byLate >= 20, `${byLate} of ${byBusy + byLate}`);
 });
 
 test('bytes: a request larger than the burst goes, and those behind it pay', () => {

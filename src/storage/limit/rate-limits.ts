@@ -152,12 +152,10 @@ export class RateLimits {
       this.#bytes.setRate(bytesPerSecond, burstSeconds);
       this.#generation = generation;
     }
-    this.#requests.refill(nowMs);
-    this.#bytes.refill(nowMs);
     const requests = this.#cells.sum(this.#other, REQUESTS);
     const bytes = this.#cells.sum(this.#other, BYTES);
-    this.#requests.take(requests - this.#otherRequests);
-    this.#bytes.take(bytes - this.#otherBytes);
+    this.#requests.refill(nowMs, requests - this.#otherRequests);
+    this.#bytes.refill(nowMs, bytes - this.#otherBytes);
     this.#otherRequests = requests;
     this.#otherBytes = bytes;
   }
@@ -196,7 +194,13 @@ class TokenBucket {
     this.#level = isNew ? this.#capacity : Math.min(this.#level, this.#capacity);
   }
 
-  refill(nowMs: number): void {
+  /**
+   * What has flowed in since the last time, less what the other one took meanwhile. Both before the
+   * bucket is full: who looks seldom would lose the one and owe the other, and would owe it for as
+   * long as the other one uses the rate up.
+   */
+  refill(nowMs: number, otherTook: number): void {
+    if (this.#perMs > 0) this.#level -= otherTook;
     if (this.#filledMs >= 0 && nowMs > this.#filledMs) {
       const level = this.#level + (nowMs - this.#filledMs) * this.#perMs;
       this.#level = Math.min(level, this.#capacity);

@@ -14,8 +14,8 @@ const WHOLE_FILE_MS = 15 * 60_000;
 function giveUpAfter(ms: number, what: string): void {
   const give = (): never => {
     process.stderr.write(
-      `${process.argv[1]}: ${what} ${ms / 1000} s ago, and the process does not end. What keeps it ` +
-        `is among ${process.getActiveResourcesInfo().join(', ')}; a test that failed may have ` +
+      `${process.argv[1]}: ${what} ${ms / 1000} s ago, and the process does not end. What keeps ` +
+        `it is among ${process.getActiveResourcesInfo().join(', ')}; a test that failed may have ` +
         `left it open.\n`,
     );
     process.exit(1);

@@ -38,7 +38,11 @@ export class ChainBatch {
   uniform = 0;
   /** 1: rows of a uniform batch are left unfilled; who needs them calls `fillRows`. */
   readonly lazy: number;
-  /** 1: rows hold head, slots and written only. 2: and there are no segments, nobody needs them. */
+  /**
+   * 1: rows hold head, slots and written only. 2: and there are no segments, nobody needs them. Of
+   * a ring with a log such rows have the first and last guest page that was written where others
+   * have `segFirst` and `readSegs`.
+   */
   unfilled = 0;
 
   /**

@@ -17,8 +17,11 @@ import type { DirtyLog } from './dirty-log.ts';
 const SEG_FIRST = 512; // columns of ChainBatch.rows
 const READ_SEGS = 768;
 const WRITTEN = 1792;
+const PAGE_FIRST = 512; // of a batch that has no segments, guest pages
+const PAGE_LAST = 768;
 
 const UNIFORM_READ = 1;
+const NO_SEGMENTS = 2; // ChainBatch.unfilled
 
 const USED_PAGES = 0; // cells of DirtyLog.cells: address / 4096
 const DESC_PAGES = 1;
@@ -35,6 +38,16 @@ export function logBuffers(q: DeviceQueue, batch: ChainBatch, first: number, cou
   Atomics.exchange(q.fence, 0, 0);
   let i = first;
   const end = first + count;
+  if (batch.unfilled === NO_SEGMENTS) {
+    const { rows } = batch;
+    while (i < end) {
+      i = skipMarked(q, rows, i, end);
+      if (i === end) break;
+      logPages(q, rows[i + PAGE_FIRST], rows[i + PAGE_LAST]);
+      i++;
+    }
+    return;
+  }
   while (i < end) {
     if (lazy) i = skipLogged(q, batch, i, end);
     if (i < end) logRow(q, batch, i++, lazy);
@@ -65,6 +78,22 @@ function skipLogged(q: DeviceQueue, batch: ChainBatch, row: number, end: number)
     const last = ((behindIt - 1) * PAGE + shift) | 0;
     if (((bits[page >> 3] >> (page & 7)) & 1) === 0) break;
     if (last > page && (((bits[last >> 3] >> (last & 7)) & 1) === 0 || last > page + 1)) break;
+  }
+  return i;
+}
+
+/** The next row, from `row` on, whose pages are not known to be marked. Calls nothing. */
+function skipMarked(q: DeviceQueue, rows: Int32Array, row: number, end: number): number {
+  const { bits } = q.log;
+  if (q.weakOrder !== 0) return row;
+  const pages = bits.length << 3;
+  let i = row;
+  for (; i < end; i++) {
+    const page = rows[i + PAGE_FIRST];
+    const last = rows[i + PAGE_LAST];
+    if (page >>> 0 >= pages || ((bits[page >> 3] >> (page & 7)) & 1) === 0) break;
+    if (page === last) continue;
+    if (last !== page + 1 || last >= pages || ((bits[last >> 3] >> (last & 7)) & 1) === 0) break;
   }
   return i;
 }
@@ -166,7 +195,7 @@ function logPages(q: DeviceQueue, first: number, last: number): void {
   const size = bits.length;
   const weak = q.weakOrder;
   for (let page = first; page <= last; page++) {
-    const byte = page >> 3;
+    const byte = page >>> 3; // a page that int32 cannot number is negative, or counts as another
     if (byte >= size) {
       log.cells[OUTSIDE] += last - page + 1;
       return;

@@ -360,8 +360,9 @@ export function putUsedPacked(
     published += used;
     slot += used;
   }
-  // x86 performs stores in program order (and V8 keeps that order); `orderUsed` does the rest.
-  if (q.weakOrder === 0) desc[firstAt + 3] = firstWord;
+  // x86 performs stores in program order (and V8 keeps that order); `orderUsed` does the rest. With
+  // a log this store is its fence, see `putUsedSplit`.
+  if ((q.weakOrder | q.logged) === 0) desc[firstAt + 3] = firstWord;
   else Atomics.store(desc, firstAt + 3, firstWord);
   q.nextUsed = slot;
   q.usedWrap = wrap;

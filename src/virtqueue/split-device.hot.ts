@@ -329,8 +329,9 @@ export function putUsedSplit(
     at++;
   }
   const nowUsed = (nextUsed + count) & 0xffff;
-  // x86 performs stores in program order (and V8 keeps that order); `orderUsed` does the rest.
-  if (q.weakOrder === 0) q.usedCells[USED_IDX] = nowUsed;
+  // x86 performs stores in program order (and V8 keeps that order); `orderUsed` does the rest. With
+  // a log this store is its fence: a page whose bit is set may be copied before we are seen.
+  if ((q.weakOrder | q.logged) === 0) q.usedCells[USED_IDX] = nowUsed;
   else Atomics.store(q.usedCells, USED_IDX, nowUsed);
   q.nextUsed = nowUsed;
   q.sinceCall = q.sinceCall + count > 0xffff ? 0x10000 : q.sinceCall + count;

@@ -4,10 +4,12 @@
  */
 import assert from 'node:assert/strict';
 import { afterEach, test } from 'node:test';
+import { arena } from '../../sys/arena.ts';
 import { setAddressMap } from '../../virtqueue/device-queue.ts';
 import * as net from '../../wire/virtio-net.ts';
 import { VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED } from '../../wire/virtio.ts';
-import { PortFixture, frameBatch } from './port-fixture.ts';
+import type { NetVring } from './net-vring.ts';
+import { type FixtureOptions, type FixtureRing, PortFixture, frameBatch } from './port-fixture.ts';
 
 const RECEIVEQ = 0;
 const TRANSMITQ = 1;
@@ -32,21 +34,29 @@ class World {
 
   readonly isMergeable: boolean;
 
-  constructor(features: number[], isDirect: boolean) {
+  readonly #extra: FixtureOptions;
+
+  constructor(features: number[], isDirect: boolean, extra: FixtureOptions) {
     this.isMergeable = features.includes(net.VIRTIO_NET_F_MRG_RXBUF);
     this.#isDirect = isDirect;
+    this.#extra = extra;
     this.from = this.#fixture(features);
     this.to = this.#fixture(features);
   }
 
   #fixture(features: number[]): PortFixture {
-    const made = new PortFixture({ features, ringSize: RING });
+    const made = new PortFixture({ features, ringSize: RING, ...this.#extra });
     open.push(made);
+    if (this.#extra.iommuPageBytes !== undefined) {
+      made.translateAll();
+      if (!this.#isDirect) for (const { vring } of made.rings) noDirect(vring);
+      return made;
+    }
     // Two ranges that meet in the middle of the buffers: half of them are not where the last was.
     const { start, end } = made.map;
     const middle = made.buffer(RING);
     for (const { vring } of made.rings) {
-      if (!this.#isDirect) (vring as { direct: number }).direct = 0;
+      if (!this.#isDirect) noDirect(vring);
       setAddressMap(vring.queue, {
         count: 2,
         start: new Float64Array([start[0]!, middle]),
@@ -68,6 +78,7 @@ class World {
             [at, cut],
             [at + cut, bytes.length - cut],
           ];
+    for (const part of parts) part[0] = this.from.iova(part[0]);
     if (writable) this.from.rings[TRANSMITQ]!.add([], parts);
     else this.from.rings[TRANSMITQ]!.add(parts, []);
   }
@@ -76,6 +87,7 @@ class World {
     const at = this.to.buffer(slot);
     this.to.write(at, new Uint8Array(len).fill(0xee));
     const parts: [number, number][] = cut === 0 ? [[at, len]] : [[at, cut], [at + cut, len - cut]]; // prettier-ignore
+    for (const part of parts) part[0] = this.to.iova(part[0]);
     this.to.rings[RECEIVEQ]!.add([], parts);
   }
 
@@ -101,6 +113,8 @@ class World {
     const id = ([, len]: [number, number]): number => len;
     this.seen.push(['sent', this.from.rings[TRANSMITQ]!.reap().map(id)]);
     this.seen.push(['received', this.to.rings[RECEIVEQ]!.reap().map(id)]);
+    if (this.#extra.log === true)
+      this.seen.push(['dirty', dirtyPages(this.from), dirtyPages(this.to)]);
     this.seen.push(slots.map((slot, i) => hash(this.to.bytes(this.to.buffer(slot), lens[i]!))));
   }
 
@@ -111,6 +125,21 @@ class World {
   get counters(): unknown {
     return { from: { ...this.from.port.counters }, to: { ...this.to.port.counters } };
   }
+}
+
+function noDirect(vring: NetVring): void {
+  (vring as { direct: number }).direct = 0;
+}
+
+/** Pages of the memory that are marked since the last time. */
+function dirtyPages(fixture: PortFixture): number[] {
+  const { memory, log } = fixture;
+  const bits = arena().bytes.subarray(log!.offset, log!.offset + log!.sizeBytes);
+  const first = memory.offset / 4096;
+  const pages = Array.from({ length: memory.sizeBytes / 4096 }, (_, i) => i);
+  const dirty = pages.filter((i) => ((bits[(first + i) >> 3]! >> ((first + i) & 7)) & 1) !== 0);
+  bits.fill(0);
+  return dirty;
 }
 
 function hash(bytes: Uint8Array): number {
@@ -170,12 +199,20 @@ const SHAPES: [string, number[]][] = [
   ['packed, in order', [VIRTIO_F_RING_PACKED, VIRTIO_F_IN_ORDER]],
 ];
 
+const EXTRAS: [string, number[], FixtureOptions][] = [
+  ['', [], {}],
+  [', checksums', [net.VIRTIO_NET_F_CSUM, net.VIRTIO_NET_F_GUEST_CSUM], {}],
+  [', a dirty log', [], { log: true }],
+  [', an IOMMU', [], { iommuPageBytes: 4096 }],
+];
+
 for (const [name, features] of SHAPES) {
-  for (const checksums of [false, true]) {
-    test(`${name}${checksums ? ', checksums' : ''}: the direct way changes nothing`, () => {
-      const offloads = checksums ? [net.VIRTIO_NET_F_CSUM, net.VIRTIO_NET_F_GUEST_CSUM] : [];
+  for (const [what, more, extra] of EXTRAS) {
+    test(`${name}${what}: the direct way changes nothing`, () => {
       for (let seed = 1; seed <= 4; seed++) {
-        const worlds = [true, false].map((direct) => new World([...features, ...offloads], direct));
+        const worlds = [true, false].map(
+          (direct) => new World([...features, ...more], direct, extra),
+        );
         const [direct, general] = worlds as [World, World];
         const random = randomOf(seed * 7919);
         for (let n = 0; n <= STEPS; n++) {
@@ -202,4 +239,54 @@ function joined(seen: unknown[]): unknown {
   const delivered = seen.filter((e) => Array.isArray(e) && e[0] === 'delivered');
   const sum = delivered.reduce((a: number, e) => a + (e as [string, number])[1], 0);
   return { sum, rest: seen.filter((e) => !delivered.includes(e)) };
+}
+
+for (const [name, features] of [
+  ['split', []],
+  ['packed', [VIRTIO_F_RING_PACKED]],
+] as [string, number[]][]) {
+  test(`${name}: what an IOMMU forbids is not done the direct way`, () => {
+    const fixture = new PortFixture({ features, ringSize: RING, iommuPageBytes: 4096 });
+    open.push(fixture);
+    const batch = frameBatch();
+    const [receiveq, transmitq] = fixture.rings as [FixtureRing, FixtureRing];
+    const page = (slot: number) => ({
+      iova: fixture.iova(fixture.buffer(slot)),
+      sizeBytes: 4096,
+      offset: fixture.buffer(slot),
+    });
+    const lens: number[] = [];
+    // Of a page with two buffers the first is allowed when it is met; then the page is not.
+    for (const [ring, slot, forbidden] of [
+      [receiveq, 0, 1],
+      [transmitq, 2, 2],
+    ] as const) {
+      fixture.translateAll();
+      const isReceive = ring === receiveq;
+      for (const [n, permissions] of [3, forbidden].entries()) {
+        fixture.port.iotlb.update({ ...page(slot), permissions });
+        const at = fixture.buffer(slot + n);
+        fixture.write(at, new Uint8Array(100));
+        const buffer: [number, number][] = [[fixture.iova(at), 100]];
+        if (isReceive) {
+          ring.add([], buffer);
+          batch.count = 1;
+          batch.segments = 0;
+          batch.plain = 1;
+          batch.headerAt[0] = 16;
+          batch.headerLen[0] = batch.frameLen[0] = 60;
+          batch.segCount[0] = batch.offload[0] = batch.gsoType[0] = 0;
+          fixture.port.transmit(batch, Int32Array.of(0), 1);
+        } else {
+          ring.add(buffer, []);
+          ring.vring.directAfter = 0;
+          fixture.port.receive(batch);
+          fixture.port.release();
+        }
+        lens.push(ring.reap().length);
+      }
+      assert.equal(fixture.misses.length, isReceive ? 1 : 2, 'the forbidden one is a miss');
+    }
+    assert.deepEqual(lens, [1, 0, 1, 0]);
+  });
 }

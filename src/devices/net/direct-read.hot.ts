@@ -49,8 +49,14 @@ const FRAME_MAX = 65553; // MAX_FRAME_BYTES
 
 /** Addresses are compared in units of 2^32 bytes, see `virtqueue/split-device.hot.ts`. */
 const UNIT = 1 / 4294967296;
-/** Ranges of memory that are looked through; a guest with more of them has its buffers in few. */
+/**
+ * Ranges of memory that are looked through; a guest with more of them has its buffers in few.
+ * Behind an IOTLB only the entry is looked at that the page was found in before, see
+ * `virtqueue/iotlb-take.hot.ts`.
+ */
 const MAX_RANGES = 8;
+/** Guest pages of 4096 bytes in such a unit: by their low bits goes `DeviceQueue.rangeHint`. */
+const PAGES = 1048576;
 const DESC_PER_LINE = 4;
 
 const TAKEN = 0; //        COUNTER_TAKEN
@@ -58,7 +64,7 @@ const TAKEN = 0; //        COUNTER_TAKEN
 /**
  * Takes up to `batch.capacity` such chains, plans the copies of their headers, and fills `batch`
  * as `readFrames` does before it copies. Returns how many, n, or ~n where a chain of another shape
- * follows. The queue is sound and without IOTLB, log and inflight region.
+ * follows. The queue is sound, has no inflight region, and no log behind an IOTLB.
  */
 export function readDirect(
   q: DeviceQueue,
@@ -66,6 +72,7 @@ export function readDirect(
   plan: CopyPlan, // empty; room for a range per frame
   batch: FrameBatch,
 ): number {
+  q.missed = 0;
   if ((q.lastAllowed & MAY_READ) === 0) return ~0;
   const found =
     q.format === PACKED ? readPacked(q, chains, plan, batch) : readSplit(q, chains, plan, batch);
@@ -95,8 +102,9 @@ function readSplit(q: DeviceQueue, chains: ChainBatch, plan: CopyPlan, batch: Fr
   const { rows, segOffset, segLen } = batch;
   const { ranges } = plan;
   const capacity = plan.capacity & 0xffff;
-  const { mapStart, mapEnd, mapDelta } = q;
-  const mapCount = q.mapCount < MAX_RANGES ? q.mapCount : MAX_RANGES;
+  const { mapStart, mapEnd, mapDelta, mapPermission: permission, rangeHint } = q;
+  const hintMask = rangeHint.length - 1; // -1: no IOTLB
+  const mapCount = hintMask >= 0 || q.mapCount < MAX_RANGES ? q.mapCount : MAX_RANGES;
   let range = q.lastRange;
   let start = mapStart[range] * UNIT;
   let end = mapEnd[range] * UNIT;
@@ -121,12 +129,17 @@ function readSplit(q: DeviceQueue, chains: ChainBatch, plan: CopyPlan, batch: Fr
     const lenBytes = (len - HDR_BYTES) | 0;
     if ((tail & SPLIT_OTHER) !== 0 || lenBytes >>> 0 > FRAME_MAX) break;
     if (!(address >= start && address + len * UNIT <= end)) {
-      for (range = 0; range < mapCount; range++) {
+      const hint = hintMask < 0 ? 0 : rangeHint[(address * PAGES) & hintMask];
+      const behind = hintMask < 0 ? mapCount : hint < mapCount ? hint + 1 : 0;
+      for (range = hint; range < behind; range++) {
         start = mapStart[range] * UNIT;
         end = mapEnd[range] * UNIT;
         if (address >= start && address + len * UNIT <= end) break;
       }
-      if (range === mapCount) break;
+      if (range >= behind || (permission[range] & MAY_READ) === 0) {
+        range = mapCount;
+        break;
+      }
       delta = mapDelta[range] * UNIT;
     }
     const from = (address + delta) * 4294967296;
@@ -157,7 +170,10 @@ function readSplit(q: DeviceQueue, chains: ChainBatch, plan: CopyPlan, batch: Fr
   batch.bytes = bytes;
   batch.longest = longest;
   batch.shortest = shortest;
-  if (range < mapCount) q.lastRange = range;
+  if (range < mapCount) {
+    q.lastRange = range;
+    q.lastAllowed = permission[range];
+  }
   q.nextAvail = (nextAvail + n) & 0xffff;
   return n < limit ? ~n : n;
 }
@@ -173,8 +189,9 @@ function readPacked(q: DeviceQueue, chains: ChainBatch, plan: CopyPlan, batch: F
   const { rows, segOffset, segLen } = batch;
   const { ranges } = plan;
   const capacity = plan.capacity & 0xffff;
-  const { mapStart, mapEnd, mapDelta } = q;
-  const mapCount = q.mapCount < MAX_RANGES ? q.mapCount : MAX_RANGES;
+  const { mapStart, mapEnd, mapDelta, mapPermission: permission, rangeHint } = q;
+  const hintMask = rangeHint.length - 1; // -1: no IOTLB
+  const mapCount = hintMask >= 0 || q.mapCount < MAX_RANGES ? q.mapCount : MAX_RANGES;
   let range = q.lastRange;
   let start = mapStart[range] * UNIT;
   let end = mapEnd[range] * UNIT;
@@ -201,12 +218,17 @@ function readPacked(q: DeviceQueue, chains: ChainBatch, plan: CopyPlan, batch: F
     other = 1;
     if ((word & PACKED_OTHER) !== 0 || id >= size || lenBytes >>> 0 > FRAME_MAX) break;
     if (!(address >= start && address + len * UNIT <= end)) {
-      for (range = 0; range < mapCount; range++) {
+      const hint = hintMask < 0 ? 0 : rangeHint[(address * PAGES) & hintMask];
+      const behind = hintMask < 0 ? mapCount : hint < mapCount ? hint + 1 : 0;
+      for (range = hint; range < behind; range++) {
         start = mapStart[range] * UNIT;
         end = mapEnd[range] * UNIT;
         if (address >= start && address + len * UNIT <= end) break;
       }
-      if (range === mapCount) break;
+      if (range >= behind || (permission[range] & MAY_READ) === 0) {
+        range = mapCount;
+        break;
+      }
       delta = mapDelta[range] * UNIT;
     }
     other = 0;
@@ -244,7 +266,10 @@ function readPacked(q: DeviceQueue, chains: ChainBatch, plan: CopyPlan, batch: F
   batch.bytes = bytes;
   batch.longest = longest;
   batch.shortest = shortest;
-  if (range < mapCount) q.lastRange = range;
+  if (range < mapCount) {
+    q.lastRange = range;
+    q.lastAllowed = permission[range];
+  }
   q.nextAvail = slot;
   q.availWrap = wrap;
   return other === 0 ? n : ~n;

@@ -24,6 +24,8 @@ const STATE = AVAIL_BIT | USED_BIT;
 
 const CHAIN_HEAD = 0; //    columns of ChainBatch.rows
 const CHAIN_SLOTS = 256;
+const CHAIN_PAGE_FIRST = 512;
+const CHAIN_PAGE_LAST = 768;
 const CHAIN_WRITTEN = 1792;
 const HEADER_AT = 0; //     columns of FrameBatch.rows
 const HEADER_LEN = 64;
@@ -41,6 +43,8 @@ const ONE_BUFFER = 0x10000; // num_buffers, in the header's third word
 const UNIT = 1 / 4294967296;
 /** Ranges of memory that are looked through; a guest with more of them has its buffers in few. */
 const MAX_RANGES = 8;
+/** Guest pages of 4096 bytes in such a unit. Those that int32 cannot number are in no log. */
+const PAGES = 1048576;
 const DESC_PER_LINE = 4;
 
 const TAKEN = 0; //         COUNTER_TAKEN
@@ -48,8 +52,8 @@ const TAKEN = 0; //         COUNTER_TAKEN
 /**
  * Takes a chain for each of the frames `list[0 .. count)`, at most 64, into rows of `chains` from
  * `at` on, and plans the copies, up to the first frame or chain that is anything else. Returns how
- * many: the caller copies and publishes. The queue is sound and without IOTLB, log and inflight
- * region.
+ * many: the caller copies and publishes. The queue is sound, has no inflight region, and no log
+ * behind an IOTLB.
  */
 export function writeDirect(
   q: DeviceQueue,
@@ -61,6 +65,7 @@ export function writeDirect(
   count: number,
   flagMask: number, // as for writeFrames
 ): number {
+  q.missed = 0;
   if ((q.lastAllowed & MAY_WRITE) === 0) return 0;
   const n =
     q.format === PACKED
@@ -99,13 +104,15 @@ function writeSplit(
   const { rows, headerWords, segOffset, segLen, headersAt } = batch;
   const { ranges } = plan;
   const capacity = plan.capacity & 0xffff;
-  const { mapStart, mapEnd, mapDelta } = q;
-  const mapCount = q.mapCount < MAX_RANGES ? q.mapCount : MAX_RANGES;
+  const { mapStart, mapEnd, mapDelta, mapPermission: permission, rangeHint } = q;
+  const hintMask = rangeHint.length - 1; // -1: no IOTLB
+  const mapCount = hintMask >= 0 || q.mapCount < MAX_RANGES ? q.mapCount : MAX_RANGES;
   let range = q.lastRange;
   let start = mapStart[range] * UNIT;
   let end = mapEnd[range] * UNIT;
   let delta = mapDelta[range] * UNIT;
   const plain = batch.plain !== 0;
+  const logged = q.logged !== 0;
   let r = plan.count & 0xffff;
   // Each array once before the loop, which is too long for V8 to peel: its checks are done then.
   chainRows[firstRow] = rows[0] ^ desc[0] ^ list[0] ^ segLen[0] ^ headerWords[0] ^ avail[0];
@@ -123,12 +130,17 @@ function writeSplit(
     const segments = rows[frame + SEG_COUNT];
     if ((tail & SPLIT_KIND) !== SPLIT_WRITE || len < total) break;
     if (!(address >= start && address + len * UNIT <= end)) {
-      for (range = 0; range < mapCount; range++) {
+      const hint = hintMask < 0 ? 0 : rangeHint[(address * PAGES) & hintMask];
+      const behind = hintMask < 0 ? mapCount : hint < mapCount ? hint + 1 : 0;
+      for (range = hint; range < behind; range++) {
         start = mapStart[range] * UNIT;
         end = mapEnd[range] * UNIT;
         if (address >= start && address + len * UNIT <= end) break;
       }
-      if (range === mapCount) break;
+      if (range >= behind || (permission[range] & MAY_WRITE) === 0) {
+        range = mapCount;
+        break;
+      }
       delta = mapDelta[range] * UNIT;
     }
     if (!plain) {
@@ -156,9 +168,16 @@ function writeSplit(
     const row = (n + firstRow) | 0;
     chainRows[row + CHAIN_HEAD] = head;
     chainRows[row + CHAIN_WRITTEN] = total;
+    if (logged) {
+      chainRows[row + CHAIN_PAGE_FIRST] = (address * PAGES) | 0;
+      chainRows[row + CHAIN_PAGE_LAST] = ((address + (total - 1) * UNIT) * PAGES) | 0;
+    }
   }
   plan.count = r;
-  if (range < mapCount) q.lastRange = range;
+  if (range < mapCount) {
+    q.lastRange = range;
+    q.lastAllowed = permission[range];
+  }
   q.nextAvail = (nextAvail + n) & 0xffff;
   return n;
 }
@@ -184,13 +203,15 @@ function writePacked(
   const { rows, headerWords, segOffset, segLen, headersAt } = batch;
   const { ranges } = plan;
   const capacity = plan.capacity & 0xffff;
-  const { mapStart, mapEnd, mapDelta } = q;
-  const mapCount = q.mapCount < MAX_RANGES ? q.mapCount : MAX_RANGES;
+  const { mapStart, mapEnd, mapDelta, mapPermission: permission, rangeHint } = q;
+  const hintMask = rangeHint.length - 1; // -1: no IOTLB
+  const mapCount = hintMask >= 0 || q.mapCount < MAX_RANGES ? q.mapCount : MAX_RANGES;
   let range = q.lastRange;
   let start = mapStart[range] * UNIT;
   let end = mapEnd[range] * UNIT;
   let delta = mapDelta[range] * UNIT;
   const plain = batch.plain !== 0;
+  const logged = q.logged !== 0;
   let r = plan.count & 0xffff;
   // Each array once before the loop, which is too long for V8 to peel: its checks are done then.
   chainRows[firstRow] = rows[0] ^ desc[0] ^ list[0] ^ segLen[0] ^ headerWords[0];
@@ -207,12 +228,17 @@ function writePacked(
     const segments = rows[frame + SEG_COUNT];
     if ((tail & (STATE | PACKED_KIND)) !== want || len < total || id >= size) break;
     if (!(address >= start && address + len * UNIT <= end)) {
-      for (range = 0; range < mapCount; range++) {
+      const hint = hintMask < 0 ? 0 : rangeHint[(address * PAGES) & hintMask];
+      const behind = hintMask < 0 ? mapCount : hint < mapCount ? hint + 1 : 0;
+      for (range = hint; range < behind; range++) {
         start = mapStart[range] * UNIT;
         end = mapEnd[range] * UNIT;
         if (address >= start && address + len * UNIT <= end) break;
       }
-      if (range === mapCount) break;
+      if (range >= behind || (permission[range] & MAY_WRITE) === 0) {
+        range = mapCount;
+        break;
+      }
       delta = mapDelta[range] * UNIT;
     }
     if (!plain) {
@@ -241,6 +267,10 @@ function writePacked(
     chainRows[row + CHAIN_HEAD] = id;
     chainRows[row + CHAIN_SLOTS] = 1;
     chainRows[row + CHAIN_WRITTEN] = total;
+    if (logged) {
+      chainRows[row + CHAIN_PAGE_FIRST] = (address * PAGES) | 0;
+      chainRows[row + CHAIN_PAGE_LAST] = ((address + (total - 1) * UNIT) * PAGES) | 0;
+    }
     if (++slot === size) {
       slot = 0;
       wrap ^= 1;
@@ -248,7 +278,10 @@ function writePacked(
     }
   }
   plan.count = r;
-  if (range < mapCount) q.lastRange = range;
+  if (range < mapCount) {
+    q.lastRange = range;
+    q.lastAllowed = permission[range];
+  }
   q.nextAvail = slot;
   q.availWrap = wrap;
   return n;

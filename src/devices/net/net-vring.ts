@@ -18,7 +18,7 @@ export class NetVring extends PlaneVring {
   constructor(attach: VringAttach, arenaBuffer: ArrayBuffer) {
     super(attach, arenaBuffer, true); // frames leave a ring in its order
     const { format, iotlb, logged, tracked } = this.queue;
-    this.direct = format < BIG_ENDIAN && (iotlb | logged | tracked) === 0 ? 1 : 0;
+    this.direct = format < BIG_ENDIAN && (tracked | (iotlb & logged)) === 0 ? 1 : 0;
   }
 
   override counters(): Record<string, number> {

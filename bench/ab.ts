@@ -15,35 +15,43 @@ import { Scratch } from '../test/peers/scratch.ts';
 import { vringOf } from './backends.ts';
 import { parseCase } from './cases.ts';
 import { machineFacts } from './machine.ts';
-import { measure } from './measure.ts';
-import { allScenarios, scenarioName } from './scenario.ts';
+import { pairProblem } from './report.ts';
+import { allScenarios, type Run, scenarioName } from './scenario.ts';
+import { Stand } from './stand.ts';
 import { intervalText, summarize, type Summary } from './statistics.ts';
 
 const USAGE = `npm run bench:ab -- BASE [options]
   BASE           the commit that this tree is compared with
-  --pairs N      rounds per case (7)
-  --seconds N    of each measured run (1)
+  --pairs N      rounds per case (16)
+  --ms N         length of each measured run (400)
   --only TEXT    cases whose name contains all words; with it also those under testpmd
   --json FILE    every run and ratio (build/bench-ab.json)`;
 
 const { values: options, positionals } = readOptions(USAGE, {
   allowPositionals: true,
   options: {
-    pairs: { type: 'string', default: '7' },
-    seconds: { type: 'string', default: '1' },
+    pairs: { type: 'string', default: '16' },
+    ms: { type: 'string', default: '400' },
     only: { type: 'string', default: '' },
     json: { type: 'string', default: 'build/bench-ab.json' },
   },
 });
 
+const SECONDS = wholeNumber(USAGE, '--ms', options.ms, 100) / 1000;
 const ROOT = join(import.meta.dirname, '..');
 const LOOPS = ['bench/net-port.ts', 'bench/disk-plane.ts'];
 
 type Side = 'base' | 'here';
+type Roots = Readonly<Record<Side, string>>;
 type Tried = {
   readonly name: string;
-  /** ns per frame or request: less is better. */
-  readonly run: (side: Side, root: string) => Promise<number>;
+  readonly start: (roots: Roots) => Promise<Sides>;
+};
+/** Both trees, ready to run. */
+type Sides = {
+  /** One round in this order, ns per frame or request: less is better. */
+  round(order: readonly Side[]): Promise<Record<Side, number>>;
+  close(): Promise<void>;
 };
 type Result = { readonly name: string; readonly base: number[]; readonly here: number[] };
 
@@ -61,18 +69,18 @@ async function main(): Promise<void> {
   const results: (Result & { ratio: Summary })[] = [];
   for (const tried of chosen()) {
     const result: Result = { name: tried.name, base: [], here: [] };
+    const sides = await tried.start(roots);
     for (let round = 0; round < pairs; round++) {
       const order: Side[] = round % 2 === 0 ? ['base', 'here'] : ['here', 'base'];
-      const ns = { base: NaN, here: NaN };
       try {
-        for (const side of order) ns[side] = await tried.run(side, roots[side]);
+        const ns = await sides.round(order);
+        result.base.push(ns.base);
+        result.here.push(ns.here);
       } catch (error) {
         console.error(`${tried.name}: ${messageOf(error)}`); // the round does not count
-        continue;
       }
-      result.base.push(ns.base);
-      result.here.push(ns.here);
     }
+    await sides.close();
     const ratio = summarize(result.base.map((ns, i) => ns / result.here[i]!));
     console.log(lineOf(result, ratio));
     results.push({ ...result, ratio });
@@ -120,10 +128,18 @@ function loops(): Tried[] {
     const names = node(ROOT, [file, '--list']).trim().split('\n');
     return names.map((name) => ({
       name,
-      run: (_side: Side, root: string) => {
-        const measured = parseCase(node(root, [file, name, options.seconds]).trim());
-        if (measured === null) throw new Error(`${file} printed no time`);
-        return Promise.resolve(measured.ns);
+      start: (roots: Roots) => {
+        const round = (order: readonly Side[]): Promise<Record<Side, number>> => {
+          const ns = { base: NaN, here: NaN };
+          for (const side of order) {
+            const text = node(roots[side], [file, name, String(SECONDS)]);
+            const measured = parseCase(text.trim());
+            if (measured === null) throw new Error(`${file} printed no time`);
+            ns[side] = measured.ns;
+          }
+          return Promise.resolve(ns);
+        };
+        return Promise.resolve({ round, close: () => Promise.resolve() });
       },
     }));
   });
@@ -133,13 +149,26 @@ function node(root: string, args: readonly string[]): string {
   return execFileSync(process.execPath, args, { cwd: root, encoding: 'utf8' });
 }
 
+/** Both trees under a client each, which take turns. */
 function underClient(): Tried[] {
   return allScenarios().map((scenario) => ({
     name: scenarioName(scenario),
-    run: async (side: Side, root: string) => {
-      const run = await measure(vringOf(side, root), scenario, Number(options.seconds));
-      if (run.problem !== null) throw new Error(run.problem);
-      return 1e9 / run.pps;
+    start: async (roots: Roots) => {
+      const base = await Stand.start(vringOf('base', roots.base), scenario);
+      const here = await Stand.start(vringOf('here', roots.here), scenario);
+      const stands = { base, here };
+      const round = async (order: readonly Side[]): Promise<Record<Side, number>> => {
+        const runs: Partial<Record<Side, Run>> = {};
+        for (const side of order) runs[side] = await stands[side].run(SECONDS);
+        const problem = pairProblem(runs.base!, runs.here!);
+        if (problem !== null) throw new Error(problem);
+        return { base: 1e9 / runs.base!.pps, here: 1e9 / runs.here!.pps };
+      };
+      const close = async (): Promise<void> => {
+        await here.close();
+        await base.close();
+      };
+      return { round, close };
     },
   }));
 }

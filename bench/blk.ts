@@ -26,7 +26,6 @@ import { requireProgram } from '../src/vmm/programs.ts';
 import { Scratch } from '../test/peers/scratch.ts';
 import { coreTimes, foreignShare } from './core-times.ts';
 import {
-  buildUringCost,
   DISK_BYTES,
   type DiskScenario,
   QEMU,
@@ -93,8 +92,6 @@ async function main(): Promise<void> {
   execFileSync('taskset', ['-a', '-c', '-p', String(CLIENT_CORE), String(process.pid)], {
     stdio: 'ignore',
   });
-  await using scratch = new Scratch();
-  const program = buildUringCost(scratch.path('uring-cost'));
   const machine = machineFacts();
   for (const [key, value] of Object.entries(machine)) console.log(`${key.padEnd(12)} ${value}`);
   const words = options.only.split(' ').filter(Boolean);
@@ -102,7 +99,7 @@ async function main(): Promise<void> {
   for (const scenario of allScenarios()) {
     if (!words.every((word) => ` ${nameOf(scenario)} `.includes(` ${word} `))) continue;
     try {
-      const rounds = await measure(scenario, pairs, seconds, program);
+      const rounds = await measure(scenario, pairs, seconds);
       measured.push({ scenario, rounds });
       console.log(`\n${lines(scenario, rounds)}`);
     } catch (error) {
@@ -116,12 +113,7 @@ async function main(): Promise<void> {
 }
 
 /** All rounds of a scenario, with both back-ends there all the time. */
-async function measure(
-  scenario: DiskScenario,
-  pairs: number,
-  seconds: number,
-  program: string,
-): Promise<Round[]> {
+async function measure(scenario: DiskScenario, pairs: number, seconds: number): Promise<Round[]> {
   await using scratch = new Scratch();
   const parent = scenario.below === 'memory' ? '/dev/shm' : options.folder;
   const folder = mkdtempSync(join(parent, 'vring-blk-'));
@@ -151,7 +143,7 @@ async function measure(
       runs.push({ side: kind.name, ...result, foreignShare: share });
     }
     const hasFile = scenario.below === 'file' || scenario.below === 'direct';
-    const raw = hasFile ? uringCost(program, scenario, files[2]!, seconds) : null;
+    const raw = hasFile ? uringCost(scenario, files[2]!, seconds) : null;
     rounds.push({ runs, raw });
     if (isSound({ runs, raw })) sound++;
   }

@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url';
 import { endChild, OutputTail, startChild } from '../src/vmm/index.ts';
 import { waitFor } from '../test/peers/scratch.ts';
 import { StorageDaemon } from '../test/peers/storage-daemon.ts';
+import { compiledProgram } from './compile.ts';
 import { BACKEND_CORE } from './scenario.ts';
 
 export const DISK_BYTES = 64 * 2 ** 20;
@@ -59,21 +60,20 @@ export const QEMU: SideKind = {
   },
 };
 
-/** Compiles bench/uring-cost.c. */
-export function buildUringCost(output: string): string {
-  const source = fileURLToPath(new URL('./uring-cost.c', import.meta.url));
-  execFileSync(process.env['CC'] ?? 'cc', ['-O2', '-o', output, source], { stdio: 'pipe' });
-  return output;
-}
-
 /** Requests per second of the same I/O on the same file, with nobody around it. */
 export function uringCost(
-  program: string,
   { below, op, depth }: DiskScenario,
   file: string,
   seconds: number,
 ): number {
   const way = below === 'direct' ? 'direct' : 'buffered';
-  const args = ['-c', String(BACKEND_CORE), program, file, String(depth), String(seconds)];
+  const args = [
+    '-c',
+    String(BACKEND_CORE),
+    compiledProgram('uring-cost'),
+    file,
+    String(depth),
+    String(seconds),
+  ];
   return Number(execFileSync('taskset', [...args, op, way, 'uring'], { encoding: 'utf8' }));
 }

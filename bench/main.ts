@@ -2,47 +2,50 @@
  * `npm run bench`: our switch against DPDK's vhost library and Open vSwitch with DPDK, loaded by
  * the same client, in interleaved runs; and the table of marks (bench/marks.ts).
  *
- *   npm run bench                                 everything, 5 rounds: a quarter of an hour
- *   npm run bench -- --quick                      a look: 2 rounds of 1 s
- *   npm run bench -- --pairs 9 --only 'loop split 64'
+ *   npm run bench                                 everything, 16 rounds: ten minutes
+ *   npm run bench -- --quick                      a look: 3 rounds
+ *   npm run bench -- --pairs 40 --only 'loop split 64'
  *   npm run bench -- --backends dpdk,ovs          without us: is the harness itself in order?
  *
  * Two cores are enough: the client's forwarding thread has core 1 and the back-end core 0, where
- * the sleeping prompts and control threads are too. Machines of this size are noisy and often
- * bimodal, so back-ends take turns (the order is reversed every round) and only ratios of runs of
- * the same round are compared.
+ * the sleeping prompts and control threads are too. Machines of this size are noisy, and their
+ * cores are moved, so back-ends take turns of less than a second (bench/stand.ts; the order is
+ * reversed every round), and only runs of the same round are compared, and only if the cores were
+ * in the same place (bench/placement.ts).
  */
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname } from 'node:path';
 import { readOptions, wholeNumber, wrongUsage } from '../scripts/options.ts';
-import { messageOf } from '../src/base/errors.ts';
 import { aptLine, requireProgram } from '../src/vmm/programs.ts';
 import { BACKENDS, OVS, VRING_PROFILED, type BackendKind } from './backends.ts';
 import { describeSpread } from './distribution.ts';
 import { EXTRAS } from './extras.ts';
 import { machineFacts } from './machine.ts';
 import { FLOOR, markRows, type Measured } from './marks.ts';
-import { measure } from './measure.ts';
 import { compare, markdownTable, ratioTable, runTable, table, type Rounds } from './report.ts';
-import { measureFloor, type Floor } from './ring-floor.ts';
-import { allScenarios, scenarioName, type Run, type Scenario } from './scenario.ts';
+import { type FloorRun, measureRounds } from './rounds.ts';
+import { allScenarios, scenarioName, type Scenario } from './scenario.ts';
+import { Stand } from './stand.ts';
 import { summarize } from './statistics.ts';
 
 const USAGE = `npm run bench -- [options]
-  --pairs N          rounds per scenario (5)
-  --seconds N        of each measured run (2)
-  --quick            2 rounds of 1 s
+  --pairs N          rounds per scenario in which every run counts (16)
+  --ms N             length of each measured run (400)
+  --quick            3 rounds
   --only TEXT        what has all these words in its name: 'pair split 64', 'uplink', 'round trip'
   --backends A,B     of vring, dpdk, ovs (all that are installed)
   --profile          one more run of ours per scenario, under V8's profiler
   --markdown         the table of marks for a document
   --json FILE        every run and ratio (build/bench.json)`;
 
+/** Reading the counters takes some of these. */
+const MIN_MS = 100;
+
 const { values: options } = readOptions(USAGE, {
   options: {
     pairs: { type: 'string' },
-    seconds: { type: 'string' },
+    ms: { type: 'string', default: '400' },
     quick: { type: 'boolean', default: false },
     markdown: { type: 'boolean', default: false },
     only: { type: 'string', default: '' },
@@ -52,8 +55,12 @@ const { values: options } = readOptions(USAGE, {
   },
 });
 
-const PAIRS = wholeNumber(USAGE, '--pairs', options.pairs ?? (options.quick ? '2' : '5'), 1);
-const SECONDS = wholeNumber(USAGE, '--seconds', options.seconds ?? (options.quick ? '1' : '2'), 1);
+const PAIRS = wholeNumber(USAGE, '--pairs', options.pairs ?? (options.quick ? '3' : '16'), 1);
+const SECONDS = wholeNumber(USAGE, '--ms', options.ms, MIN_MS) / 1000;
+/** Their processes are started for every run: fewer and longer ones. */
+const EXTRA_ROUNDS = Math.ceil(PAIRS / 2);
+const EXTRA_SECONDS = 1;
+const PROFILE_SECONDS = 2;
 
 const LEGEND = `Above 1 we are faster. "own loops": the rival's nanoseconds per frame in its own
 loop over ours; it decides where our loop waits for the client, which is then what both rates say
@@ -81,7 +88,7 @@ async function main(): Promise<void> {
   }
   for (const extra of EXTRAS) {
     if (!isChosen(extra.name)) continue;
-    const { text, measured: more, detail } = await extra.run(PAIRS, SECONDS);
+    const { text, measured: more, detail } = await extra.run(EXTRA_ROUNDS, EXTRA_SECONDS);
     console.log(`\n${text}`);
     measured.push(...more);
     details[extra.name] = detail;
@@ -101,24 +108,23 @@ async function main(): Promise<void> {
 /** All rounds of a scenario, and what they say of its marks. */
 async function measureScenario(scenario: Scenario) {
   const kinds = chosenBackends(scenario);
-  const floors: Floor[] = [];
-  const rounds: Rounds = { scenario, rounds: await measureRounds(scenario, kinds, floors) };
+  const floors: FloorRun[] = [];
+  const isLoop = scenario.topology === 'loop';
+  const rounds = await measureRounds(scenario, kinds, PAIRS, SECONDS, isLoop ? floors : null);
   const work = scenarioName(scenario);
   console.log(`\n${runTable(rounds)}`);
-  const cores = floors.map((floor) => floor.coreToCoreNs);
-  if (floors.length > 0) {
+  if (isLoop) {
     const loop = describeSpread(floors.map((floor) => floor.nsPerFrame), 0); // prettier-ignore
-    console.log(`  ${FLOOR} ${loop} ns per frame   core to core ${describeSpread(cores, 0)} ns`);
+    console.log(`  ${FLOOR} ${loop} ns per frame`);
   }
   if (options.profile) {
-    const run = await attempt(VRING_PROFILED, scenario);
-    console.log(`where our worker's time goes:\n${run.profile ?? 'nothing was measured'}`);
+    console.log(`where our worker's time goes:\n${await profile(scenario)}`);
   }
   const measured: Measured[] = compare(rounds, 'vring').map((c) => ({ ...c, work }));
   const loops = rounds.rounds.flatMap((runs, i) => {
     const ours = runs.find((run) => run.backend === 'vring' && run.problem === null);
     const floor = floors[i];
-    if (ours?.backendNsPerFrame == null || floor === undefined) return [];
+    if (ours?.backendNsPerFrame == null || floor?.placement !== ours.placement) return [];
     return [floor.nsPerFrame / ours.backendNsPerFrame];
   });
   if (loops.length > 0) {
@@ -147,41 +153,11 @@ function chosenBackends(scenario: Scenario): BackendKind[] {
   });
 }
 
-async function measureRounds(
-  scenario: Scenario,
-  kinds: readonly BackendKind[],
-  floors: Floor[],
-): Promise<Run[][]> {
-  const rounds: Run[][] = [];
-  for (let round = 0; round < PAIRS; round++) {
-    const order = round % 2 === 0 ? kinds : kinds.toReversed();
-    const runs: Run[] = [];
-    for (const kind of order) {
-      const first = await attempt(kind, scenario);
-      runs.push(first.problem === null ? first : await attempt(kind, scenario));
-    }
-    rounds.push(runs);
-    if (scenario.topology === 'loop') floors.push(await measureFloor(scenario, 1));
-  }
-  return rounds;
-}
-
-/** A run that fails is said aloud, and tried once more by the caller; it never ends the bench. */
-async function attempt(kind: BackendKind, scenario: Scenario): Promise<Run> {
-  const run = await measure(kind, scenario, SECONDS).catch((error): Run => ({
-    backend: kind.name,
-    pps: 0,
-    ppsPerPort: [],
-    backendNsPerFrame: null,
-    clientNsPerFrame: null,
-    waitingShare: 0,
-    profile: null,
-    problem: messageOf(error),
-  }));
-  if (run.problem !== null) {
-    console.error(`${kind.name}, ${scenarioName(scenario)}: ${run.problem}`);
-  }
-  return run;
+/** One more stand of ours, under V8's profiler. */
+async function profile(scenario: Scenario): Promise<string> {
+  await using stand = await Stand.start(VRING_PROFILED, scenario);
+  await stand.run(PROFILE_SECONDS);
+  return stand.profile();
 }
 
 await main();

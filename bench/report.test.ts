@@ -1,17 +1,25 @@
 import { deepEqual, equal, match } from 'node:assert/strict';
 import { test } from 'node:test';
 import { parsePmdStats } from './backends.ts';
+import type { Placement } from './placement.ts';
 import { compare, ratioTable, runTable } from './report.ts';
 import { allScenarios, scenarioName, type Run } from './scenario.ts';
 
-const run = (backend: string, pps: number, ns: number, problem: string | null = null): Run => ({
+const run = (
+  backend: string,
+  pps: number,
+  ns: number,
+  problem: string | null = null,
+  placement: Placement = 'far',
+): Run => ({
   backend,
   pps,
   ppsPerPort: [pps],
   backendNsPerFrame: ns,
   clientNsPerFrame: 50,
   waitingShare: 0,
-  profile: null,
+  coreToCoreNs: [450, 450],
+  placement,
   problem,
 });
 
@@ -29,7 +37,19 @@ test('ratios are of runs of the same round, and only of runs that count', () => 
   equal(comparison?.ratio.median, 2.5);
   equal(comparison?.loopRatio?.median, 3);
   match(ratioTable([comparison!]), /loop split 64 B +vring\/dpdk +2\.50 +2\.00 \.\. 3\.00/);
-  match(runTable({ scenario, rounds }), /dpdk .*\(1 failed\)/);
+  match(runTable({ scenario, rounds }), /dpdk .*\(1 do not count\)/);
+});
+
+test('runs are compared where the cores were in the same place, and told by it', () => {
+  const rounds = [
+    [run('vring', 8e6, 100), run('dpdk', 4e6, 200)],
+    [run('vring', 16e6, 50, null, 'near'), run('dpdk', 4e6, 200)],
+    [run('vring', 12e6, 50, null, 'near'), run('dpdk', 12e6, 50, null, 'near')],
+  ];
+  const [comparison] = compare({ scenario, rounds }, 'vring');
+  equal(comparison?.ratio.count, 2);
+  match(ratioTable([comparison!]), /near 1\.00 \(1\), far 2\.00 \(1\)/);
+  match(runTable({ scenario, rounds }), /near +14\.00 Mpps .*2 runs .*\n +far +8\.00 Mpps .*1 runs/);
 });
 
 test('every scenario has a name of its own', () => {

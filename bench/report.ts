@@ -1,5 +1,6 @@
 /** Turns runs into ratios and tables. Pure. */
 import { describeSpread } from './distribution.ts';
+import { PLACEMENTS, type Placement } from './placement.ts';
 import { scenarioName, type Run, type Scenario } from './scenario.ts';
 import { intervalText, median, summarize, type Summary } from './statistics.ts';
 
@@ -12,11 +13,19 @@ export type Comparison = {
   readonly rival: string;
   /** Frames per second of the subject over the rival's, of the same round. */
   readonly ratio: Summary;
+  /** The same by where the virtual cores were. */
+  readonly placements: readonly { readonly placement: Placement; readonly ratio: Summary }[];
   /** Nanoseconds per frame in the rival's own loop over the subject's; null when unknown. */
   readonly loopRatio: Summary | null;
   /** Share of the time that the subject's own loop had frames; null when unknown. */
   readonly busyShare: number | null;
 };
+
+/** Why two runs cannot be compared, or null: both must count, with the cores in the same place. */
+export function pairProblem(a: Run, b: Run): string | null {
+  if (a.problem !== null || b.problem !== null) return a.problem ?? b.problem;
+  return a.placement === b.placement ? null : `the cores were ${a.placement}, then ${b.placement}`;
+}
 
 /** Only rounds where both runs count. Empty when the rival never ran. */
 export function compare(measured: Rounds, subject: string): Comparison[] {
@@ -25,10 +34,15 @@ export function compare(measured: Rounds, subject: string): Comparison[] {
   const comparisons: Comparison[] = [];
   for (const rival of rivals) {
     const pairs = measured.rounds
-      .map((round) => [good(round, subject), good(round, rival)] as const)
-      .filter((pair): pair is readonly [Run, Run] => pair[0] !== null && pair[1] !== null);
+      .map((round) => [runOf(round, subject), runOf(round, rival)] as const)
+      .filter((pair): pair is readonly [Run, Run] => {
+        return (
+          pair[0] !== undefined && pair[1] !== undefined && pairProblem(pair[0], pair[1]) === null
+        );
+      });
     if (pairs.length === 0) continue;
-    const ratio = summarize(pairs.map(([ours, theirs]) => ours.pps / theirs.pps));
+    const rates = pairs.map(([ours, theirs]) => ours.pps / theirs.pps);
+    const ratio = summarize(rates);
     const loops = pairs
       .map(([ours, theirs]) => (theirs.backendNsPerFrame ?? NaN) / (ours.backendNsPerFrame ?? NaN))
       .filter(Number.isFinite);
@@ -39,6 +53,10 @@ export function compare(measured: Rounds, subject: string): Comparison[] {
       subject,
       rival,
       ratio,
+      placements: PLACEMENTS.flatMap((placement) => {
+        const of = rates.filter((_, i) => pairs[i]![0].placement === placement);
+        return of.length === 0 ? [] : [{ placement, ratio: summarize(of) }];
+      }),
       loopRatio,
       busyShare: shares.length === 0 ? null : median(shares),
     });
@@ -52,8 +70,8 @@ function busyShare(run: Run): number | null {
   return (run.ppsPerPort.reduce((a, b) => a + b, 0) * run.backendNsPerFrame) / 1e9;
 }
 
-function good(round: readonly Run[], backend: string): Run | null {
-  return round.find((run) => run.backend === backend && run.problem === null) ?? null;
+function runOf(round: readonly Run[], backend: string): Run | undefined {
+  return round.find((run) => run.backend === backend);
 }
 
 /** One line per back-end of a scenario: rates, the loop's time, how many runs failed. */
@@ -74,9 +92,24 @@ export function runTable(measured: Rounds): string {
       `client ${client.padStart(5)} ns per frame`,
       `runs ${describeSpread(rates, 2)}`,
     ];
-    lines.push(cells.join('   ') + (failed === 0 ? '' : `   (${failed} failed)`));
+    lines.push(cells.join('   ') + (failed === 0 ? '' : `   (${failed} do not count)`));
+    if (new Set(runs.map((run) => run.placement)).size > 1) lines.push(...placementLines(runs));
   }
   return lines.join('\n');
+}
+
+/** What the runs have in common where the virtual cores were in the same place. */
+function placementLines(runs: readonly Run[]): string[] {
+  return PLACEMENTS.flatMap((placement) => {
+    const there = runs.filter((run) => run.placement === placement);
+    if (there.length === 0) return [];
+    const rate = (median(there.map((run) => run.pps)) / 1e6).toFixed(2);
+    const loop = middleOf(there.map((run) => run.backendNsPerFrame));
+    const line = median(there.map((run) => run.coreToCoreNs[0])).toFixed(0);
+    const cells = [`${rate.padStart(6)} Mpps`, `back-end ${loop.padStart(5)} ns`];
+    cells.push(`${there.length} runs with ${line} ns from core to core and back`);
+    return [`    ${placement.padEnd(6)}${cells.join('   ')}`];
+  });
 }
 
 function middleOf(values: readonly (number | null)[]): string {
@@ -85,7 +118,15 @@ function middleOf(values: readonly (number | null)[]): string {
 }
 
 export function ratioTable(comparisons: readonly Comparison[]): string {
-  const head = ['scenario', 'ratio', 'median', 'min .. max', '95 % of median', 'own loops'];
+  const head = [
+    'scenario',
+    'ratio',
+    'median',
+    'min .. max',
+    '95 % of median',
+    'own loops',
+    'cores',
+  ];
   const rows = comparisons.map((c) => [
     scenarioName(c.scenario),
     `${c.subject}/${c.rival}`,
@@ -93,6 +134,9 @@ export function ratioTable(comparisons: readonly Comparison[]): string {
     `${c.ratio.min.toFixed(2)} .. ${c.ratio.max.toFixed(2)}`,
     `${intervalText(c.ratio)}, ${c.ratio.count} pairs`,
     c.loopRatio === null ? '-' : c.loopRatio.median.toFixed(2),
+    c.placements
+      .map(({ placement, ratio }) => `${placement} ${ratio.median.toFixed(2)} (${ratio.count})`)
+      .join(', '),
   ]);
   return table([head, ...rows]);
 }

@@ -6,9 +6,10 @@ import { Scratch, sleep } from '../test/peers/scratch.ts';
 import { SwitchProcess } from '../test/peers/switch.ts';
 import { connectNetGuest } from '../src/guest/index.ts';
 import { type Backend, type BackendKind, busyTime } from './backends.ts';
-import { measure } from './measure.ts';
+import { compare, runTable } from './report.ts';
+import { measureRounds } from './rounds.ts';
 import { BACKEND_CORE, type Scenario } from './scenario.ts';
-import { median } from './statistics.ts';
+import { intervalText } from './statistics.ts';
 
 const PORTS = 250;
 const WORKING = ['p0', 'p1'];
@@ -90,26 +91,11 @@ export async function measureProcess(rounds: number, seconds: number): Promise<v
   const each = (many - few) / (PORTS - WORKING.length);
   console.log(`a connected port takes ${(each / 1024).toFixed(0)} KiB`);
   const kinds = [kindOf(WORKING.length), kindOf(PORTS)];
-  const runs = kinds.map((): { pps: number; ns: number }[] => []);
-  for (let round = 0; round < rounds; round++) {
-    for (const k of round % 2 === 0 ? [0, 1] : [1, 0]) {
-      const run = await measure(kinds[k]!, SCENARIO, seconds);
-      if (run.problem !== null) console.log(`${kinds[k]!.name}, round ${round}: ${run.problem}`);
-      runs[k]!.push(
-        run.problem === null
-          ? { pps: run.pps, ns: run.backendNsPerFrame ?? NaN }
-          : { pps: NaN, ns: NaN },
-      );
-    }
-  }
-  for (const [k, kind] of kinds.entries()) {
-    const good = runs[k]!.filter(({ pps }) => !Number.isNaN(pps));
-    const mpps = median(good.map(({ pps }) => pps / 1e6)).toFixed(2);
-    const ns = median(good.map((run) => run.ns)).toFixed(0);
-    console.log(`${kind.name}: ${mpps} Mpps each way, ${ns} ns per frame (${good.length} runs)`);
-  }
-  const ratios = runs[1]!.map(({ pps }, round) => pps / runs[0]![round]!.pps);
-  const usable = ratios.filter((ratio) => !Number.isNaN(ratio));
-  const all = usable.map((ratio) => ratio.toFixed(2)).join(' ');
-  console.log(`rate with ${PORTS} ports to that with 2: ${median(usable).toFixed(2)} (${all})`);
+  const measured = await measureRounds(SCENARIO, kinds, rounds, seconds);
+  console.log(runTable(measured));
+  const [rate] = compare(measured, kinds[1]!.name);
+  if (rate === undefined) return;
+  const { median, count } = rate.ratio;
+  const interval = `${intervalText(rate.ratio)}, ${count} pairs`;
+  console.log(`rate with ${PORTS} ports to that with 2: ${median.toFixed(2)} (${interval})`);
 }

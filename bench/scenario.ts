@@ -1,4 +1,5 @@
 /** What is measured: frame size, ring format, and whether one port or two are used. */
+import type { Placement } from './placement.ts';
 
 export type Topology =
   | 'loop' // one port; every frame comes back to where it came from
@@ -48,8 +49,10 @@ export type Run = {
   readonly clientNsPerFrame: number | null;
   /** Largest share of the time that a polling thread waited for its core. */
   readonly waitingShare: number;
-  /** Where the back-end's time went; only with --profile. */
-  readonly profile: string | null;
+  /** A cache line from the one core to the other and back, before the run and after it. */
+  readonly coreToCoreNs: readonly [number, number];
+  /** What that says; null: it was another place afterwards. */
+  readonly placement: Placement | null;
   /** Why a run does not count, or null. */
   readonly problem: string | null;
 };

@@ -8,6 +8,9 @@
 /* Ranges fetched ahead of the one that is copied: guests' lines are in other cores' caches. */
 #define AHEAD 16
 
+#define LINE 64u
+#define HEADER 12u /* struct virtio_net_hdr_mrg_rxbuf, and virtio_net_hdr_v1 */
+
 #define MAX_VECTORS 1024 /* IOV_MAX of Linux */
 
 /* Bytes that one access moves; gcc makes vector loads and stores of it. */
@@ -41,6 +44,22 @@ static inline void move_range(char *to, const char *from, size_t size) {
 }
 
 /*
+ * A virtio-net header in front of a frame at the start of a cache line, where DPDK's drivers have
+ * it: 12 bytes that are alone in their line, and nearly always say what they said before. Written
+ * only where they differ: the line stays in the driver's cache, which reads it for every frame.
+ */
+static inline int is_header_apart(uint64_t to) { return (to & (LINE - 1)) == LINE - HEADER; }
+
+static inline void move_header(char *to, const char *from) {
+  uint64_t now, first;
+  uint32_t now_last, last;
+  memcpy(&now, to, 8), memcpy(&now_last, to + 8, 4);
+  memcpy(&first, from, 8), memcpy(&last, from + 8, 4);
+  if (now == first && now_last == last) return;
+  memcpy(to, &first, 8), memcpy(to + 8, &last, 4);
+}
+
+/*
  * copyRanges(columns: ArrayBuffer, capacity, count): how many ranges lay outside the arena and
  * were skipped. The buffer holds source offsets, target offsets and lengths, doubles, `capacity`
  * of each. One buffer, because each argument costs some 20 ns.
@@ -69,7 +88,8 @@ static napi_value copy_ranges(napi_env env, napi_callback_info info) {
       const char *next_to = arena + (int64_t)target[i + AHEAD];
       __builtin_prefetch(next_from, 0);
       __builtin_prefetch(next_from + 64, 0);
-      __builtin_prefetch(next_to, 1);
+      if (is_header_apart((uint64_t)(int64_t)target[i + AHEAD])) __builtin_prefetch(next_to, 0);
+      else __builtin_prefetch(next_to, 1);
       __builtin_prefetch(next_to + 64, 1);
     }
     /* What is negative or no number becomes a huge offset. */
@@ -77,6 +97,10 @@ static napi_value copy_ranges(napi_env env, napi_callback_info info) {
     uint64_t to = (uint64_t)(int64_t)target[i];
     uint64_t size = (uint64_t)(int64_t)length[i];
     if (size <= INT32_MAX && from <= arena_bytes - size && to <= arena_bytes - size) {
+      if (is_header_apart(to) && size > HEADER) {
+        move_header(arena + to, arena + from);
+        to += HEADER, from += HEADER, size -= HEADER;
+      }
       move_range(arena + to, arena + from, size);
     } else {
       refused++;

@@ -185,12 +185,6 @@ function readPacked(q: DeviceQueue, chains: ChainBatch, plan: CopyPlan, batch: F
   let want = wrap === 1 ? AVAIL_BIT : USED_BIT;
   if ((Atomics.load(desc, (slot << 2) + 3) & STATE) !== want) return 0;
   const limit = size < BATCH ? size : BATCH;
-  const behind = size - slot;
-  let touched = 0;
-  for (let i = 0; i < limit; i += DESC_PER_LINE) {
-    touched |= desc[(i < behind ? slot + i : i - behind) << 2];
-  }
-  q.touched = touched;
   const chainRows = chains.rows;
   const { rows, segOffset, segLen } = batch;
   const { ranges } = plan;

@@ -199,12 +199,6 @@ function writePacked(
   if ((Atomics.load(desc, (slot << 2) + 3) & (STATE | PACKED_KIND)) !== want) return 0;
   const wanted = count < size ? count : size;
   const limit = wanted < BATCH ? wanted : BATCH;
-  const behind = size - slot;
-  let touched = 0;
-  for (let i = 0; i < limit; i += DESC_PER_LINE) {
-    touched |= desc[(i < behind ? slot + i : i - behind) << 2];
-  }
-  q.touched = touched;
   const chainRows = chains.rows;
   const { rows, headerWords, segOffset, segLen, headersAt } = batch;
   const { ranges } = plan;

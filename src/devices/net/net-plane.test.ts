@@ -22,6 +22,7 @@ import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from '../../wire/virtio.ts';
 import { PACKED_BASE_FRESH, VIRTIO_RING_F_EVENT_IDX, featureSet } from '../../wire/virtio.ts';
 import { CALL_HOLD_MS } from './call-hold.ts';
 import { type NetPlane, createPlane } from './net-plane.ts';
+import { PARKED_FRAMES_BYTES } from './parked-frames.ts';
 import type { PortPolicy } from './port-policy.ts';
 import { REST_TOKEN } from './rest-timer.ts';
 
@@ -272,6 +273,27 @@ test('a receive queue asks for its buffers before there are frames', () => {
   plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
   settle();
   assert.equal(reapUsed(queue, new UsedBatch(), 8), 1, 'the first frame is not lost');
+});
+
+test('frames that waited for a translation are delivered when it comes, before the next round', () => {
+  const parked = PrivateMemory.allocate(PARKED_FRAMES_BYTES);
+  plane.command('removePort', { port: 0 });
+  const settings = { vlan: { mode: 'access', vid: 1 }, macLimit: 16, reflect: true } as const;
+  const parkedAt = parked.offset;
+  const port = { port: 0, settings, queuePairs: 1, mtu: 1500, mac: null, linkUp: true, parkedAt };
+  plane.command('addNetPort', port);
+  const { queue, attach } = behindIommu(RECEIVEQ);
+  addIova(queue, RECEIVEQ, IOVA, 2048);
+  plane.attachVring(attach);
+  plane.ready(watched.get(kicks[RECEIVEQ].number) as number, 0);
+  const sender = ring(TRANSMITQ, []);
+  plane.attachVring(sender.attach);
+  send(sender.queue, 0);
+  settle();
+  assert.equal(reapUsed(queue, new UsedBatch(), 8), 0);
+  plane.updateIotlb(0, translation(IOVA));
+  assert.equal(reapUsed(queue, new UsedBatch(), 8), 1);
+  parked.close();
 });
 
 test('a ring that is attached again has what the session knows, and no more', () => {

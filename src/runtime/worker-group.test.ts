@@ -3,18 +3,19 @@ import { test } from 'node:test';
 import type { VringAttach } from './data-plane.ts';
 import { type GroupMember, LOADS_BYTES, WorkerGroup } from './worker-group.ts';
 
-test('a queue that its new worker cannot take goes on at the old one', async () => {
-  const attached: string[] = [];
+/** Two members; the second takes no ring, and a ring stands at `released` when it is let go of. */
+function groupOf(attached: string[], released: number | null): WorkerGroup {
   const member = (name: number): GroupMember =>
     ({
       attachVring: async ({ config }: VringAttach) => {
         if (name === 1) throw new Error('no room');
         attached.push(`${name}: ${config.base}`);
       },
-      request: async () => ({ base: 7, started: true, counters: {} }),
+      request: async () =>
+        released === null ? null : { base: released, started: true, counters: {} },
       close: async () => undefined,
     }) as unknown as GroupMember;
-  const group = new WorkerGroup({
+  return new WorkerGroup({
     count: 2,
     start: member,
     isShared: () => false,
@@ -23,9 +24,27 @@ test('a queue that its new worker cannot take goes on at the old one', async () 
     loads: new SharedArrayBuffer(LOADS_BYTES),
     balanceMs: 0,
   });
-  await group.attachVring({ device: 3, index: 1, config: { base: 0 } } as unknown as VringAttach);
+}
+
+const RING = { device: 3, index: 1, config: { base: 0 } } as unknown as VringAttach;
+
+test('a queue that its new worker cannot take goes on at the old one', async () => {
+  const attached: string[] = [];
+  const group = groupOf(attached, 7);
+  await group.attachVring(RING);
   await rejects(group.move(3, 1, 1), /no room/);
   deepEqual(attached, ['0: 0', '0: 7']);
+  equal(group.queues()[0]?.member, 0);
+  equal(group.moves, 0);
+  await group.close();
+});
+
+test('a queue that is not let go of stays where it is', async () => {
+  const attached: string[] = [];
+  const group = groupOf(attached, null);
+  await group.attachVring(RING);
+  equal(await group.move(3, 1, 1), false);
+  deepEqual(attached, ['0: 0']);
   equal(group.queues()[0]?.member, 0);
   equal(group.moves, 0);
   await group.close();

@@ -198,7 +198,7 @@ export class WorkerGroup implements PlaneRunner {
     await this.#each((member) => member.close());
   }
 
-  /** Gives a ring to another worker; false where it is shared, gone, or bound to what it has. */
+  /** Gives a ring to another worker; false where it is shared, gone, broken, or has an IOTLB. */
   async move(device: number, index: number, to: number): Promise<boolean> {
     const entry = this.#entries.get(keyOf(device, index));
     if (entry === undefined || entry.member < 0 || entry.attach.iotlb) return false;
@@ -206,7 +206,9 @@ export class WorkerGroup implements PlaneRunner {
       if (this.#entries.get(keyOf(device, index)) !== entry || entry.member === to) return false;
       const owner = entry.member;
       const from = this.#members[owner]!;
-      const resumed = await from.request<ResumedVring>('releaseVring', { device, index });
+      const ring = { device, index };
+      const resumed = await from.request<ResumedVring | null>('releaseVring', ring);
+      if (resumed === null) return false;
       const config = { ...entry.attach.config, base: resumed.base };
       entry.attach = { ...entry.attach, config, resumed };
       entry.member = to;

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { readlinkSync } from 'node:fs';
 import { afterEach, beforeEach, test } from 'node:test';
 import { EMPTY_ADDRESS_MAP, PrivateMemory } from '../../memory/index.ts';
-import type { PlaneEvent, VringAttach } from '../../runtime/data-plane.ts';
+import type { PlaneEvent, ResumedVring, VringAttach } from '../../runtime/data-plane.ts';
 import { COUNTERS_BYTES, MacTable, SWITCH_SCRATCH_BYTES } from '../../switch/index.ts';
 import { arena } from '../../sys/arena.ts';
 import { createEventfd, drainEventfd } from '../../sys/eventfd.ts';
@@ -176,6 +176,17 @@ test('a broken queue tells the front-end once, and the worker sleeps', () => {
   assert.equal(drainEventfd(err.number), 1);
   assert.equal(plane.awake, 0);
   err.close();
+});
+
+test('a ring that is broken stays so: another worker does not get it', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  add(queue, TRANSMITQ, 5);
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+  settle();
+  assert.equal(events.length, 1);
+  assert.equal(plane.command('releaseVring', { device: 0, index: TRANSMITQ }), null);
+  assert.equal(plane.detachVring(0, TRANSMITQ), 1, 'it is still attached');
 });
 
 test('what was attached is detached, and nothing stays watched', () => {
@@ -397,6 +408,26 @@ for (const [name, bits] of FORMS) {
     assert.equal(called(), 0);
   });
 }
+
+test('counters of a ring go on at the worker that has it next', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  setPolicy('throughput');
+  for (const nowMs of [0, 0.01]) {
+    send(queue, nowMs);
+    plane.poll(nowMs);
+  }
+  const released = plane.command('releaseVring', { device: 0, index: TRANSMITQ });
+  const { base, ...before } = released as ResumedVring;
+  plane.attachVring({
+    ...attach,
+    config: { ...attach.config, base },
+    resumed: { base, ...before },
+  });
+  const { counters } = status().vrings[0];
+  assert.deepEqual(counters, { ...before.counters, calls: 1 }, 'one is made when it is let go of');
+  assert.equal(counters['callsCoalesced'], 1);
+});
 
 const ENDS: [string, () => void][] = [
   ['the ring is detached', () => plane.detachVring(0, TRANSMITQ)],

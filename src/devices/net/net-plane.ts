@@ -309,13 +309,13 @@ export class NetPlane implements DataPlane {
     return done;
   }
 
-  /** Another worker goes on with the ring. */
-  #releaseVring({ device, index }: { device: number; index: number }): ResumedVring {
+  /** Another worker goes on with the ring. A broken one stays, and broken: null. */
+  #releaseVring({ device, index }: { device: number; index: number }): ResumedVring | null {
     const vring = this.#netPort(device).vring(index);
     assert(vring !== null, () => `vring ${index} of device ${device} is attached`);
-    const counters = vring.counters();
-    const { started } = vring;
-    return { base: this.detachVring(device, index), started, counters };
+    if (vring.fault !== 0) return null;
+    const base = this.detachVring(device, index); // makes a call that is held
+    return { base, started: vring.started, counters: vring.counters() };
   }
 
   /** To sleep, unless more arrived in the meantime or the driver never kicks. */

@@ -5,7 +5,7 @@ import { afterEach, beforeEach, test } from 'node:test';
 import { EMPTY_ADDRESS_MAP, PrivateMemory } from '../../memory/index.ts';
 import type { PlaneEvent, ResumedVring, VringAttach } from '../../runtime/data-plane.ts';
 import { COUNTERS_BYTES, MacTable, SWITCH_SCRATCH_BYTES } from '../../switch/index.ts';
-import { arena } from '../../sys/arena.ts';
+import { arena, regionFaults } from '../../sys/arena.ts';
 import { createEventfd, drainEventfd } from '../../sys/eventfd.ts';
 import type { Fd } from '../../sys/fd.ts';
 import {
@@ -450,6 +450,23 @@ for (const [when, end] of ENDS) {
     assert.equal(called(), 0);
   });
 }
+
+test('a call that waits is forgotten with the memory of its ring', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring({ ...attach, regions: [memory.handle] });
+  setPolicy('throughput');
+  send(queue, 0);
+  plane.poll(0);
+  assert.equal(plane.awake, 2, 'source and call');
+  regionFaults()[memory.handle] = 1; // as after a SIGBUS
+  plane.detachVring(0, TRANSMITQ);
+  regionFaults()[memory.handle] = 0; // another region has the number now
+  plane.poll(CALL_HOLD_MS);
+  assert.equal(called(), 0, 'nobody looks at the ring');
+  assert.equal(plane.awake, 0);
+  assert.equal(events.length, 1);
+  assert.equal(status().counters['faults'], 1);
+});
 
 /** The timer of the plane's rests is over. */
 const restOver = (nowMs: number): void => plane.ready(REST_TOKEN, nowMs);

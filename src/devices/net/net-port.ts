@@ -431,7 +431,11 @@ export class NetPort implements PortPlane {
   #memoryGone(vring: NetVring): boolean {
     for (const region of vring.regions) {
       if (this.#faults[region] === 0) continue;
-      for (const other of this.#vrings) other?.break(FAULT_MEMORY_GONE);
+      for (const other of this.#vrings) {
+        if (other === null) continue;
+        other.break(FAULT_MEMORY_GONE);
+        other.touched = false; // a call that is held is not made, nor this found once more
+      }
       this.counters.faults++;
       this.#update();
       const { device } = this.#options;

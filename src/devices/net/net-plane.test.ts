@@ -18,6 +18,8 @@ import {
   ringLayout,
   UsedBatch,
 } from '../../virtqueue/driver/index.ts';
+import { FAULT_HEAD } from '../../virtqueue/faults.ts';
+import { SHARED_RING_WORDS } from '../../virtqueue/shared-ring.hot.ts';
 import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from '../../wire/virtio.ts';
 import { PACKED_BASE_FRESH, VIRTIO_RING_F_EVENT_IDX, featureSet } from '../../wire/virtio.ts';
 import { CALL_HOLD_MS } from './call-hold.ts';
@@ -305,6 +307,26 @@ test('frames that waited for a translation are delivered when it comes, before t
   plane.updateIotlb(0, translation(IOVA));
   assert.equal(reapUsed(queue, new UsedBatch(), 8), 1);
   parked.close();
+});
+
+test('a ring of several workers that is found broken ahead of time is told of, too', () => {
+  const { queue, attach } = behindIommu(RECEIVEQ);
+  addIova(queue, RECEIVEQ, IOVA, 2048);
+  const { availOffset } = attach.config;
+  arena().view.setUint16(availOffset + 4, RING_SIZE, true); // no such head
+  const shared = new Int32Array(new SharedArrayBuffer(SHARED_RING_WORDS * 4));
+  plane.attachVring({ ...attach, shared });
+  plane.ready(watched.get(kicks[RECEIVEQ].number) as number, 0);
+  assert.equal(events.length, 0);
+  const sender = ring(TRANSMITQ, []);
+  plane.attachVring(sender.attach);
+  send(sender.queue, 0);
+  settle();
+  assert.deepEqual(
+    events.map((event) => event.kind === 'fault' && event.code),
+    [FAULT_HEAD],
+  );
+  assert.equal(status().counters['faults'], 1);
 });
 
 test('a ring that is attached again has what the session knows, and no more', () => {

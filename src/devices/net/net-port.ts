@@ -347,9 +347,12 @@ export class NetPort implements PortPlane {
   #write(vring: NetVring, batch: FrameBatch, list: Int32Array, count: number): number {
     const scratch = this.#scratch;
     if (scratch.isShared) {
-      // Between `spread` and `settle` chains are out, which a ring of several workers never has.
+      // Between `spread` and `settle` chains are out, which a ring of several workers never has,
+      // and nobody can be called; nor are translations looked for ahead.
       if (
         vring.shared === null &&
+        !this.callsAtOnce &&
+        vring.lookAhead === 0 &&
         scratch.spread(vring, batch, list, count, this.#hdrLen, this.#flagMask)
       ) {
         vring.chains += count;

@@ -185,3 +185,14 @@ test('a frame that the switch finished is not changed by the next one that it fi
   const finished = checksums.map((sum, n) => sum !== (n + 1) * 0x101);
   assert.deepEqual(finished, [true, false, true, false, true]);
 });
+
+test('a port that is tuned for latency does not wait for the others', () => {
+  const all = world([{}, {}, {}]);
+  const [, balanced, latency] = all.ports as [PortFixture, PortFixture, PortFixture];
+  latency.port.callsAtOnce = true;
+  for (const { port } of [balanced, latency]) port.flush = () => undefined; // the round's end
+  send(all, [to(1), to(2)]);
+  const touched = [balanced, latency].map(({ rings }) => rings[0]!.vring.touched);
+  assert.deepEqual(touched, [true, false], 'called or asked already');
+  assert.deepEqual(numbers(received(latency)), [2]);
+});

@@ -1,6 +1,7 @@
 import { deepEqual, equal, rejects } from 'node:assert/strict';
 import { test } from 'node:test';
-import type { VringAttach } from './data-plane.ts';
+import { setImmediate } from 'node:timers/promises';
+import type { PlaneEvent, VringAttach } from './data-plane.ts';
 import { type GroupMember, LOADS_BYTES, WorkerGroup } from './worker-group.ts';
 
 /** Two members; the second takes no ring, and a ring stands at `released` when it is let go of. */
@@ -47,5 +48,42 @@ test('a queue that is not let go of stays where it is', async () => {
   deepEqual(attached, ['0: 0']);
   equal(group.queues()[0]?.member, 0);
   equal(group.moves, 0);
+  await group.close();
+});
+
+test('what a driver set is passed on, and who told it hears when all know', async () => {
+  const asked: unknown[] = [];
+  const tell: ((event: PlaneEvent) => void)[] = [];
+  let known = (): void => undefined;
+  const member = (name: number): GroupMember =>
+    ({
+      request: async (op: string, payload: unknown) => {
+        asked.push([name, op, payload]);
+        if (name === 2) await new Promise<void>((resolve) => (known = resolve));
+      },
+      close: async () => undefined,
+    }) as unknown as GroupMember;
+  const group = new WorkerGroup({
+    count: 3,
+    start: (name, onEvent) => {
+      tell.push(onEvent);
+      return member(name);
+    },
+    isShared: () => false,
+    ruleOf: () => ({ to: 'each' }),
+    onEvent: () => undefined,
+    loads: new SharedArrayBuffer(LOADS_BYTES),
+    balanceMs: 0,
+  });
+  tell[1]!({ kind: 'driver-state', device: 5, index: -1, state: 'new' });
+  await setImmediate();
+  const loaded = { port: 5, state: 'new' };
+  deepEqual(asked.splice(0), [
+    [0, 'loadDriver', loaded],
+    [2, 'loadDriver', loaded],
+  ]);
+  known();
+  await setImmediate();
+  deepEqual(asked, [[1, 'driverHeard', { port: 5 }]]);
   await group.close();
 });

@@ -282,10 +282,13 @@ export class WorkerGroup implements PlaneRunner {
   #heard(event: PlaneEvent, from: number): void {
     if (event.kind !== 'driver-state') return this.#options.onEvent(event);
     const payload = { port: event.device, state: event.state };
-    for (const [member, other] of this.#members.entries()) {
-      // A port that is removed meanwhile has no driver any more.
-      if (member !== from) void other.request('loadDriver', payload).catch(() => undefined);
-    }
+    // A port that is removed meanwhile has no driver any more.
+    const told = this.#members
+      .filter((_, member) => member !== from)
+      .map((other) => other.request('loadDriver', payload).catch(() => undefined));
+    void Promise.all(told)
+      .then(() => this.#members[from]!.request('driverHeard', { port: event.device }))
+      .catch(() => undefined);
   }
 }
 

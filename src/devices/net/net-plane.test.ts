@@ -3,7 +3,12 @@ import assert from 'node:assert/strict';
 import { readlinkSync } from 'node:fs';
 import { afterEach, beforeEach, test } from 'node:test';
 import { EMPTY_ADDRESS_MAP, PrivateMemory } from '../../memory/index.ts';
-import type { PlaneEvent, ResumedVring, VringAttach } from '../../runtime/data-plane.ts';
+import type {
+  PlaneDriverState,
+  PlaneEvent,
+  ResumedVring,
+  VringAttach,
+} from '../../runtime/data-plane.ts';
 import { COUNTERS_BYTES, MacTable, SWITCH_SCRATCH_BYTES } from '../../switch/index.ts';
 import { arena, regionFaults } from '../../sys/arena.ts';
 import { createEventfd, drainEventfd } from '../../sys/eventfd.ts';
@@ -20,10 +25,12 @@ import {
 } from '../../virtqueue/driver/index.ts';
 import { FAULT_HEAD } from '../../virtqueue/faults.ts';
 import { SHARED_RING_WORDS } from '../../virtqueue/shared-ring.hot.ts';
+import * as net from '../../wire/virtio-net.ts';
 import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from '../../wire/virtio.ts';
 import { PACKED_BASE_FRESH, VIRTIO_RING_F_EVENT_IDX, featureSet } from '../../wire/virtio.ts';
 import { CALL_HOLD_MS } from './call-hold.ts';
 import { type NetPlane, createPlane } from './net-plane.ts';
+import type { NetPlaneState } from './net-state.ts';
 import { PARKED_FRAMES_BYTES } from './parked-frames.ts';
 import type { PortPolicy } from './port-policy.ts';
 import { REST_TOKEN } from './rest-timer.ts';
@@ -32,6 +39,7 @@ const SPIN_MS = 1;
 const RING_SIZE = 64;
 const RECEIVEQ = 0;
 const TRANSMITQ = 1;
+const CONTROLQ = 2;
 
 let plane: NetPlane;
 let events: PlaneEvent[];
@@ -41,9 +49,16 @@ let kicks: Fd[];
 let calls: Fd[];
 
 beforeEach(() => {
+  memory = PrivateMemory.allocate(SWITCH_SCRATCH_BYTES + 2 ** 20);
+  makePlane(1);
+  kicks = [createEventfd('kick'), createEventfd('kick'), createEventfd('kick')];
+  calls = [createEventfd('call'), createEventfd('call'), createEventfd('call')];
+});
+
+/** The plane of one of so many workers, with one port. */
+function makePlane(workers: number): void {
   events = [];
   watched = new Map();
-  memory = PrivateMemory.allocate(SWITCH_SCRATCH_BYTES + 2 ** 20);
   plane = createPlane({
     watch: (fd, token) => void watched.set(fd, token),
     unwatch: (fd) => assert.ok(watched.delete(fd), `${fd} is watched`),
@@ -53,14 +68,13 @@ beforeEach(() => {
       macTable: MacTable.create().memory,
       counters: new SharedArrayBuffer(COUNTERS_BYTES),
       scratchAt: memory.offset,
+      workers,
     },
   }) as NetPlane;
   const settings = { vlan: { mode: 'access', vid: 1 }, macLimit: 16, reflect: true } as const;
   const port = { port: 0, settings, queuePairs: 1, mtu: 1500, mac: null, linkUp: true };
   plane.command('addNetPort', port);
-  kicks = [createEventfd('kick'), createEventfd('kick')];
-  calls = [createEventfd('call'), createEventfd('call')];
-});
+}
 
 afterEach(() => {
   plane.close();
@@ -201,6 +215,43 @@ test('what was attached is detached, and nothing stays watched', () => {
   assert.equal(plane.awake, 0);
   plane.command('removePort', { port: 0 });
   assert.throws(() => plane.attachVring(ring(RECEIVEQ, []).attach), { code: 'ERR_VRING_WORKER' });
+});
+
+type DriverState = PlaneDriverState & { readonly state: NetPlaneState };
+
+test('other workers are told what the driver set last, one message at a time', () => {
+  plane.close();
+  makePlane(2);
+  const { queue, attach } = ring(CONTROLQ, []);
+  plane.attachVring(attach);
+  const at = memory.offset + SWITCH_SCRATCH_BYTES + 2 ** 19;
+  const setPromiscuous = (on: boolean): void => {
+    const { VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC } = net;
+    arena().bytes.set([VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, on ? 1 : 0], at);
+    const batch = new DriverBatch();
+    batch.addChain([{ gpa: at, len: 3 }], [{ gpa: at + 64, len: 1 }]);
+    assert.equal(addChains(queue, batch, 0, 1), 1);
+    publish(queue);
+    plane.ready(watched.get(kicks[CONTROLQ].number) as number, 0);
+    plane.poll(0);
+    assert.equal(arena().bytes[at + 64], net.VIRTIO_NET_OK);
+  };
+  const told = (): boolean[] =>
+    events.splice(0).map((event) => (event as DriverState).state.filter.promiscuous);
+  setPromiscuous(false);
+  assert.deepEqual(told(), [false]);
+  plane.command('driverHeard', { port: 0 });
+  setPromiscuous(true);
+  for (let n = 0; n < 20; n++) setPromiscuous(n % 2 === 0);
+  assert.deepEqual(told(), [true]);
+  plane.command('driverHeard', { port: 0 });
+  assert.deepEqual(told(), [false]);
+  setPromiscuous(true);
+  plane.detachVring(0, CONTROLQ);
+  assert.deepEqual(told(), [true], 'before another worker has the queue');
+  plane.command('driverHeard', { port: 0 });
+  plane.command('driverHeard', { port: 0 });
+  assert.deepEqual(told(), []);
 });
 
 /** Pages of the test's memory as a driver behind an IOMMU calls them. */
@@ -448,7 +499,7 @@ test('counters of a ring go on at the worker that has it next', () => {
   });
   const { counters } = status().vrings[0];
   assert.deepEqual(counters, { ...before.counters, calls: 1 }, 'one is made when it is let go of');
-  assert.equal(counters['callsCoalesced'], 1);
+  assert.equal(before.counters['callsCoalesced'], 1);
 });
 
 const ENDS: [string, () => void][] = [

@@ -1,6 +1,6 @@
 /** The worker's half of the switch, without a worker: attaching, starting, sleeping, breaking. */
 import assert from 'node:assert/strict';
-import { readlinkSync } from 'node:fs';
+import { readdirSync, readlinkSync } from 'node:fs';
 import { afterEach, beforeEach, test } from 'node:test';
 import { EMPTY_ADDRESS_MAP, PrivateMemory } from '../../memory/index.ts';
 import type {
@@ -586,16 +586,35 @@ test('a ring that is detached while it rests is not touched after that', () => {
 test('the timer of rests is made once, and closed with the plane', () => {
   const { queue, attach } = ring(TRANSMITQ, []);
   plane.attachVring(attach);
-  setPolicy('power');
+  setPolicy('throughput');
   assert.equal(restTimer(), undefined);
+  setPolicy('power');
+  const fd = restTimer() as number;
   send(queue, 0);
   plane.poll(0);
   plane.poll(0.001);
-  const fd = restTimer() as number;
+  assert.equal(plane.awake, 0);
+  assert.equal(restTimer(), fd);
   assert.match(readlinkSync(`/proc/self/fd/${fd}`), /timerfd/);
   plane.close();
   plane.close();
   assert.throws(() => readlinkSync(`/proc/self/fd/${fd}`), { code: 'ENOENT' });
+});
+
+test('without a descriptor for the timer the policy is refused, and the plane goes on', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  const descriptors = readdirSync('/proc/self/fd').length;
+  watched.set = () => {
+    throw new Error('ENOSPC'); // as epoll_ctl does
+  };
+  assert.throws(() => setPolicy('power'), /ENOSPC/);
+  assert.equal(readdirSync('/proc/self/fd').length, descriptors);
+  send(queue, 0);
+  plane.poll(0);
+  assert.equal(called(), 1);
+  plane.poll(2 * SPIN_MS);
+  assert.equal(status().counters['sleeps'], 1, 'it has the policy that it had');
 });
 
 test('a port without a policy spins as the worker is told to, and then sleeps', () => {

@@ -324,7 +324,11 @@ export class NetPlane implements DataPlane {
     const { vring } = source;
     // A ring that waits for a translation is woken by it.
     if (vring !== null && vring.fault === 0 && vring.queue.missed === 0) {
-      if (source.pace.rests(vring.chains)) return this.#rest(source);
+      if (source.pace.rests(vring.chains)) {
+        vring.pauseKicks(); // the first time, nothing has paused them yet
+        this.#rests.add(source);
+        return this.#sources.toSleep(source);
+      }
       if (vring.kickFd < 0 || vring.requestKicks()) {
         // Found without a kick: a ring that was not started is now, and is worked on.
         if (!vring.started) this.#netPorts[source.port]?.changed(vring, false);
@@ -333,12 +337,6 @@ export class NetPlane implements DataPlane {
       }
     }
     source.pace.asleep();
-    this.#sources.toSleep(source);
-  }
-
-  #rest(source: Source): void {
-    source.vring?.pauseKicks(); // the first time, nothing has paused them yet
-    this.#rests.add(source);
     this.#sources.toSleep(source);
   }
 
@@ -360,6 +358,7 @@ export class NetPlane implements DataPlane {
   }
 
   #addNetPort(add: AddNetPort): void {
+    this.#rests.prepare(add.settings.policy);
     const port = new NetPort({
       ...add,
       device: add.port,
@@ -376,6 +375,7 @@ export class NetPlane implements DataPlane {
   }
 
   #updatePort({ port, settings }: { port: number; settings: NetPortSettings }): void {
+    this.#rests.prepare(settings.policy);
     this.#switch.updatePort(port, settings);
     this.#setPolicy(port, settings.policy);
   }

@@ -1,6 +1,6 @@
 import { deepEqual, equal, rejects } from 'node:assert/strict';
 import { test } from 'node:test';
-import { setImmediate } from 'node:timers/promises';
+import { setImmediate, setTimeout } from 'node:timers/promises';
 import type { PlaneEvent, VringAttach } from './data-plane.ts';
 import { type GroupMember, LOADS_BYTES, WorkerGroup } from './worker-group.ts';
 
@@ -85,5 +85,37 @@ test('what a driver set is passed on, and who told it hears when all know', asyn
   known();
   await setImmediate();
   deepEqual(asked, [[1, 'driverHeard', { port: 5 }]]);
+  await group.close();
+});
+
+test('a queue that must stay does not keep the others where they are', async () => {
+  const loads = new SharedArrayBuffer(LOADS_BYTES);
+  const slots = new Map<number, number>();
+  const member = (): GroupMember =>
+    ({
+      attachVring: async ({ index, loadSlot }: VringAttach) => slots.set(index, loadSlot!),
+      request: async () => ({ base: 0, started: true, counters: {} }),
+      close: async () => undefined,
+    }) as unknown as GroupMember;
+  const group = new WorkerGroup({
+    count: 2,
+    start: member,
+    isShared: () => false,
+    ruleOf: () => ({ to: 'each' }),
+    onEvent: () => undefined,
+    loads,
+    balanceMs: 5,
+  });
+  for (const index of [1, 3, 5, 7]) {
+    await group.attachVring({ ...RING, index, iotlb: index === 1 });
+  }
+  const owned = (): [number, number][] =>
+    group.queues().map(({ index, member: owner }) => [index, owner]);
+  deepEqual(owned(), [[1, 0], [3, 1], [5, 0], [7, 1]]); // prettier-ignore
+  const cells = new Float64Array(loads);
+  cells[slots.get(5)!] = 900;
+  cells[slots.get(1)!] = 1000;
+  for (let tries = 0; group.moves === 0 && tries < 400; tries++) await setTimeout(5);
+  deepEqual(owned(), [[1, 0], [3, 1], [5, 1], [7, 1]]); // prettier-ignore
   await group.close();
 });

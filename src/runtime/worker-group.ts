@@ -239,11 +239,12 @@ export class WorkerGroup implements PlaneRunner {
       entry.load = counted - entry.counted;
       entry.counted = counted;
       if (entry.rest > 0) entry.rest--;
-      queues.push({ device, index, member: entry.member, load: entry.load, entry });
+      if (entry.attach.iotlb) others[entry.member]! += entry.load; // stays where it is
+      else queues.push({ device, index, member: entry.member, load: entry.load, entry });
     }
     const isResting = queues.some(({ entry }) => entry.rest > 0);
     const move = isResting ? null : balance(queues, others);
-    if (move === null || move.queue.entry.attach.iotlb) return;
+    if (move === null) return;
     move.queue.entry.rest = REST_PERIODS;
     this.#moving = this.move(move.queue.device, move.queue.index, move.to).catch(() => undefined);
   }

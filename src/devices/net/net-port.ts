@@ -156,7 +156,6 @@ export class NetPort implements PortPlane {
   reset(): void {
     this.filter.reset();
     this.#control.reset();
-    this.#plan.count = 0;
     this.iotlb.reset();
     this.#ringAwaited = false;
     this.counters.txDropNoBuffer += this.#parked?.clear() ?? 0;

@@ -4,6 +4,7 @@ import { afterEach, test } from 'node:test';
 import { PrivateMemory } from '../../memory/index.ts';
 import { type PortVlan, SWITCH_SCRATCH_BYTES, Switch } from '../../switch/index.ts';
 import { arena } from '../../sys/arena.ts';
+import { FAULT_CHAIN_DIRECTION } from '../../virtqueue/faults.ts';
 import { VIRTIO_NET_F_CSUM, VIRTIO_NET_F_MRG_RXBUF } from '../../wire/virtio-net.ts';
 import { VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED } from '../../wire/virtio.ts';
 import { type FixtureOptions, PortFixture } from './port-fixture.ts';
@@ -195,4 +196,25 @@ test('a port that is tuned for latency does not wait for the others', () => {
   const touched = [balanced, latency].map(({ rings }) => rings[0]!.vring.touched);
   assert.deepEqual(touched, [true, false], 'called or asked already');
   assert.deepEqual(numbers(received(latency)), [2]);
+});
+
+test('frames in front of a chain that breaks the ring are not copied later', () => {
+  const all = world([{}, {}, {}]);
+  const [source, , other] = all.ports as [PortFixture, PortFixture, PortFixture];
+  const [, transmitq] = source.rings as [unknown, PortFixture['rings'][number]];
+  const at = source.buffer(300);
+  const frame = new Uint8Array(HEADER + 100).fill(0xbb);
+  frame.fill(0, 0, HEADER);
+  source.write(at, frame);
+  // Of another shape: what follows is read in the general way, in one batch.
+  transmitq.add([[at, 40], [at + 40, frame.length - 40]], []); // prettier-ignore
+  assert.equal(all.sw.forward(0), 1);
+  transmitq.add([[at, frame.length]], []);
+  transmitq.add([], [[at, frame.length]]);
+  assert.equal(all.sw.forward(0), 0);
+  assert.deepEqual(source.events.map(({ code }) => code), [FAULT_CHAIN_DIRECTION]); // prettier-ignore
+  received(other);
+  all.sw.announce(1, Uint8Array.from([2, 0, 0, 0, 0, 1]));
+  const [announced] = received(other);
+  assert.deepEqual([...announced!.subarray(0, 14)], [...GROUP, 2, 0, 0, 0, 0, 1, 0x80, 0x35]);
 });

@@ -541,6 +541,23 @@ test('a call that waits is forgotten with the memory of its ring', () => {
   assert.equal(status().counters['faults'], 1);
 });
 
+test('memory that is gone is told of once, whenever in a round that is found', () => {
+  const receiver = ring(RECEIVEQ, []);
+  const sender = ring(TRANSMITQ, []);
+  const regions = [memory.handle];
+  plane.attachVring({ ...receiver.attach, regions });
+  plane.attachVring({ ...sender.attach, regions });
+  setPolicy('latency');
+  if (add(receiver.queue, RECEIVEQ, 2048)) plane.ready(watched.get(kicks[0].number) as number, 0);
+  send(sender.queue, 0);
+  regionFaults()[memory.handle] = 1; // as after a SIGBUS
+  settle();
+  assert.equal(events.length, 1);
+  assert.equal(status().counters['faults'], 1);
+  assert.equal(plane.awake, 0);
+  regionFaults()[memory.handle] = 0;
+});
+
 /** The timer of the plane's rests is over. */
 const restOver = (nowMs: number): void => plane.ready(REST_TOKEN, nowMs);
 const restTimer = (): number | undefined =>

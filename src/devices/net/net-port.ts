@@ -279,6 +279,7 @@ export class NetPort implements PortPlane {
     const vring = this.#receiving;
     if (vring === null) return;
     this.#receiving = null;
+    if (vring.fault !== 0) return; // broken since `receive`, by a call to its own driver
     const chains = this.#readChains;
     putUsed(vring.queue, chains, 0, chains.count);
     vring.touched = true;

@@ -7,7 +7,7 @@
  *   npm run fuzz -- --seed 42 --only-iteration 1234 session    the one that failed, alone
  *
  * Each `src/<folder>/<name>.fuzz.ts` exports `fuzz({ seconds, seed })`, which throws when an
- * invariant is broken and names seed and iteration. `npm test` runs each for half a minute with a
+ * invariant is broken and names seed and iteration. `npm test` runs each for ten seconds with a
  * fresh seed.
  */
 import { globSync } from 'node:fs';

@@ -1,4 +1,4 @@
-/** Every fuzzer for a quarter of a minute, with a fresh seed that is printed; longer by `npm run fuzz`. */
+/** Every fuzzer for ten seconds, with a fresh seed that is printed; longer by `npm run fuzz`. */
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { globSync } from 'node:fs';
@@ -6,7 +6,7 @@ import { basename, join } from 'node:path';
 import { test } from 'node:test';
 
 const ROOT = join(import.meta.dirname, '..');
-const SECONDS = 15;
+const SECONDS = 10;
 
 for (const file of globSync('src/**/*.fuzz.ts', { cwd: ROOT })) {
   const name = basename(file, '.fuzz.ts');

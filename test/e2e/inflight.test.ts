@@ -62,7 +62,7 @@ function randoms(seed: number): (below: number) => number {
   return (below) => (state = (state * 48271) % 0x7fff_ffff) % below;
 }
 
-const KILLS = 20;
+const KILLS = 12;
 
 type Kind = { readonly packed: boolean; readonly indirect: boolean };
 

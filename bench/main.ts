@@ -157,7 +157,7 @@ function chosenBackends(scenario: Scenario): BackendKind[] {
 async function profile(scenario: Scenario): Promise<string> {
   await using stand = await Stand.start(VRING_PROFILED, scenario);
   await stand.run(PROFILE_SECONDS);
-  return stand.profile();
+  return await stand.profile(); // before it is closed
 }
 
 await main();

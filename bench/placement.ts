@@ -1,9 +1,9 @@
 /**
- * Where the hypervisor has put the two virtual cores. A virtual machine's cores are moved between
- * the host's, every few seconds when the host is busy, and nobody says so; but all that two polling
- * threads do depends on what a cache line between them costs. The same loops, with the same client,
- * took 43, 75 and 180 ns a frame within a minute, at 150, 470 and 1650 ns for a line there and back.
- * So each run is measured between two looks at that time, and only runs of one kind are compared.
+ * Where the hypervisor has put the two virtual cores. They are moved between the host's, every few
+ * seconds when the host is busy, and nobody says so; but all that two polling threads do depends on
+ * what a cache line between them costs. The same loops, with the same client, took 43, 75 and 180
+ * ns a frame within a minute, at 150, 470 and 1650 ns for a line there and back. So each run is
+ * measured between two looks at that time, and only runs of one kind are compared.
  */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
@@ -13,7 +13,7 @@ export const PLACEMENTS = ['near', 'far', 'apart'] as const;
 export type Placement = (typeof PLACEMENTS)[number];
 
 /**
- * Up to how many nanoseconds, there and back. Two threads of one core, or two cores that share their
+ * Up to how many nanoseconds, there and back. Two threads of one core, or cores that share their
  * cache; two cores of one chip; anything farther, or virtual cores that take turns.
  */
 const NEAR_NS = 260;

@@ -49,7 +49,10 @@ test('runs are compared where the cores were in the same place, and told by it',
   const [comparison] = compare({ scenario, rounds }, 'vring');
   equal(comparison?.ratio.count, 2);
   match(ratioTable([comparison!]), /near 1\.00 \(1\), far 2\.00 \(1\)/);
-  match(runTable({ scenario, rounds }), /near +14\.00 Mpps .*2 runs .*\n +far +8\.00 Mpps .*1 runs/);
+  match(
+    runTable({ scenario, rounds }),
+    /near +14\.00 Mpps .*2 runs .*\n +far +8\.00 Mpps .*1 runs/,
+  );
 });
 
 test('every scenario has a name of its own', () => {

@@ -22,7 +22,7 @@ const RING_SIZE = 1024;
  */
 const BURSTS_IN_FLIGHT = 16;
 /** The load is restarted when a direction has lost its frames. */
-const LOAD_ATTEMPTS = 3;
+const LOAD_ATTEMPTS = 6;
 const SETTLE_MS = 700;
 /** After a stop: caches are warm and rings in their state again. */
 const WARM_MS = 60;

@@ -3,7 +3,7 @@
  * asked of a switch, and what the answers of several come to.
  */
 import type { NetPlaneOptions, NetPortStatus } from '../devices/net/index.ts';
-import { NET_PLANE_MODULE, PARKED_FRAMES_BYTES } from '../devices/net/index.ts';
+import { NET_PLANE_MODULE, NetDevice, PARKED_FRAMES_BYTES } from '../devices/net/index.ts';
 import { PrivateMemory } from '../memory/index.ts';
 import {
   DataPlaneWorker,
@@ -100,9 +100,10 @@ export class SwitchWorkers {
     });
   }
 
-  /** A receive queue: the queue of even index that is not the control queue. */
-  #isShared({ device, index }: VringAttach): boolean {
-    return index % 2 === 0 && index < 2 * this.#options.queuePairsOf(device);
+  /** A receive queue: one of even index that is not the control queue of that driver. */
+  #isShared({ device, index, features }: VringAttach): boolean {
+    const pairs = this.#options.queuePairsOf(device);
+    return index % 2 === 0 && index !== NetDevice.controlQueueIndex(features, pairs);
   }
 
   /** The first worker's part of what a predecessor counted: what the others did not count. */

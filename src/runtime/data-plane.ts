@@ -49,7 +49,10 @@ export type ResumedVring = {
 /** Something that the control plane must hear of; rare by construction. */
 export type PlaneEvent = PlaneFault | PlaneIotlbMiss | PlaneIoError | PlaneDriverState;
 
-/** The driver set something that the other workers of the device must know. */
+/**
+ * The driver set something that the other workers of the device must know: they get the request
+ * `loadDriver`, and who told it `driverHeard` when all have it. Until then it tells nothing more.
+ */
 export type PlaneDriverState = {
   readonly kind: 'driver-state';
   readonly device: number;

@@ -198,7 +198,7 @@ export class WorkerGroup implements PlaneRunner {
     await this.#each((member) => member.close());
   }
 
-  /** Gives a ring to another worker; false where it is shared, gone, or bound to what it has. */
+  /** Gives a ring to another worker; false where it is shared, gone, broken, or has an IOTLB. */
   async move(device: number, index: number, to: number): Promise<boolean> {
     const entry = this.#entries.get(keyOf(device, index));
     if (entry === undefined || entry.member < 0 || entry.attach.iotlb) return false;
@@ -206,7 +206,9 @@ export class WorkerGroup implements PlaneRunner {
       if (this.#entries.get(keyOf(device, index)) !== entry || entry.member === to) return false;
       const owner = entry.member;
       const from = this.#members[owner]!;
-      const resumed = await from.request<ResumedVring>('releaseVring', { device, index });
+      const ring = { device, index };
+      const resumed = await from.request<ResumedVring | null>('releaseVring', ring);
+      if (resumed === null) return false;
       const config = { ...entry.attach.config, base: resumed.base };
       entry.attach = { ...entry.attach, config, resumed };
       entry.member = to;
@@ -237,11 +239,12 @@ export class WorkerGroup implements PlaneRunner {
       entry.load = counted - entry.counted;
       entry.counted = counted;
       if (entry.rest > 0) entry.rest--;
-      queues.push({ device, index, member: entry.member, load: entry.load, entry });
+      if (entry.attach.iotlb) others[entry.member]! += entry.load; // stays where it is
+      else queues.push({ device, index, member: entry.member, load: entry.load, entry });
     }
     const isResting = queues.some(({ entry }) => entry.rest > 0);
     const move = isResting ? null : balance(queues, others);
-    if (move === null || move.queue.entry.attach.iotlb) return;
+    if (move === null) return;
     move.queue.entry.rest = REST_PERIODS;
     this.#moving = this.move(move.queue.device, move.queue.index, move.to).catch(() => undefined);
   }
@@ -280,10 +283,13 @@ export class WorkerGroup implements PlaneRunner {
   #heard(event: PlaneEvent, from: number): void {
     if (event.kind !== 'driver-state') return this.#options.onEvent(event);
     const payload = { port: event.device, state: event.state };
-    for (const [member, other] of this.#members.entries()) {
-      // A port that is removed meanwhile has no driver any more.
-      if (member !== from) void other.request('loadDriver', payload).catch(() => undefined);
-    }
+    // A port that is removed meanwhile has no driver any more.
+    const told = this.#members
+      .filter((_, member) => member !== from)
+      .map((other) => other.request('loadDriver', payload).catch(() => undefined));
+    void Promise.all(told)
+      .then(() => this.#members[from]!.request('driverHeard', { port: event.device }))
+      .catch(() => undefined);
   }
 }
 

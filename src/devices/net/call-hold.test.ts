@@ -89,6 +89,17 @@ test('after a hold that gathered nothing calls are made at once, for a while', (
   equal(fixture.ring.calls, 1 + HOLDS_SKIPPED, 'tried again');
 });
 
+test('what is written to another ring of the port is not gathered', () => {
+  const fixture = new Fixture();
+  fixture.write();
+  fixture.hold.endRound(0, false);
+  equal(fixture.hold.holds(fixture.ring, fixture), true, 'as NetPort.flush asks, for the other');
+  equal(fixture.ring.held.callsCoalesced, 0);
+  fixture.hold.endRound(CALL_HOLD_MS, false);
+  fixture.write();
+  equal(fixture.ring.calls, 2, 'a hold that gathered nothing is not repeated at once');
+});
+
 test('closed, it calls what waits and holds nothing until it is open', () => {
   const fixture = new Fixture();
   fixture.write();

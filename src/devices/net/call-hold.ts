@@ -32,6 +32,8 @@ export class RingCalls {
   sinceMs = -1;
   /** Rounds of this hold that wrote to the ring after its first. */
   gathered = 0;
+  /** `sinceCall` of the ring when it was last looked at. */
+  seen = 0;
   skipped = 0;
 
   /** Calls that waited, and further ones that they spared at most (the driver may want fewer). */
@@ -61,13 +63,19 @@ export class CallHold<V extends HeldVring> {
     return this.#vrings.length;
   }
 
-  /** The ring was written to. False: its driver is to be called now. */
+  /**
+   * The ring was written to since its driver was last called: in this round, or, where a call waits
+   * already and another ring of the port was, in an earlier one. False: it is to be called now.
+   */
   holds(vring: V, caller: Caller<V>): boolean {
     const { held, queue } = vring;
     if (this.#closed || queue.sinceCall * RING_PART >= queue.size) return false;
     if (held.waits) {
-      held.gathered++;
-      held.callsCoalesced++;
+      if (queue.sinceCall !== held.seen) {
+        held.gathered++;
+        held.callsCoalesced++;
+      }
+      held.seen = queue.sinceCall;
       return true;
     }
     if (held.skipped > 0) {
@@ -77,6 +85,7 @@ export class CallHold<V extends HeldVring> {
     held.waits = true;
     held.sinceMs = -1;
     held.gathered = 0;
+    held.seen = queue.sinceCall;
     held.callsHeld++;
     this.#vrings.push(vring);
     this.#callers.push(caller);

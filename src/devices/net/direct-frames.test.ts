@@ -290,3 +290,16 @@ for (const [name, features] of [
     assert.deepEqual(lens, [1, 0, 1, 0]);
   });
 }
+
+test('where loads pass each other, a packed ring goes the general way, which fences', (t) => {
+  const arch = Object.getOwnPropertyDescriptor(process, 'arch')!;
+  Object.defineProperty(process, 'arch', { ...arch, value: 'arm64' });
+  t.after(() => Object.defineProperty(process, 'arch', arch));
+  const directOf = (features: number[]): number[] => {
+    const made = new PortFixture({ features });
+    open.push(made);
+    return made.rings.map(({ vring }) => vring.direct);
+  };
+  assert.deepEqual(directOf([VIRTIO_F_RING_PACKED]), [0, 0, 0]);
+  assert.deepEqual(directOf([]), [1, 1, 1], 'avail.idx is read in order');
+});

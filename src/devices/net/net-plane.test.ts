@@ -1,11 +1,16 @@
 /** The worker's half of the switch, without a worker: attaching, starting, sleeping, breaking. */
 import assert from 'node:assert/strict';
-import { readlinkSync } from 'node:fs';
+import { readdirSync, readlinkSync } from 'node:fs';
 import { afterEach, beforeEach, test } from 'node:test';
 import { EMPTY_ADDRESS_MAP, PrivateMemory } from '../../memory/index.ts';
-import type { PlaneEvent, VringAttach } from '../../runtime/data-plane.ts';
+import type {
+  PlaneDriverState,
+  PlaneEvent,
+  ResumedVring,
+  VringAttach,
+} from '../../runtime/data-plane.ts';
 import { COUNTERS_BYTES, MacTable, SWITCH_SCRATCH_BYTES } from '../../switch/index.ts';
-import { arena } from '../../sys/arena.ts';
+import { arena, regionFaults } from '../../sys/arena.ts';
 import { createEventfd, drainEventfd } from '../../sys/eventfd.ts';
 import type { Fd } from '../../sys/fd.ts';
 import {
@@ -18,10 +23,15 @@ import {
   ringLayout,
   UsedBatch,
 } from '../../virtqueue/driver/index.ts';
+import { FAULT_HEAD } from '../../virtqueue/faults.ts';
+import { SHARED_RING_WORDS } from '../../virtqueue/shared-ring.hot.ts';
+import * as net from '../../wire/virtio-net.ts';
 import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from '../../wire/virtio.ts';
 import { PACKED_BASE_FRESH, VIRTIO_RING_F_EVENT_IDX, featureSet } from '../../wire/virtio.ts';
 import { CALL_HOLD_MS } from './call-hold.ts';
 import { type NetPlane, createPlane } from './net-plane.ts';
+import type { NetPlaneState } from './net-state.ts';
+import { PARKED_FRAMES_BYTES } from './parked-frames.ts';
 import type { PortPolicy } from './port-policy.ts';
 import { REST_TOKEN } from './rest-timer.ts';
 
@@ -29,6 +39,7 @@ const SPIN_MS = 1;
 const RING_SIZE = 64;
 const RECEIVEQ = 0;
 const TRANSMITQ = 1;
+const CONTROLQ = 2;
 
 let plane: NetPlane;
 let events: PlaneEvent[];
@@ -38,9 +49,16 @@ let kicks: Fd[];
 let calls: Fd[];
 
 beforeEach(() => {
+  memory = PrivateMemory.allocate(SWITCH_SCRATCH_BYTES + 2 ** 20);
+  makePlane(1);
+  kicks = [createEventfd('kick'), createEventfd('kick'), createEventfd('kick')];
+  calls = [createEventfd('call'), createEventfd('call'), createEventfd('call')];
+});
+
+/** The plane of one of so many workers, with one port. */
+function makePlane(workers: number): void {
   events = [];
   watched = new Map();
-  memory = PrivateMemory.allocate(SWITCH_SCRATCH_BYTES + 2 ** 20);
   plane = createPlane({
     watch: (fd, token) => void watched.set(fd, token),
     unwatch: (fd) => assert.ok(watched.delete(fd), `${fd} is watched`),
@@ -50,14 +68,13 @@ beforeEach(() => {
       macTable: MacTable.create().memory,
       counters: new SharedArrayBuffer(COUNTERS_BYTES),
       scratchAt: memory.offset,
+      workers,
     },
   }) as NetPlane;
   const settings = { vlan: { mode: 'access', vid: 1 }, macLimit: 16, reflect: true } as const;
   const port = { port: 0, settings, queuePairs: 1, mtu: 1500, mac: null, linkUp: true };
   plane.command('addNetPort', port);
-  kicks = [createEventfd('kick'), createEventfd('kick')];
-  calls = [createEventfd('call'), createEventfd('call')];
-});
+}
 
 afterEach(() => {
   plane.close();
@@ -177,6 +194,17 @@ test('a broken queue tells the front-end once, and the worker sleeps', () => {
   err.close();
 });
 
+test('a ring that is broken stays so: another worker does not get it', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  add(queue, TRANSMITQ, 5);
+  plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
+  settle();
+  assert.equal(events.length, 1);
+  assert.equal(plane.command('releaseVring', { device: 0, index: TRANSMITQ }), null);
+  assert.equal(plane.detachVring(0, TRANSMITQ), 1, 'it is still attached');
+});
+
 test('what was attached is detached, and nothing stays watched', () => {
   plane.attachVring(ring(RECEIVEQ, []).attach);
   plane.attachVring(ring(TRANSMITQ, []).attach);
@@ -187,6 +215,43 @@ test('what was attached is detached, and nothing stays watched', () => {
   assert.equal(plane.awake, 0);
   plane.command('removePort', { port: 0 });
   assert.throws(() => plane.attachVring(ring(RECEIVEQ, []).attach), { code: 'ERR_VRING_WORKER' });
+});
+
+type DriverState = PlaneDriverState & { readonly state: NetPlaneState };
+
+test('other workers are told what the driver set last, one message at a time', () => {
+  plane.close();
+  makePlane(2);
+  const { queue, attach } = ring(CONTROLQ, []);
+  plane.attachVring(attach);
+  const at = memory.offset + SWITCH_SCRATCH_BYTES + 2 ** 19;
+  const setPromiscuous = (on: boolean): void => {
+    const { VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC } = net;
+    arena().bytes.set([VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_PROMISC, on ? 1 : 0], at);
+    const batch = new DriverBatch();
+    batch.addChain([{ gpa: at, len: 3 }], [{ gpa: at + 64, len: 1 }]);
+    assert.equal(addChains(queue, batch, 0, 1), 1);
+    publish(queue);
+    plane.ready(watched.get(kicks[CONTROLQ].number) as number, 0);
+    plane.poll(0);
+    assert.equal(arena().bytes[at + 64], net.VIRTIO_NET_OK);
+  };
+  const told = (): boolean[] =>
+    events.splice(0).map((event) => (event as DriverState).state.filter.promiscuous);
+  setPromiscuous(false);
+  assert.deepEqual(told(), [false]);
+  plane.command('driverHeard', { port: 0 });
+  setPromiscuous(true);
+  for (let n = 0; n < 20; n++) setPromiscuous(n % 2 === 0);
+  assert.deepEqual(told(), [true]);
+  plane.command('driverHeard', { port: 0 });
+  assert.deepEqual(told(), [false]);
+  setPromiscuous(true);
+  plane.detachVring(0, CONTROLQ);
+  assert.deepEqual(told(), [true], 'before another worker has the queue');
+  plane.command('driverHeard', { port: 0 });
+  plane.command('driverHeard', { port: 0 });
+  assert.deepEqual(told(), []);
 });
 
 /** Pages of the test's memory as a driver behind an IOMMU calls them. */
@@ -272,6 +337,47 @@ test('a receive queue asks for its buffers before there are frames', () => {
   plane.ready(watched.get(kicks[TRANSMITQ].number) as number, 0);
   settle();
   assert.equal(reapUsed(queue, new UsedBatch(), 8), 1, 'the first frame is not lost');
+});
+
+test('frames that waited for a translation are delivered when it comes, before the next round', () => {
+  const parked = PrivateMemory.allocate(PARKED_FRAMES_BYTES);
+  plane.command('removePort', { port: 0 });
+  const settings = { vlan: { mode: 'access', vid: 1 }, macLimit: 16, reflect: true } as const;
+  const parkedAt = parked.offset;
+  const port = { port: 0, settings, queuePairs: 1, mtu: 1500, mac: null, linkUp: true, parkedAt };
+  plane.command('addNetPort', port);
+  const { queue, attach } = behindIommu(RECEIVEQ);
+  addIova(queue, RECEIVEQ, IOVA, 2048);
+  plane.attachVring(attach);
+  plane.ready(watched.get(kicks[RECEIVEQ].number) as number, 0);
+  const sender = ring(TRANSMITQ, []);
+  plane.attachVring(sender.attach);
+  send(sender.queue, 0);
+  settle();
+  assert.equal(reapUsed(queue, new UsedBatch(), 8), 0);
+  plane.updateIotlb(0, translation(IOVA));
+  assert.equal(reapUsed(queue, new UsedBatch(), 8), 1);
+  parked.close();
+});
+
+test('a ring of several workers that is found broken ahead of time is told of, too', () => {
+  const { queue, attach } = behindIommu(RECEIVEQ);
+  addIova(queue, RECEIVEQ, IOVA, 2048);
+  const { availOffset } = attach.config;
+  arena().view.setUint16(availOffset + 4, RING_SIZE, true); // no such head
+  const shared = new Int32Array(new SharedArrayBuffer(SHARED_RING_WORDS * 4));
+  plane.attachVring({ ...attach, shared });
+  plane.ready(watched.get(kicks[RECEIVEQ].number) as number, 0);
+  assert.equal(events.length, 0);
+  const sender = ring(TRANSMITQ, []);
+  plane.attachVring(sender.attach);
+  send(sender.queue, 0);
+  settle();
+  assert.deepEqual(
+    events.map((event) => event.kind === 'fault' && event.code),
+    [FAULT_HEAD],
+  );
+  assert.equal(status().counters['faults'], 1);
 });
 
 test('a ring that is attached again has what the session knows, and no more', () => {
@@ -376,6 +482,26 @@ for (const [name, bits] of FORMS) {
   });
 }
 
+test('counters of a ring go on at the worker that has it next', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  setPolicy('throughput');
+  for (const nowMs of [0, 0.01]) {
+    send(queue, nowMs);
+    plane.poll(nowMs);
+  }
+  const released = plane.command('releaseVring', { device: 0, index: TRANSMITQ });
+  const { base, ...before } = released as ResumedVring;
+  plane.attachVring({
+    ...attach,
+    config: { ...attach.config, base },
+    resumed: { base, ...before },
+  });
+  const { counters } = status().vrings[0];
+  assert.deepEqual(counters, { ...before.counters, calls: 1 }, 'one is made when it is let go of');
+  assert.equal(before.counters['callsCoalesced'], 1);
+});
+
 const ENDS: [string, () => void][] = [
   ['the ring is detached', () => plane.detachVring(0, TRANSMITQ)],
   ['the plane is suspended', () => plane.command('suspend', undefined)],
@@ -397,6 +523,40 @@ for (const [when, end] of ENDS) {
     assert.equal(called(), 0);
   });
 }
+
+test('a call that waits is forgotten with the memory of its ring', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring({ ...attach, regions: [memory.handle] });
+  setPolicy('throughput');
+  send(queue, 0);
+  plane.poll(0);
+  assert.equal(plane.awake, 2, 'source and call');
+  regionFaults()[memory.handle] = 1; // as after a SIGBUS
+  plane.detachVring(0, TRANSMITQ);
+  regionFaults()[memory.handle] = 0; // another region has the number now
+  plane.poll(CALL_HOLD_MS);
+  assert.equal(called(), 0, 'nobody looks at the ring');
+  assert.equal(plane.awake, 0);
+  assert.equal(events.length, 1);
+  assert.equal(status().counters['faults'], 1);
+});
+
+test('memory that is gone is told of once, whenever in a round that is found', () => {
+  const receiver = ring(RECEIVEQ, []);
+  const sender = ring(TRANSMITQ, []);
+  const regions = [memory.handle];
+  plane.attachVring({ ...receiver.attach, regions });
+  plane.attachVring({ ...sender.attach, regions });
+  setPolicy('latency');
+  if (add(receiver.queue, RECEIVEQ, 2048)) plane.ready(watched.get(kicks[0].number) as number, 0);
+  send(sender.queue, 0);
+  regionFaults()[memory.handle] = 1; // as after a SIGBUS
+  settle();
+  assert.equal(events.length, 1);
+  assert.equal(status().counters['faults'], 1);
+  assert.equal(plane.awake, 0);
+  regionFaults()[memory.handle] = 0;
+});
 
 /** The timer of the plane's rests is over. */
 const restOver = (nowMs: number): void => plane.ready(REST_TOKEN, nowMs);
@@ -443,16 +603,35 @@ test('a ring that is detached while it rests is not touched after that', () => {
 test('the timer of rests is made once, and closed with the plane', () => {
   const { queue, attach } = ring(TRANSMITQ, []);
   plane.attachVring(attach);
-  setPolicy('power');
+  setPolicy('throughput');
   assert.equal(restTimer(), undefined);
+  setPolicy('power');
+  const fd = restTimer() as number;
   send(queue, 0);
   plane.poll(0);
   plane.poll(0.001);
-  const fd = restTimer() as number;
+  assert.equal(plane.awake, 0);
+  assert.equal(restTimer(), fd);
   assert.match(readlinkSync(`/proc/self/fd/${fd}`), /timerfd/);
   plane.close();
   plane.close();
   assert.throws(() => readlinkSync(`/proc/self/fd/${fd}`), { code: 'ENOENT' });
+});
+
+test('without a descriptor for the timer the policy is refused, and the plane goes on', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  const descriptors = readdirSync('/proc/self/fd').length;
+  watched.set = () => {
+    throw new Error('ENOSPC'); // as epoll_ctl does
+  };
+  assert.throws(() => setPolicy('power'), /ENOSPC/);
+  assert.equal(readdirSync('/proc/self/fd').length, descriptors);
+  send(queue, 0);
+  plane.poll(0);
+  assert.equal(called(), 1);
+  plane.poll(2 * SPIN_MS);
+  assert.equal(status().counters['sleeps'], 1, 'it has the policy that it had');
 });
 
 test('a port without a policy spins as the worker is told to, and then sleeps', () => {

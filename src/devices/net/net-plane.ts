@@ -30,6 +30,7 @@ import { arena } from '../../sys/arena.ts';
 import { hurryThread } from '../../sys/thread.ts';
 import type { PortIotlb } from './port-iotlb.ts';
 import { CallHold } from './call-hold.ts';
+import { DriverNews } from './driver-news.ts';
 import type {
   AddNetPort,
   AddTapPort,
@@ -68,6 +69,7 @@ export class NetPlane implements DataPlane {
   readonly #paces: PortPace[] = [];
   readonly #calls = new CallHold<NetVring>();
   readonly #rests: RestTimer<Source>;
+  readonly #news: DriverNews;
   /** Sources of each vring, so that they can be found again: [device][index]. */
   readonly #vringSources: (Source | null)[][] = [];
   lull = 1;
@@ -86,6 +88,7 @@ export class NetPlane implements DataPlane {
     const options = context.options as NetPlaneOptions;
     const { macTable, counters, scratchAt } = options;
     this.#rests = new RestTimer(context);
+    this.#news = new DriverNews(context.emit, (device) => this.#netPorts[device] ?? null);
     this.#worker = options.worker ?? 0;
     this.#workers = options.workers ?? 1;
     this.#loads = new Float64Array(options.loads ?? new SharedArrayBuffer(8));
@@ -170,6 +173,7 @@ export class NetPlane implements DataPlane {
     if (source === null || source === undefined) return 0;
     this.#vringSources[device][index] = null;
     this.#sources.remove(source);
+    if (source.kind === 'control') this.#news.settle(device);
     if (source.vring !== null && source.vring.kickFd >= 0) {
       this.#context.unwatch(source.vring.kickFd);
     }
@@ -266,6 +270,8 @@ export class NetPlane implements DataPlane {
         const { port, state } = payload as { port: number; state: NetPlaneState };
         return this.#netPort(port).loadState(state);
       }
+      case 'driverHeard':
+        return this.#news.heard((payload as { port: number }).port);
       case 'releaseVring':
         return this.#releaseVring(payload as { device: number; index: number });
       case 'loadState':
@@ -296,29 +302,24 @@ export class NetPlane implements DataPlane {
       return this.#watches[source.port]!.worked(this.#switch.forward(source.port));
     const port = this.#netPorts[source.port] as NetPort;
     const vring = source.vring as NetVring;
-    if (source.kind === 'control') return this.#control(source.port, port, vring);
+    if (source.kind === 'control') {
+      const done = port.control(vring);
+      if (done > 0 && this.#workers > 1) this.#news.changed(source.port);
+      return done;
+    }
     port.selected = vring.index >> 1;
     const chains = vring.chains;
     this.#switch.forward(source.port);
     return vring.chains - chains; // discarded and rejected ones are work, too
   }
 
-  #control(device: number, port: NetPort, vring: NetVring): number {
-    const done = port.control(vring);
-    if (done > 0 && this.#workers > 1) {
-      const state = { ...port.saveState(), counters: {} };
-      this.#context.emit({ kind: 'driver-state', device, index: -1, state });
-    }
-    return done;
-  }
-
-  /** Another worker goes on with the ring. */
-  #releaseVring({ device, index }: { device: number; index: number }): ResumedVring {
+  /** Another worker goes on with the ring. A broken one stays, and broken: null. */
+  #releaseVring({ device, index }: { device: number; index: number }): ResumedVring | null {
     const vring = this.#netPort(device).vring(index);
     assert(vring !== null, () => `vring ${index} of device ${device} is attached`);
-    const counters = vring.counters();
-    const { started } = vring;
-    return { base: this.detachVring(device, index), started, counters };
+    if (vring.fault !== 0) return null;
+    const base = this.detachVring(device, index); // makes a call that is held
+    return { base, started: vring.started, counters: vring.counters() };
   }
 
   /** To sleep, unless more arrived in the meantime or the driver never kicks. */
@@ -326,7 +327,11 @@ export class NetPlane implements DataPlane {
     const { vring } = source;
     // A ring that waits for a translation is woken by it.
     if (vring !== null && vring.fault === 0 && vring.queue.missed === 0) {
-      if (source.pace.rests(vring.chains)) return this.#rest(source);
+      if (source.pace.rests(vring.chains)) {
+        vring.pauseKicks(); // the first time, nothing has paused them yet
+        this.#rests.add(source);
+        return this.#sources.toSleep(source);
+      }
       if (vring.kickFd < 0 || vring.requestKicks()) {
         // Found without a kick: a ring that was not started is now, and is worked on.
         if (!vring.started) this.#netPorts[source.port]?.changed(vring, false);
@@ -336,12 +341,6 @@ export class NetPlane implements DataPlane {
     }
     this.#watches[source.port]?.begin();
     source.pace.asleep();
-    this.#sources.toSleep(source);
-  }
-
-  #rest(source: Source): void {
-    source.vring?.pauseKicks(); // the first time, nothing has paused them yet
-    this.#rests.add(source);
     this.#sources.toSleep(source);
   }
 
@@ -363,6 +362,7 @@ export class NetPlane implements DataPlane {
   }
 
   #addNetPort(add: AddNetPort): void {
+    this.#rests.prepare(add.settings.policy);
     const port = new NetPort({
       ...add,
       device: add.port,
@@ -379,6 +379,7 @@ export class NetPlane implements DataPlane {
   }
 
   #updatePort({ port, settings }: { port: number; settings: NetPortSettings }): void {
+    this.#rests.prepare(settings.policy);
     this.#switch.updatePort(port, settings);
     this.#setPolicy(port, settings.policy);
   }

@@ -156,7 +156,6 @@ export class NetPort implements PortPlane {
   reset(): void {
     this.filter.reset();
     this.#control.reset();
-    this.#plan.count = 0;
     this.iotlb.reset();
     this.#ringAwaited = false;
     this.counters.txDropNoBuffer += this.#parked?.clear() ?? 0;
@@ -280,6 +279,7 @@ export class NetPort implements PortPlane {
     const vring = this.#receiving;
     if (vring === null) return;
     this.#receiving = null;
+    if (vring.fault !== 0) return; // broken since `receive`, by a call to its own driver
     const chains = this.#readChains;
     putUsed(vring.queue, chains, 0, chains.count);
     vring.touched = true;
@@ -347,9 +347,12 @@ export class NetPort implements PortPlane {
   #write(vring: NetVring, batch: FrameBatch, list: Int32Array, count: number): number {
     const scratch = this.#scratch;
     if (scratch.isShared) {
-      // Between `spread` and `settle` chains are out, which a ring of several workers never has.
+      // Between `spread` and `settle` chains are out, which a ring of several workers never has,
+      // and nobody can be called; nor are translations looked for ahead.
       if (
         vring.shared === null &&
+        !this.callsAtOnce &&
+        vring.lookAhead === 0 &&
         scratch.spread(vring, batch, list, count, this.#hdrLen, this.#flagMask)
       ) {
         vring.chains += count;
@@ -431,7 +434,11 @@ export class NetPort implements PortPlane {
   #memoryGone(vring: NetVring): boolean {
     for (const region of vring.regions) {
       if (this.#faults[region] === 0) continue;
-      for (const other of this.#vrings) other?.break(FAULT_MEMORY_GONE);
+      for (const other of this.#vrings) {
+        if (other === null) continue;
+        other.break(FAULT_MEMORY_GONE);
+        other.touched = false; // a call that is held is not made, nor this found once more
+      }
       this.counters.faults++;
       this.#update();
       const { device } = this.#options;

@@ -17,8 +17,13 @@ export class NetVring extends PlaneVring {
 
   constructor(attach: VringAttach, arenaBuffer: ArrayBuffer) {
     super(attach, arenaBuffer, true); // frames leave a ring in its order
-    const { format, iotlb, logged, tracked } = this.queue;
-    this.direct = format < BIG_ENDIAN && (tracked | (iotlb & logged)) === 0 ? 1 : 0;
+    const { format, iotlb, logged, tracked, packed, weakOrder } = this.queue;
+    // Descriptors of a packed ring are read one by one without the fences of packed-device.hot.ts.
+    const unfenced = packed & weakOrder;
+    this.direct = format < BIG_ENDIAN && (tracked | (iotlb & logged) | unfenced) === 0 ? 1 : 0;
+    const { callsHeld = 0, callsCoalesced = 0 } = attach.resumed?.counters ?? {};
+    this.held.callsHeld = callsHeld;
+    this.held.callsCoalesced = callsCoalesced;
   }
 
   override counters(): Record<string, number> {

@@ -28,10 +28,11 @@ export class PortIotlb extends PlaneIotlb<NetVring> {
   lookAhead(vring: NetVring): void {
     if (vring.queue.iotlb === 0 || !vring.usable) return;
     const batch = (this.#ahead ??= new ChainBatch());
-    // A fault is found again, and handled, by whoever wants the buffers.
     const { queue, shared } = vring;
     if (shared !== null) lockRing(queue, shared);
+    const { fault } = queue;
     if (takeChains(queue, batch, batch.capacity) > 0) untakeChains(queue, batch, 0);
+    queue.fault = fault; // a new one is found again, and told, by whoever wants the buffers
     if (shared !== null) unlockRing(queue, shared);
     this.report(vring);
   }

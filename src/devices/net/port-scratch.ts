@@ -63,6 +63,8 @@ export class PortScratch {
     flagMask: number,
   ): boolean {
     if (count > SPREAD_MAX || vring.direct === 0 || hdrLen !== NET_HEADER_BYTES) return false;
+    // Frames of the switch's scratch or parked ones: their memory is used again before `settle`.
+    if (batch.plain === 0) return false;
     let at = this.waitingCount === 0 ? 0 : this.#ends[this.waitingCount - 1];
     if (at + count > ROW_STRIDE) {
       this.settle();

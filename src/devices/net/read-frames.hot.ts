@@ -56,7 +56,7 @@ export const HOST_USO = 32;
 /**
  * Turns `chains` into frames of `batch`. Frames whose header asks for offloads that were
  * not negotiated are left out, so `chains.count - batch.count` of them were rejected. Returns
- * the number of frames or a negative fault: the driver broke the queue.
+ * the number of frames or a negative fault: the driver broke the queue. `plan` is empty after it.
  */
 export function readFrames(
   arena: DataView,
@@ -74,7 +74,10 @@ export function readFrames(
     if (chains.unfilled !== 0) fillRows(chains, chains.count);
     found = collectFrames(arena, chains, plan, batch, hdrLen, simple);
   }
-  if (found <= 0) return found;
+  if (found <= 0) {
+    plan.count = 0; // ports share it: what is left would be copied with the next one's frames
+    return found;
+  }
   return copyHeaders(plan, batch, found, hdrLen, allowed);
 }
 

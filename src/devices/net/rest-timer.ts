@@ -1,10 +1,11 @@
 /**
  * Sources that rest: neither polled nor armed, so their drivers need not kick, until one timer
- * wakes them together. It is made when first somebody rests.
+ * wakes them together. It is made for the first port whose sources may.
  */
+import { assert } from '../../base/assert.ts';
 import type { PlaneContext } from '../../runtime/data-plane.ts';
 import { Timerfd } from '../../sys/timerfd.ts';
-import { REST_MS } from './port-policy.ts';
+import { type PortPolicy, REST_MS } from './port-policy.ts';
 
 /** Names the timer to the worker; sources count from 0 on. */
 export const REST_TOKEN = 0x7fff_fffe;
@@ -18,12 +19,25 @@ export class RestTimer<S> {
     this.#context = context;
   }
 
+  /**
+   * A port has this policy from now on.
+   * @throws SysError EMFILE, ENOSPC: here, where somebody can be told, and not when a source rests.
+   */
+  prepare(policy: PortPolicy | undefined): void {
+    if (policy !== 'power' || this.#timer !== null) return;
+    const timer = new Timerfd('rest of sources');
+    try {
+      this.#context.watch(timer.fd, REST_TOKEN);
+    } catch (error) {
+      timer.close();
+      throw error;
+    }
+    this.#timer = timer;
+  }
+
   /** Until REST_MS from now, or less: who came first says when. */
   add(source: S): void {
-    if (this.#timer === null) {
-      this.#timer = new Timerfd('rest of sources');
-      this.#context.watch(this.#timer.fd, REST_TOKEN);
-    }
+    assert(this.#timer !== null, 'a source that rests is of a port that may');
     if (this.#resting.length === 0) this.#timer.set(REST_MS);
     this.#resting.push(source);
   }

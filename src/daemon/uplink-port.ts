@@ -7,9 +7,11 @@ import type {
 } from '../devices/net/index.ts';
 import { PrivateMemory } from '../memory/index.ts';
 import {
+  type Capability,
   type InterfaceState,
   interfaceQueues,
   interfaceState,
+  missingCapabilities,
   setInterfaceUp,
   watchInterfaces,
 } from '../sys/index.ts';
@@ -117,7 +119,11 @@ export class UplinkPort implements SwitchPort {
   #raise(state: InterfaceState): InterfaceState {
     const { interface: name } = this.config;
     if (state.up) return state;
-    setInterfaceUp(name, true);
+    try {
+      setInterfaceUp(name, true);
+    } catch (error) {
+      throw explain(this.config, error);
+    }
     return interfaceState(name) ?? state;
   }
 
@@ -338,6 +344,17 @@ function mtuTooSmall(name: string, state: InterfaceState, mtu: number): string {
   );
 }
 
+/** Which rights a kind needs, and which of them this process lacks. */
+function rightsText(kind: UplinkPortConfig['kind']): string {
+  const needed: Capability[] = ['CAP_NET_RAW', 'CAP_NET_ADMIN'];
+  if (kind === 'xdp') needed.push('CAP_BPF');
+  const all = `${needed.slice(0, -1).join(', ')} and ${needed.at(-1)}`;
+  const missing = missingCapabilities(needed);
+  return missing.length > 0
+    ? `${all} (missing: ${missing.join(', ')})`
+    : `${all} of the host (missing: none, but a user namespace or a security module is in the way)`;
+}
+
 /** What people can do about it. */
 function explain({ kind, interface: name }: UplinkPortConfig, error: unknown): unknown {
   if (error instanceof VringError && !(error instanceof SysError)) {
@@ -345,11 +362,13 @@ function explain({ kind, interface: name }: UplinkPortConfig, error: unknown): u
   }
   if (!(error instanceof SysError)) return error;
   if (error.errnoName === 'EPERM' || error.errnoName === 'EACCES') {
-    const rights =
-      kind === 'packet'
-        ? 'CAP_NET_RAW and CAP_NET_ADMIN'
-        : 'CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF';
-    const text = `${kind}:${name} needs root, or ${rights}: ${messageOf(error)}`;
+    const text = `${kind}:${name} needs root, or ${rightsText(kind)}: ${messageOf(error)}`;
+    return new VringError(ERR_PERMISSION, text, { cause: error });
+  }
+  if (error.errnoName === 'ENOBUFS' && missingCapabilities(['CAP_IPC_LOCK']).length > 0) {
+    const text =
+      `${kind}:${name} locks more memory than this process may; raise its limit ` +
+      `(ulimit -l unlimited), or run it with CAP_IPC_LOCK: ${messageOf(error)}`;
     return new VringError(ERR_PERMISSION, text, { cause: error });
   }
   if (error.errnoName === 'EAFNOSUPPORT') {

@@ -15,6 +15,7 @@ export {
 } from './arena.ts';
 export type { Arena, RegionHandle } from './arena.ts';
 export { attachXdp, BPF_SCRATCH_BYTES, createXskMap, loadXdpProgram, updateXskMap } from './bpf.ts';
+export { type Capability, missingCapabilities } from './capabilities.ts';
 export { ioctlBytes, ioctlValue, openDeviceNode, readBytes, writeBytes } from './device-node.ts';
 export {
   diskFileBytes,

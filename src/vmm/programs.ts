@@ -36,6 +36,8 @@ const PACKAGE_OF: Readonly<Record<string, string>> = {
   ldd: 'libc-bin',
   sg_inq: 'sg3-utils',
   unshare: 'util-linux',
+  setpriv: 'util-linux',
+  prlimit: 'util-linux',
   'dpdk-testpmd': 'dpdk-dev',
   'ovs-vswitchd': 'openvswitch-switch-dpdk',
   'ovsdb-server': 'openvswitch-switch-dpdk',

@@ -51,7 +51,19 @@ for (const uplink of ['packet:up0', 'xdp:up0']) {
       if (uplink.startsWith('packet')) ok(csumCompleted! > 0, 'the far host leaves checksums');
     });
     equal(a.stack.counters.rxBadChecksum, 0);
+    await t.test('many frames at once, for which it stops being told of frames', async () => {
+      const before = (await vswitch.port('up')).counters['rxFrames']!;
+      const burst = `const socket = require('dgram').createSocket('udp4');
+        let left = 1000;
+        const sent = () => { if (--left === 0) socket.close(); };
+        for (let i = 0; i < 1000; i++) socket.send('many', 4000, '${ip4(1)}', sent)`;
+      await far.shell(`${process.execPath} -e "${burst}"`);
+      await waitFor('the frames', 3000, async () => {
+        return (await vswitch.port('up')).counters['rxFrames']! >= before + 500;
+      });
+    });
     await checkIdle(t, vswitch);
+    ok(await a.hears(ip4(100)), 'and is told of frames again');
     await t.test('killed, it leaves nothing at the interface', async () => {
       process.kill(vswitch.pid, 'SIGKILL');
       await waitFor('no XDP program', 3000, async () => {
@@ -223,6 +235,74 @@ test('what an interface cannot do is said by name', async (t) => {
   });
   await rejects(second, /has an XDP program of somebody else/);
 });
+
+const without = (...names: string[]) => [
+  'setpriv',
+  `--bounding-set=${names.map((name) => `-${name}`).join(',')}`,
+];
+
+const LACKING = [
+  {
+    lacks: 'CAP_NET_RAW',
+    launcher: without('net_raw'),
+    refused: {
+      packet: /packet:up0 needs root, or CAP_NET_RAW and CAP_NET_ADMIN \(missing: CAP_NET_RAW\)/,
+      xdp: /xdp:up0 needs .* CAP_NET_ADMIN and CAP_BPF \(missing: CAP_NET_RAW\).* socket.*EPERM/,
+    },
+  },
+  {
+    lacks: 'CAP_NET_ADMIN',
+    launcher: without('net_admin'),
+    refused: {
+      packet: /\(missing: CAP_NET_ADMIN\).*EPERM/,
+      xdp: /\(missing: CAP_NET_ADMIN\).*EPERM/,
+    },
+  },
+  {
+    // CAP_SYS_ADMIN includes it.
+    lacks: 'CAP_BPF',
+    launcher: without('bpf', 'sys_admin'),
+    refused: { xdp: /\(missing: CAP_BPF\).*EPERM/ },
+  },
+  {
+    lacks: 'every right',
+    launcher: without('all'),
+    refused: {
+      packet: /\(missing: CAP_NET_RAW, CAP_NET_ADMIN\)/,
+      xdp: /\(missing: CAP_NET_RAW, CAP_NET_ADMIN, CAP_BPF\)/,
+    },
+  },
+  {
+    lacks: 'memory that may be locked',
+    launcher: ['prlimit', '--memlock=65536', ...without('ipc_lock')],
+    refused: { xdp: /xdp:up0 locks more memory .*ulimit -l unlimited.*CAP_IPC_LOCK.*ENOBUFS/ },
+  },
+];
+
+test('a process that lacks a right is told which', { concurrency: true }, async (t) => {
+  if (!mayRun(t) || !requirePeer(t, 'setpriv', 'prlimit')) return;
+  await Promise.all(LACKING.map((lacking) => t.test(lacking.lacks, () => checkRefused(lacking))));
+});
+
+async function checkRefused({ lacks, launcher, refused }: (typeof LACKING)[number]) {
+  await using scratch = new Scratch();
+  const { host, control } = await makeBed(scratch);
+  const options = { ports: [], control, netns: host.name, launcher };
+  const vswitch = scratch.own(await SwitchProcess.start(options));
+  const add = (kind: string) =>
+    vswitch.api('/v1/ports', 'POST', { name: kind, kind, interface: 'up0' });
+  for (const [kind, message] of Object.entries(refused)) {
+    await rejects(add(kind), { message });
+    await rejects(add(kind), { message }, 'nothing is left of the first one');
+    if (lacks !== 'CAP_NET_ADMIN') continue;
+    await host.ip('link', 'set', 'up0', 'down');
+    await rejects(add(kind), { message }, 'nor can it set the interface up');
+    await host.ip('link', 'set', 'up0', 'up');
+  }
+  if ('packet' in refused) return;
+  await add('packet');
+  equal((await vswitch.port('packet')).state, 'up', 'it has what that kind needs');
+}
 
 for (const kind of ['packet', 'xdp']) {
   test(`${kind}: a new process takes the switch over`, { timeout: 60_000 }, async (t) => {

@@ -33,6 +33,8 @@ export type SwitchOptions = {
   readonly core?: number | null;
   /** Name of a network namespace that it runs in. */
   readonly netns?: string | null;
+  /** What runs it, for instance `setpriv` with fewer rights. */
+  readonly launcher?: readonly string[];
   readonly args?: readonly string[];
   /** Arguments of node itself, for instance `--cpu-prof`. */
   readonly nodeArgs?: readonly string[];
@@ -67,6 +69,7 @@ export class SwitchProcess {
     for (const port of options.ports) command.push('--port', port);
     command.push(...(options.args ?? []));
     if (options.core != null) command.unshift('taskset', '-c', String(options.core));
+    command.unshift(...(options.launcher ?? []));
     if (options.netns != null) command.unshift('ip', 'netns', 'exec', options.netns);
     const [program, ...args] = command as [string, ...string[]];
     const env = { ...process.env, ...options.environment };

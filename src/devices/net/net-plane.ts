@@ -56,6 +56,7 @@ import {
 import { REST_TOKEN, RestTimer } from './rest-timer.ts';
 import { PlaneSources, type Source } from './plane-sources.ts';
 import { PortScratch } from './port-scratch.ts';
+import { UplinkWatch } from './uplink-watch.ts';
 
 export class NetPlane implements DataPlane {
   readonly #context: PlaneContext;
@@ -64,6 +65,7 @@ export class NetPlane implements DataPlane {
   readonly #netPorts: (NetPort | null)[] = [];
   readonly #portScratch = new PortScratch(true);
   readonly #uplinks: (UplinkPlane | null)[] = [];
+  readonly #watches: (UplinkWatch | null)[] = [];
   readonly #paces: PortPace[] = [];
   readonly #calls = new CallHold<NetVring>();
   readonly #rests: RestTimer<Source>;
@@ -296,7 +298,8 @@ export class NetPlane implements DataPlane {
   }
 
   #work(source: Source): number {
-    if (source.kind === 'uplink') return this.#switch.forward(source.port);
+    if (source.kind === 'uplink')
+      return this.#watches[source.port]!.worked(this.#switch.forward(source.port));
     const port = this.#netPorts[source.port] as NetPort;
     const vring = source.vring as NetVring;
     if (source.kind === 'control') {
@@ -336,6 +339,7 @@ export class NetPlane implements DataPlane {
         return;
       }
     }
+    this.#watches[source.port]?.begin();
     source.pace.asleep();
     this.#sources.toSleep(source);
   }
@@ -410,11 +414,7 @@ export class NetPlane implements DataPlane {
     if (isOthers) return;
     const source = this.#addSource(port, 'uplink', null, plane.spins);
     this.#vringSources[port] = [source];
-    this.#watchUplink(plane, source);
-  }
-
-  #watchUplink(plane: UplinkPlane, source: Source): void {
-    for (const fd of plane.fds) this.#context.watch(fd, source.token);
+    this.#watches[port] = new UplinkWatch(this.#context, plane, source.token);
     this.#sources.wake(source, performance.now());
   }
 
@@ -422,12 +422,13 @@ export class NetPlane implements DataPlane {
   #attachUplink({ port, queues }: AttachUplink): void {
     const plane = this.#uplinks[port] as AttachedPlane<unknown>;
     plane.attach(queues);
-    this.#watchUplink(plane, this.#vringSources[port][0] as Source);
+    this.#watches[port]?.begin();
+    this.#sources.wake(this.#vringSources[port][0] as Source, performance.now());
   }
 
   #detachUplink(port: number): void {
     const plane = this.#uplinks[port] as AttachedPlane<unknown>;
-    for (const fd of plane.fds) this.#context.unwatch(fd);
+    this.#watches[port]?.end();
     plane.detach();
   }
 
@@ -439,10 +440,9 @@ export class NetPlane implements DataPlane {
     this.#uplinks[port] = null;
     this.#vringSources[port] = [];
     if (uplink !== null) {
-      for (const source of sources) {
-        this.#sources.remove(source as Source);
-        for (const fd of uplink.fds) this.#context.unwatch(fd);
-      }
+      for (const source of sources) this.#sources.remove(source as Source);
+      this.#watches[port]?.end();
+      this.#watches[port] = null;
       uplink.close();
     } else {
       assert(sources.every((source) => source === null || source === undefined));

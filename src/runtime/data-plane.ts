@@ -130,6 +130,11 @@ export interface DataPlane {
   readonly awake: number;
   /** `Atomics.pause`s before an empty round is repeated (1), while it is worth no system call. */
   readonly lull?: number;
+  /**
+   * Looks at sleeping sources without a system call. True: what else may come is not urgent, so
+   * descriptors need to be looked at less often.
+   */
+  peek?(nowMs: number): boolean;
   /** A watched descriptor became readable. */
   ready(token: number, nowMs: number): void;
 

@@ -3,10 +3,9 @@
  * Loaded by the worker by its URL; everything here runs on the worker's thread.
  *
  * A *source* is something that frames or commands come from: a transmit queue, a control queue, an
- * uplink. Awake sources are looked at every round; one that has been empty for as long as
- * its policy spins (port-policy.ts) is armed (its driver is asked to kick) and sleeps until its
- * descriptor becomes readable. So the cost of a round does not depend on how many ports are idle,
- * and with all asleep the worker sleeps.
+ * uplink. Awake sources are looked at every round; one that has been empty for as long as its
+ * policy spins (port-policy.ts) is armed (its driver is asked to kick) and sleeps until then.
+ * So a round costs nothing for ports that are idle, and with all asleep the worker sleeps.
  */
 import { assert } from '../../base/assert.ts';
 import { VringError } from '../../base/errors.ts';
@@ -138,6 +137,10 @@ export class NetPlane implements DataPlane {
     return work;
   }
 
+  peek(nowMs: number): boolean {
+    return this.#sources.peek(nowMs);
+  }
+
   ready(token: number, nowMs: number): void {
     if (token === REST_TOKEN) return this.#endRests(nowMs);
     const source = this.#sources.at(token);
@@ -215,22 +218,23 @@ export class NetPlane implements DataPlane {
 
   /** A ring that waits for a translation forgets that with every change, and so looks again. */
   #changeIotlb(device: number, change: (iotlb: PortIotlb) => void): void {
-    const waiting = (this.#vringSources[device] ?? []).filter(
-      (source) => source?.vring?.missed !== -1,
+    const sources = (this.#vringSources[device] ?? []).filter((source) => source !== null);
+    const waiting = sources.filter(
+      ({ kind, vring }) => kind !== 'receiveq' && vring?.missed !== -1,
     );
     change(this.#netPort(device).iotlb);
-    for (const source of waiting) {
-      if (source?.vring && source.kind !== 'receiveq')
-        this.#sources.wake(source, performance.now());
-    }
+    for (const source of waiting) this.#sources.wake(source, performance.now());
   }
 
   command(name: string, payload: unknown): unknown {
     switch (name) {
       case 'addNetPort':
         return this.#addNetPort(payload as AddNetPort);
-      case 'addTapPort':
-        return this.#addTapPort(payload as AddTapPort);
+      case 'addTapPort': {
+        const { port, settings, transmitOnly } = payload as AddTapPort;
+        const tap = new TapPlane(payload as AddTapPort);
+        return this.#addUplink(port, tap, settings, transmitOnly === true);
+      }
       case 'addUplinkPort':
         return this.#addUplinkPort(payload as AddUplinkPort);
       case 'attachUplink':
@@ -395,10 +399,6 @@ export class NetPlane implements DataPlane {
       port.callsAtOnce = policy === 'latency';
     }
     for (const source of this.#vringSources[number]) source?.pace.policyChanged();
-  }
-
-  #addTapPort(add: AddTapPort): void {
-    this.#addUplink(add.port, new TapPlane(add), add.settings, add.transmitOnly === true);
   }
 
   #addUplinkPort({ port, settings, uplink }: AddUplinkPort): void {

@@ -13,7 +13,7 @@ import { LinuxGuest } from '../../src/vmm/index.ts';
 import { requirePeer } from '../peers/require-peer.ts';
 import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
 import { Host, VringProcess, ip4, macOf } from '../peers/software-guest.ts';
-import { startSwitch, SwitchProcess } from '../peers/switch.ts';
+import { startSwitch, SwitchProcess, vring } from '../peers/switch.ts';
 
 /** Frames may wait in a sender's ring for a pause; the receiver must have room for all of them. */
 const MANY = { ringSize: 1024, notify: 'manual' } as const;
@@ -37,6 +37,7 @@ test('three hand-overs in a row under traffic', { timeout: 120_000 }, async (t) 
   const r = scratch.own(await Host.join(scratch.path('r'), 3, { ...MANY, packed: true }));
   const q = scratch.own(await Host.join(scratch.path('q'), 4, { queuePairs: 2 }));
   b.guest.announce();
+  await vring('port', 'set', 'r', '--policy', 'latency', '--control', vswitch.control);
   const before = await vswitch.ports();
 
   const stop = new AbortController();
@@ -77,6 +78,7 @@ test('three hand-overs in a row under traffic', { timeout: 120_000 }, async (t) 
   for (const [i, port] of after.entries()) {
     equal(port.state, 'up');
     equal(port.sessions, 1, 'the session went on');
+    equal(port.policy, port.name === 'r' ? 'latency' : 'balanced', 'what was set is still so');
     deepEqual(port.features, before[i]!.features);
     ok(port.counters['rxFrames']! >= before[i]!.counters['rxFrames']!);
   }

@@ -36,6 +36,16 @@ test('a sleeping queue that has something is found without its kick, wherever it
   assert.deepEqual(sources.awake, []);
 });
 
+test('the first kick of a receive queue is urgent', () => {
+  const sources = new PlaneSources();
+  const { vring } = fixture.rings[0]!;
+  add(sources, 'receiveq', vring);
+  vring.started = false;
+  assert.equal(sources.peek(1), false);
+  vring.started = true;
+  assert.equal(sources.peek(1), true);
+});
+
 test('while an uplink sleeps its descriptor is urgent', () => {
   const sources = new PlaneSources();
   const uplink = add(sources, 'uplink', null);

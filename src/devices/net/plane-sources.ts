@@ -64,20 +64,27 @@ export class PlaneSources {
 
   /**
    * Wakes what has something among the next sleeping transmit queues, up to PEEKED; its kick is
-   * heard later, and changes nothing. True: only control queues are left to be heard, no uplink.
+   * heard later, and changes nothing. True: only control queues are left to be heard, no uplink and
+   * no first kick of a receive queue, before which frames for it are dropped.
    */
   peek(nowMs: number): boolean {
     const all = this.#byToken;
+    let isCalm = this.#uplinksAsleep === 0;
     for (let left = Math.min(PEEKED, all.length); left > 0; left--) {
       this.#peekedAt = this.#peekedAt + 1 < all.length ? this.#peekedAt + 1 : 0;
       const source = all[this.#peekedAt];
-      if (source === null || source.awakeAt >= 0 || source.kind !== 'transmitq') continue;
-      const vring = source.vring as NetVring;
+      if (source === null || source.awakeAt >= 0) continue;
+      const { kind, vring } = source;
+      if (vring === null || kind === 'control') continue;
+      if (kind === 'receiveq') {
+        if (!vring.started && vring.fault === 0) isCalm = false;
+        continue;
+      }
       // A ring that waits for a translation is woken by it, one that was not started by its kick.
       if (!vring.started || vring.fault !== 0 || vring.queue.missed !== 0) continue;
       if (hasAvailable(vring.queue)) this.wake(source, nowMs);
     }
-    return this.#uplinksAsleep === 0;
+    return isCalm;
   }
 
   /** The last one takes its place, so who goes through the list goes from its end. */

@@ -26,7 +26,7 @@ export async function coreToCoreNs(cores: readonly [number, number]): Promise<nu
   throw new Error(`bench/core-to-core.c printed ${ns}: expected nanoseconds`);
 }
 
-export function placementOf(ns: number): Placement {
+function placementOf(ns: number): Placement {
   if (ns < NEAR_NS) return 'near';
   return ns < FAR_NS ? 'far' : 'apart';
 }

@@ -4,8 +4,8 @@
  *
  * Several stands are up at a time and take turns of less than a second: all processes of the others
  * are stopped (SIGSTOP) meanwhile, so that cores, caches and the place of the virtual cores are as
- * alike as they get. With a start of all processes between two runs a pair lay 10 s apart, and
- * compared one state of the machine with another.
+ * alike as they get. (With a start of all processes between two runs a pair lay 10 s apart, and
+ * compared one state of the machine with another.)
  */
 import { parseCycles, parseMegahertz, Testpmd, virtioUserVdev } from '../test/peers/dpdk.ts';
 import { Scratch, sleep } from '../test/peers/scratch.ts';
@@ -29,12 +29,15 @@ const WARM_MS = 60;
 /** Waiting for a core above this share makes a run useless. */
 const MAX_WAITING_SHARE = 0.08;
 
+// What is stopped hears no signal of the terminal: it is killed when we exit.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
+
 export class Stand {
-  static readonly #frozen = new Set<Stand>();
   readonly kind: BackendKind;
   readonly #scratch: Scratch;
   readonly #backend: Backend;
   readonly #client: Testpmd;
+
   private constructor(kind: BackendKind, scratch: Scratch, backend: Backend, client: Testpmd) {
     this.kind = kind;
     this.#scratch = scratch;
@@ -50,7 +53,7 @@ export class Stand {
       const client = scratch.own(await startClient(scenario, backend.sockets));
       await startLoad(client);
       const stand = new Stand(kind, scratch, backend, client);
-      stand.#freeze();
+      stand.#signal('SIGSTOP');
       return stand;
     } catch (error) {
       await scratch[Symbol.asyncDispose]();
@@ -62,8 +65,8 @@ export class Stand {
   async run(seconds: number): Promise<Run> {
     const cores = [BACKEND_CORE, CLIENT_CORE] as const;
     const lineBefore = await coreToCoreNs(cores);
-    this.#thaw();
-    const run = await this.#measure(seconds).finally(() => this.#freeze());
+    this.#signal('SIGCONT');
+    const run = await this.#measure(seconds).finally(() => this.#signal('SIGSTOP'));
     const coreToCore = [lineBefore, await coreToCoreNs(cores)] as const;
     const placement = placementBetween(...coreToCore);
     const moved = placement === null ? 'the virtual cores were moved meanwhile' : null;
@@ -72,12 +75,12 @@ export class Stand {
 
   /** Where the time of a profiled back-end went; it goes on from now on. */
   async profile(): Promise<string> {
-    this.#thaw();
+    this.#signal('SIGCONT');
     return (await this.#backend.profile?.()) ?? 'this back-end has no profile';
   }
 
   async close(): Promise<void> {
-    this.#thaw();
+    this.#signal('SIGCONT');
     await this.#scratch[Symbol.asyncDispose]();
   }
 
@@ -119,18 +122,6 @@ export class Stand {
     return [this.#client.pid, ...this.#backend.pids];
   }
 
-  #freeze(): void {
-    if (Stand.#frozen.size === 0) process.on('exit', Stand.#thawAll);
-    Stand.#frozen.add(this);
-    this.#signal('SIGSTOP');
-  }
-
-  #thaw(): void {
-    this.#signal('SIGCONT');
-    Stand.#frozen.delete(this);
-    if (Stand.#frozen.size === 0) process.off('exit', Stand.#thawAll);
-  }
-
   #signal(name: 'SIGSTOP' | 'SIGCONT'): void {
     for (const pid of this.#pids()) {
       try {
@@ -140,21 +131,6 @@ export class Stand {
       }
     }
   }
-
-  /** What is stopped cannot end with us. */
-  static readonly #thawAll = (): void => {
-    for (const stand of Stand.#frozen) stand.#signal('SIGCONT');
-  };
-}
-
-/** A stand of its own for one run. */
-export async function measure(
-  kind: BackendKind,
-  scenario: Scenario,
-  seconds: number,
-): Promise<Run> {
-  await using stand = await Stand.start(kind, scenario);
-  return stand.run(seconds);
 }
 
 function problemOf(ppsPerPort: readonly number[], waiting: number): string | null {

@@ -49,7 +49,7 @@ export type WorkerReply =
 /**
  * How long descriptors may go unlooked at while queues keep the worker busy, milliseconds. One
  * `epoll_wait` costs 0.5 us, and what the kernel leaves of caches and branch predictors costs more:
- * with RARE_CHECK_MS a reflecting port had 12 % more frames, a pair 16 % (64 bytes, interleaved).
+ * with RARE_CHECK_MS a reflecting port had 12 % more frames, a pair 10 % (64 bytes, interleaved).
  * So a plane that can peek at its sleeping queues itself does so, and the rest waits for longer.
  */
 const EVENT_CHECK_MS = 0.05;

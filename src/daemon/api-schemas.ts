@@ -107,6 +107,8 @@ export const WorkerStatusSchema = z
     sleeps: z.number(),
     wakeups: z.number(),
     cpuSeconds: z.number(),
+    queuesTaken: z.int().min(0).meta({ description: 'Queues that came from other workers.' }),
+    queuesRefused: z.int().min(0).meta({ description: 'Queues of others that it could not take.' }),
     queues: z.array(z.object({ port: z.string(), index: z.int(), chainsPerSecond: z.number() })),
   })
   .meta({ id: 'WorkerStatus' });

@@ -192,6 +192,9 @@ export type WorkerStatus = {
   readonly sleeps: number;
   readonly wakeups: number;
   readonly cpuSeconds: number;
+  /** Queues that came from other workers, and those that it could not take. */
+  readonly queuesTaken: number;
+  readonly queuesRefused: number;
   /** Rings that it alone takes from, and what it took in the last second (0 with one worker). */
   readonly queues: readonly {
     readonly port: string;

@@ -17,6 +17,7 @@ test('a control queue belongs to one worker, wherever the driver has it', async 
     spinMs: 0,
     queuePairsOf: () => PAIRS,
     onEvent: () => undefined,
+    onRefused: ({ cause }) => assert.fail(cause),
     onCrash: (error) => assert.fail(error),
   });
   const settings = { vlan: { mode: 'access', vid: 1 }, macLimit: 16, reflect: false } as const;

@@ -10,6 +10,7 @@ import {
   type GroupRule,
   LOADS_BYTES,
   type PlaneEvent,
+  type RefusedMove,
   type VringAttach,
   WorkerGroup,
 } from '../runtime/index.ts';
@@ -20,6 +21,7 @@ import {
   SWITCH_SCRATCH_BYTES,
 } from '../switch/index.ts';
 import { TAP_SCRATCH_BYTES } from '../uplinks/index.ts';
+import type { WorkerStatus } from './switch-types.ts';
 
 export type SwitchWorkersOptions = {
   readonly count: number;
@@ -28,6 +30,7 @@ export type SwitchWorkersOptions = {
   /** Queue pairs of a port, which say where its control queue is. */
   queuePairsOf(port: number): number;
   onEvent(event: PlaneEvent): void;
+  onRefused(refused: RefusedMove): void;
   onCrash(error: Error): void;
 };
 
@@ -58,6 +61,7 @@ export class SwitchWorkers {
       isShared: (vring) => this.#isShared(vring),
       ruleOf: (op) => this.#rules[op] ?? EACH,
       onEvent: (event) => options.onEvent(event),
+      onRefused: (refused) => options.onRefused(refused),
       loads,
       balanceMs: BALANCE_MS,
     });
@@ -68,6 +72,22 @@ export class SwitchWorkers {
     const [first, ...others] = this.#counters.map((cells) => readCounters(cells, port));
     for (const other of others) addTo(first!, other);
     return first!;
+  }
+
+  async status(nameOf: (port: number) => string): Promise<WorkerStatus[]> {
+    const queues = this.group.queues();
+    const moves = this.group.moves();
+    return (await this.group.counters()).map((counters, id) => ({
+      id,
+      ...counters,
+      queuesTaken: moves[id]!.taken,
+      queuesRefused: moves[id]!.refused,
+      queues: queues
+        .filter(({ member }) => member === id)
+        .map(({ device, index, load }) => {
+          return { port: nameOf(device), index, chainsPerSecond: load };
+        }),
+    }));
   }
 
   clearCounters(port: number): void {
@@ -151,6 +171,14 @@ export class SwitchWorkers {
 const EACH: GroupRule = { to: 'each' };
 
 type Counted = Readonly<Record<string, number>>;
+
+/** What people are told of a queue that its new worker could not take. */
+export function refusalOf({ index, from, to, cause, lost }: RefusedMove): string {
+  const where = lost
+    ? `nor could worker ${from} take it back: it stands still until its driver sets it up again`
+    : `it goes on at worker ${from}`;
+  return `worker ${to} could not take queue ${index}: ${cause.message}; ${where}`;
+}
 
 function shifted(add: AddPort, field: keyof AddPort, bytes: number): AddPort {
   const at = add[field] ?? -1;

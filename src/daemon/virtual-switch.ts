@@ -47,7 +47,7 @@ import type {
   WorkerStatus,
 } from './switch-types.ts';
 import { workersProblem } from './port-workers.ts';
-import { SwitchWorkers } from './switch-workers.ts';
+import { refusalOf, SwitchWorkers } from './switch-workers.ts';
 import { rehearse } from './rehearsal.ts';
 import { TapPort } from './tap-port.ts';
 import { UplinkPort } from './uplink-port.ts';
@@ -99,6 +99,8 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       queuePairsOf: (number) => this.#queuePairs[number] ?? 1,
       spinMs: config.spinMicroseconds / 1000,
       onEvent: (event) => this.#planeEvent(event),
+      onRefused: (refused) =>
+        this.#report('queue-refused', this.#nameOf(refused.device), refusalOf(refused)),
       onCrash: (error) => {
         this.#report('worker-ended', null, error.message);
         this.emit('error', error);
@@ -326,7 +328,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   async macTable(): Promise<MacEntry[]> {
     await this.#worker.request('macClock', undefined);
     return this.#macTable.list().map(({ mac, vlan, port, ageSeconds }) => {
-      return { mac, vlan, port: this.#entries[port]?.port.config.name ?? `#${port}`, ageSeconds };
+      return { mac, vlan, port: this.#nameOf(port) ?? `#${port}`, ageSeconds };
     });
   }
 
@@ -335,18 +337,8 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     return await this.#worker.request<number>('flushMacs', number);
   }
 
-  async workers(): Promise<WorkerStatus[]> {
-    const queues = this.#worker.queues();
-    return (await this.#worker.counters()).map((counters, id) => ({
-      id,
-      ...counters,
-      queues: queues
-        .filter(({ member }) => member === id)
-        .map(({ device, index, load }) => {
-          const port = this.#entries[device]?.port.config.name ?? `#${device}`;
-          return { port, index, chainsPerSecond: load };
-        }),
-    }));
+  workers(): Promise<WorkerStatus[]> {
+    return this.#workers.status((number) => this.#nameOf(number) ?? `#${number}`);
   }
 
   /** One capture per port at a time; it ends with the port. */
@@ -392,6 +384,10 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     } finally {
       await this.#workers.close();
     }
+  }
+
+  #nameOf(number: number): string | null {
+    return this.#entries[number]?.port.config.name ?? null;
   }
 
   #ports(): SwitchPort[] {

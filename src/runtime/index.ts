@@ -14,6 +14,7 @@ export {
   type GroupQueue,
   type GroupRule,
   LOADS_BYTES,
+  type RefusedMove,
   WorkerGroup,
   type WorkerGroupOptions,
 } from './worker-group.ts';

@@ -4,50 +4,78 @@ import { setImmediate, setTimeout } from 'node:timers/promises';
 import type { PlaneEvent, VringAttach } from './data-plane.ts';
 import { type GroupMember, LOADS_BYTES, WorkerGroup } from './worker-group.ts';
 
-/** Two members; the second takes no ring, and a ring stands at `released` when it is let go of. */
-function groupOf(attached: string[], released: number | null): WorkerGroup {
+/**
+ * Two members; the second takes no ring, and the first, let go of a ring that stands at 7, so many.
+ */
+function groupOf(options: { takesBack?: number; releases?: boolean } = {}) {
+  let { takesBack = 9 } = options;
+  const { releases = true } = options;
+  const attached: string[] = [];
+  const refused: string[] = [];
   const member = (name: number): GroupMember =>
     ({
       attachVring: async ({ config }: VringAttach) => {
         if (name === 1) throw new Error('no room');
+        if (config.base > 0 && takesBack-- === 0) throw new Error('none here either');
         attached.push(`${name}: ${config.base}`);
       },
-      request: async () =>
-        released === null ? null : { base: released, started: true, counters: {} },
+      detachVring: async () => 1000 + name,
+      request: async () => (releases ? { base: 7, started: true, counters: {} } : null),
       close: async () => undefined,
     }) as unknown as GroupMember;
-  return new WorkerGroup({
+  const group = new WorkerGroup({
     count: 2,
     start: member,
     isShared: () => false,
     ruleOf: () => ({ to: 'each' }),
     onEvent: () => undefined,
+    onRefused: ({ device, index, from, to, cause, lost }) =>
+      refused.push(`${device}:${index} ${from}-${to} ${cause.message}${lost ? ', lost' : ''}`),
     loads: new SharedArrayBuffer(LOADS_BYTES),
     balanceMs: 0,
   });
+  return { group, attached, refused };
 }
 
 const RING = { device: 3, index: 1, config: { base: 0 } } as unknown as VringAttach;
 
-test('a queue that its new worker cannot take goes on at the old one', async () => {
-  const attached: string[] = [];
-  const group = groupOf(attached, 7);
+test('a queue that its new worker cannot take goes on at the old one, and is told once', async () => {
+  const { group, attached, refused } = groupOf();
+  await group.attachVring(RING);
+  for (let tries = 0; tries < 2; tries++) await rejects(group.move(3, 1, 1), /no room/);
+  deepEqual(attached, ['0: 0', '0: 7', '0: 7']);
+  deepEqual(refused, ['3:1 0-1 no room']);
+  equal(group.queues()[0]?.member, 0);
+  deepEqual(group.moves(), [
+    { taken: 0, refused: 0 },
+    { taken: 0, refused: 2 },
+  ]);
+  equal(await group.detachVring(3, 1), 1000);
   await group.attachVring(RING);
   await rejects(group.move(3, 1, 1), /no room/);
-  deepEqual(attached, ['0: 0', '0: 7']);
-  equal(group.queues()[0]?.member, 0);
-  equal(group.moves, 0);
+  equal(refused.length, 2, 'another ring');
+  await group.close();
+});
+
+test('a queue that nobody can take keeps its place for who attaches it anew', async () => {
+  const { group, attached, refused } = groupOf({ takesBack: 0 });
+  await group.attachVring(RING);
+  await rejects(group.move(3, 1, 1), /no room/);
+  deepEqual(refused, ['3:1 0-1 no room, lost']);
+  equal(await group.move(3, 1, 1), false, 'it is nowhere');
+  equal(await group.detachVring(3, 1), 7);
+  await group.attachVring(RING);
+  deepEqual(attached, ['0: 0', '0: 0']);
   await group.close();
 });
 
 test('a queue that is not let go of stays where it is', async () => {
-  const attached: string[] = [];
-  const group = groupOf(attached, null);
+  const { group, attached } = groupOf({ releases: false });
   await group.attachVring(RING);
   equal(await group.move(3, 1, 1), false);
   deepEqual(attached, ['0: 0']);
   equal(group.queues()[0]?.member, 0);
-  equal(group.moves, 0);
+  deepEqual(group.moves()[1], { taken: 0, refused: 0 });
   await group.close();
 });
 
@@ -72,6 +100,7 @@ test('what a driver set is passed on, and who told it hears when all know', asyn
     isShared: () => false,
     ruleOf: () => ({ to: 'each' }),
     onEvent: () => undefined,
+    onRefused: () => undefined,
     loads: new SharedArrayBuffer(LOADS_BYTES),
     balanceMs: 0,
   });
@@ -103,6 +132,7 @@ test('a queue that must stay does not keep the others where they are', async () 
     isShared: () => false,
     ruleOf: () => ({ to: 'each' }),
     onEvent: () => undefined,
+    onRefused: () => undefined,
     loads,
     balanceMs: 5,
   });
@@ -115,7 +145,45 @@ test('a queue that must stay does not keep the others where they are', async () 
   const cells = new Float64Array(loads);
   cells[slots.get(5)!] = 900;
   cells[slots.get(1)!] = 1000;
-  for (let tries = 0; group.moves === 0 && tries < 400; tries++) await setTimeout(5);
+  for (let tries = 0; group.moves()[1]!.taken === 0 && tries < 400; tries++) await setTimeout(5);
   deepEqual(owned(), [[1, 0], [3, 1], [5, 1], [7, 1]]); // prettier-ignore
+  await group.close();
+});
+
+test('a queue that a worker refused stays for a while, and others move', async () => {
+  const loads = new SharedArrayBuffer(LOADS_BYTES);
+  const cells = new Float64Array(loads);
+  const slots = new Map<number, number>();
+  const member = (name: number): GroupMember =>
+    ({
+      attachVring: async ({ index, loadSlot }: VringAttach) => {
+        if (name === 1 && index === 1) throw new Error('no room');
+        slots.set(index, loadSlot!);
+      },
+      request: async () => ({ base: 0, started: true, counters: {} }),
+      close: async () => undefined,
+    }) as unknown as GroupMember;
+  const group = new WorkerGroup({
+    count: 2,
+    start: member,
+    isShared: () => false,
+    ruleOf: () => ({ to: 'each' }),
+    onEvent: () => undefined,
+    onRefused: ({ index }) => equal(index, 1),
+    loads,
+    balanceMs: 5,
+  });
+  for (const index of [1, 3, 5, 7]) await group.attachVring({ ...RING, index });
+  const moved = async (): Promise<void> => {
+    for (let tries = 0; group.moves()[1]!.taken === 0 && tries < 400; tries++) {
+      cells[slots.get(1)!]! += 1000;
+      cells[slots.get(5)!]! += 1000;
+      await setTimeout(5);
+    }
+  };
+  await moved();
+  deepEqual(group.moves()[1], { taken: 1, refused: 1 });
+  const owners = group.queues().map(({ member: owner }) => owner);
+  deepEqual(owners, [0, 1, 1, 1]);
   await group.close();
 });

@@ -28,6 +28,8 @@ export type WorkerGroupOptions = {
   isShared(vring: VringAttach): boolean;
   ruleOf(op: string): GroupRule;
   onEvent(event: PlaneEvent): void;
+  /** Once per queue, until it moves. */
+  onRefused(refused: RefusedMove): void;
   /** LOADS_BYTES; the plane adds up there what it takes from a ring. */
   readonly loads: SharedArrayBuffer;
   /** How often queues are looked at, milliseconds; 0: they stay where they are. */
@@ -41,6 +43,8 @@ export const LOADS_BYTES = LOAD_SLOTS * Float64Array.BYTES_PER_ELEMENT;
 
 /** Periods that a queue stays where it was moved to: its driver and caches settle meanwhile. */
 const REST_PERIODS = 3;
+/** Periods that a queue stays which a worker could not take: each try stops it for a moment. */
+const REFUSED_PERIODS = 60;
 
 export type GroupQueue = {
   readonly device: number;
@@ -48,6 +52,20 @@ export type GroupQueue = {
   readonly member: number;
   /** What was taken from it in the last period. */
   readonly load: number;
+};
+
+/** Rings that went to a worker so far, and those that it could not take. */
+export type GroupMoves = { readonly taken: number; readonly refused: number };
+
+/** A ring that a worker could not take. */
+export type RefusedMove = {
+  readonly device: number;
+  readonly index: number;
+  readonly from: number;
+  readonly to: number;
+  readonly cause: Error;
+  /** Its old worker could not take it back: nobody has it until it is attached anew. */
+  readonly lost: boolean;
 };
 
 type Entry = {
@@ -58,6 +76,11 @@ type Entry = {
   counted: number;
   load: number;
   rest: number;
+  /** Periods for which it stays, and lets others move meanwhile: a worker could not take it. */
+  barred: number;
+  refused: boolean;
+  /** No worker has it; it stands where `attach` says. */
+  lost: boolean;
   /** What is asked about a ring happens one after the other, moves included. */
   last: Promise<unknown>;
 };
@@ -79,13 +102,13 @@ export class WorkerGroup implements PlaneRunner {
   readonly #ownCounted = new Float64Array(FIRST_SLOT);
   #timer: NodeJS.Timeout | null = null;
   #moving: Promise<unknown> = Promise.resolve();
-  /** Rings that went to another worker so far. */
-  moves = 0;
+  readonly #moves: { taken: number; refused: number }[];
 
   constructor(options: WorkerGroupOptions) {
     this.#options = options;
     const { count } = options;
     this.#loads = new Float64Array(options.loads);
+    this.#moves = Array.from({ length: count }, () => ({ taken: 0, refused: 0 }));
     this.#members = Array.from({ length: count }, (_, member) =>
       options.start(member, (event) => this.#heard(event, member)),
     );
@@ -99,6 +122,11 @@ export class WorkerGroup implements PlaneRunner {
     return [...this.#entries.values()]
       .filter(({ member }) => member >= 0)
       .map(({ attach: { device, index }, member, load }) => ({ device, index, member, load }));
+  }
+
+  /** By worker: which took rings of others, or could not. */
+  moves(): readonly GroupMoves[] {
+    return this.#moves.map((moves) => ({ ...moves }));
   }
 
   counters(): Promise<WorkerCounters[]> {
@@ -115,6 +143,9 @@ export class WorkerGroup implements PlaneRunner {
       counted: 0,
       load: 0,
       rest: 0,
+      barred: 0,
+      refused: false,
+      lost: false,
       last: Promise.resolve(),
     };
     if (entry.slot !== 0) {
@@ -139,6 +170,7 @@ export class WorkerGroup implements PlaneRunner {
     return await this.#serially(entry, async () => {
       this.#entries.delete(key);
       if (entry.slot !== 0) this.#freeSlots.push(entry.slot);
+      if (entry.lost) return entry.attach.config.base;
       if (entry.member >= 0) return await this.#members[entry.member]!.detachVring(device, index);
       // The last to let go is the one who knows where the ring stands.
       const [first, ...others] = this.#members;
@@ -203,7 +235,8 @@ export class WorkerGroup implements PlaneRunner {
     const entry = this.#entries.get(keyOf(device, index));
     if (entry === undefined || entry.member < 0 || entry.attach.iotlb) return false;
     return await this.#serially(entry, async () => {
-      if (this.#entries.get(keyOf(device, index)) !== entry || entry.member === to) return false;
+      if (this.#entries.get(keyOf(device, index)) !== entry || entry.lost) return false;
+      if (entry.member === to) return false;
       const owner = entry.member;
       const from = this.#members[owner]!;
       const ring = { device, index };
@@ -216,12 +249,24 @@ export class WorkerGroup implements PlaneRunner {
         await this.#members[to]!.attachVring(entry.attach);
       } catch (error) {
         entry.member = owner; // who had it goes on where it stopped
-        await from.attachVring(entry.attach);
+        await this.#takeBack(entry, to, error as Error);
         throw error;
       }
-      this.moves++;
+      this.#moves[to]!.taken++;
+      entry.refused = false;
       return true;
     });
+  }
+
+  async #takeBack(entry: Entry, to: number, cause: Error): Promise<void> {
+    const { attach, member: from } = entry;
+    this.#moves[to]!.refused++;
+    entry.barred = REFUSED_PERIODS;
+    await this.#members[from]!.attachVring(attach).catch(() => (entry.lost = true));
+    const { refused, lost } = entry;
+    entry.refused = true;
+    const { device, index } = attach;
+    if (!refused || lost) this.#options.onRefused({ device, index, from, to, cause, lost });
   }
 
   /** Loads are read where the workers write them: nobody is woken for that. */
@@ -239,7 +284,9 @@ export class WorkerGroup implements PlaneRunner {
       entry.load = counted - entry.counted;
       entry.counted = counted;
       if (entry.rest > 0) entry.rest--;
-      if (entry.attach.iotlb) others[entry.member]! += entry.load; // stays where it is
+      const stays = entry.attach.iotlb || entry.lost || entry.barred > 0;
+      if (entry.barred > 0) entry.barred--;
+      if (stays) others[entry.member]! += entry.load;
       else queues.push({ device, index, member: entry.member, load: entry.load, entry });
     }
     const isResting = queues.some(({ entry }) => entry.rest > 0);

@@ -634,6 +634,21 @@ test('without a descriptor for the timer the policy is refused, and the plane go
   assert.equal(status().counters['sleeps'], 1, 'it has the policy that it had');
 });
 
+test('a ring whose kicks nobody can watch is not attached, and can be later', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  watched.set = () => {
+    throw new Error('ENOSPC'); // as epoll_ctl does
+  };
+  assert.throws(() => plane.attachVring(attach), /ENOSPC/);
+  assert.deepEqual(status().vrings, []);
+  assert.equal(plane.awake, 0);
+  watched = new Map();
+  plane.attachVring(attach);
+  send(queue, 0);
+  plane.poll(0);
+  assert.equal(called(), 1);
+});
+
 test('a port without a policy spins as the worker is told to, and then sleeps', () => {
   const { queue, attach } = ring(TRANSMITQ, []);
   plane.attachVring(attach);

@@ -154,15 +154,15 @@ export class NetPlane implements DataPlane {
     const port = this.#netPort(device);
     assert(port.vring(index) === null, () => `vring ${index} of device ${device} is attached`);
     const vring = new NetVring(attach, arena().buffer);
-    port.attach(vring, attach.features);
-    this.#changeIotlb(device, (iotlb) => iotlb.attach(attach));
     const kind = port.kindOf(index, attach.features);
     const source = this.#addSource(device, kind, vring, true, attach.loadSlot);
+    this.#sources.watchKicks(source, vring, this.#context);
+    port.attach(vring, attach.features);
+    this.#changeIotlb(device, (iotlb) => iotlb.attach(attach));
     this.#vringSources[device][index] = source;
     if (attach.kickFd < 0) {
       port.changed(vring, true); // a driver that does not kick is polled
     } else {
-      this.#context.watch(attach.kickFd, source.token);
       // The ring may still say what a device before us said: that it wants no kicks. Asked for
       // them, the driver either kicks or has added something already.
       if (!vring.started && vring.requestKicks()) port.changed(vring, false);

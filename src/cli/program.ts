@@ -149,6 +149,7 @@ function addSwitch(program: Command): void {
     .option('--throughput', 'the same: for many frames')
     .option('--power', 'the same: for little processor time')
     .option('--workers <count>', 'threads of the data plane (1)')
+    .option('--worker-cores <list>', 'the core of each of them, such as 2,3 (any)')
     .option('--check', 'check the configuration and end')
     .option('--take-over', 'take the ports and guests of the switch that runs at --control')
     .option('--json', 'readiness and events as JSON lines on standard output')

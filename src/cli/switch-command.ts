@@ -25,6 +25,7 @@ export type SwitchOptions = {
   readonly throughput?: boolean;
   readonly power?: boolean;
   readonly workers?: string;
+  readonly workerCores?: string;
   readonly check?: boolean;
   readonly takeOver?: boolean;
   readonly json?: boolean;
@@ -43,6 +44,7 @@ export function readSwitchConfig(options: SwitchOptions): SwitchConfig {
     control: control === undefined ? undefined : resolve(control),
     http: options.http,
     workers: options.workers === undefined ? undefined : parseWorkers(options.workers),
+    workerCores: options.workerCores === undefined ? undefined : parseCores(options.workerCores),
     policy: policyOf(options),
   });
 }
@@ -60,6 +62,11 @@ function parseWorkers(text: string): number {
   const count = Number(text);
   if (/^\d+$/.test(text) && count >= 1 && count <= MAX_WORKERS) return count;
   throw new ConfigError('--workers', `'${text}', expected is a number from 1 to ${MAX_WORKERS}`);
+}
+
+function parseCores(text: string): number[] {
+  if (/^\d{1,4}(,\d{1,4})*$/.test(text)) return text.split(',').map(Number);
+  throw new ConfigError('--worker-cores', `'${text}', expected is a list of cores, such as 2,3`);
 }
 
 function readConfigFile(name: string): string {

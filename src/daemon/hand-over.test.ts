@@ -35,6 +35,7 @@ const CONFIG = {
   mac: { ageingSeconds: 300, limit: 100 },
   spinMicroseconds: 50,
   workers: 1,
+  workerCores: [1],
 };
 const VM: VhostUserPortConfig = {
   name: 'vm0',
@@ -213,6 +214,7 @@ test('a newer configuration keeps what runs, adds what is new, and may not chang
     ['vm1'],
   );
   const { ports, disks, adapters } = plan;
+  deepEqual(mergeConfig(plan, null).config.workerCores, [1]);
   deepEqual(mergeConfig(plan, null).taken, { ports, disks, adapters });
   const kept = mergeConfig(plan, { ...newer, ports: [] });
   deepEqual([kept.taken.ports.length, kept.added.ports.length], [1, 0], 'no file ends a guest');

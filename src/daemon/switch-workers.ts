@@ -27,6 +27,8 @@ export type SwitchWorkersOptions = {
   readonly count: number;
   readonly macTable: SharedArrayBuffer;
   readonly spinMs: number;
+  /** Where each worker runs; null: anywhere. */
+  readonly cores?: readonly number[] | null;
   /** Queue pairs of a port, which say where its control queue is. */
   queuePairsOf(port: number): number;
   onEvent(event: PlaneEvent): void;
@@ -80,6 +82,7 @@ export class SwitchWorkers {
     return (await this.group.counters()).map((counters, id) => ({
       id,
       ...counters,
+      core: this.#options.cores?.[id] ?? null,
       queuesTaken: moves[id]!.taken,
       queuesRefused: moves[id]!.refused,
       queues: queues
@@ -102,7 +105,7 @@ export class SwitchWorkers {
   }
 
   #start(member: number, loads: SharedArrayBuffer, onEvent: (event: PlaneEvent) => void) {
-    const { macTable, spinMs, count, onCrash } = this.#options;
+    const { macTable, spinMs, count, cores = null, onCrash } = this.#options;
     return new DataPlaneWorker({
       name: `vring-plane-${member}`,
       planeModule: NET_PLANE_MODULE,
@@ -115,6 +118,7 @@ export class SwitchWorkers {
         loads,
       } satisfies NetPlaneOptions,
       spinMs,
+      core: cores?.[member] ?? null,
       onEvent,
       onCrash,
     });

@@ -48,6 +48,7 @@ import type {
 } from './switch-types.ts';
 import { workersProblem } from './port-workers.ts';
 import { refusalOf, SwitchWorkers } from './switch-workers.ts';
+import { checkCores } from './worker-cores.ts';
 import { rehearse } from './rehearsal.ts';
 import { TapPort } from './tap-port.ts';
 import { UplinkPort } from './uplink-port.ts';
@@ -83,6 +84,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
 
   private constructor(config: SwitchConfig) {
     super();
+    checkCores(config);
     this.#config = config;
     const { ageingSeconds, limit } = config.mac;
     const count = config.workers ?? 1;
@@ -98,12 +100,13 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       macTable: this.#macTable.memory,
       queuePairsOf: (number) => this.#queuePairs[number] ?? 1,
       spinMs: config.spinMicroseconds / 1000,
+      cores: config.workerCores ?? null,
       onEvent: (event) => this.#planeEvent(event),
       onRefused: (refused) =>
         this.#report('queue-refused', this.#nameOf(refused.device), refusalOf(refused)),
       onCrash: (error) => {
         this.#report('worker-ended', null, error.message);
-        this.emit('error', error);
+        if (this.listenerCount('error') > 0) this.emit('error', error); // else: start fails
       },
     });
     this.#worker = this.#workers.group;
@@ -116,6 +119,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   static async start(config: SwitchConfig): Promise<VirtualSwitch> {
     const self = new VirtualSwitch(config);
     try {
+      await self.#worker.counters(); // all run, where they are to
       for (const port of config.ports) await self.addPort(port);
       await self.disks.start(config.disks ?? [], config.scsi ?? []);
       return self;
@@ -167,12 +171,13 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
 
   plan(fds: SentFds, control: Fd): HandOverPlan {
     const { control: own, http, stateFile = null, mac, spinMicroseconds } = this.#config;
-    const { workers = 1 } = this.#config;
+    const { workers = 1, workerCores } = this.#config;
+    const threads = { workers, workerCores: workerCores ? [...workerCores] : null };
     const policy = policyOf({}, this.#config);
     return {
       version: VERSION,
       pid: process.pid,
-      config: { control: own, http, stateFile, mac, spinMicroseconds, policy, workers },
+      config: { control: own, http, stateFile, mac, spinMicroseconds, policy, ...threads },
       control: fds.add(control),
       ports: this.#ports().map((port) => port.plan(fds)),
       ...this.disks.plan(fds),

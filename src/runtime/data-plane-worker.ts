@@ -16,6 +16,8 @@ export type DataPlaneWorkerOptions = {
   /** Passed to the plane; structured clone. */
   readonly planeOptions: unknown;
   readonly spinMs: number;
+  /** The one that the thread runs on; absent: any. */
+  readonly core?: number | null;
   readonly onEvent: (event: PlaneEvent) => void;
   /** The thread ended without being asked to. Nothing of it works afterwards. */
   readonly onCrash: (error: Error) => void;
@@ -46,6 +48,7 @@ export class DataPlaneWorker implements PlaneRunner {
       mailbox: port2,
       mailboxFd: this.#mailboxFd.number,
       spinMs: options.spinMs,
+      core: options.core ?? null,
       options: options.planeOptions,
     };
     const isUnbuilt = import.meta.url.endsWith('.ts');

@@ -16,6 +16,7 @@ import { Epoll } from '../sys/epoll.ts';
 import { drainEventfd } from '../sys/eventfd.ts';
 import {
   pauseWatch,
+  pinThread,
   setThreadName,
   threadCpuSeconds,
   watchThread,
@@ -37,6 +38,8 @@ export type WorkerBoot = {
   readonly mailbox: MessagePort;
   readonly mailboxFd: number;
   readonly spinMs: number;
+  /** The one that the thread runs on; null: any. */
+  readonly core: number | null;
   readonly options: unknown;
 };
 
@@ -248,6 +251,7 @@ class WorkerLoop {
 
 const boot = workerData as WorkerBoot;
 setThreadName(boot.name);
+if (boot.core !== null) pinThread(boot.core);
 const { createPlane } = (await import(boot.planeModule)) as { createPlane: CreatePlane };
 flushCompileCache(); // for the next worker; this one never returns to where Node would write it
 new WorkerLoop(boot, createPlane).run();

@@ -108,6 +108,7 @@ export type { TapOffloads, TapOptions, TapState } from './tap.ts';
 export {
   enterNetns,
   hurryThread,
+  onlineCores,
   pinThread,
   pauseWatch,
   processCpuSeconds,

@@ -48,8 +48,8 @@ test('a core that a worker may not have ends it, and says so', async () => {
   const workers = start({ count: 1, cores: [1023], onCrash });
   const refusal = /^data-plane worker "vring-plane-0" ended: sched_setaffinity.*cpu 1023/;
   await assert.rejects(workers.group.counters(), { message: refusal });
-  assert.match(crashes.join(), refusal);
   await workers.close();
+  assert.match(crashes.join(), refusal);
 });
 
 function start(options: Partial<SwitchWorkersOptions>): SwitchWorkers {

@@ -9,6 +9,7 @@ import {
   DataPlaneWorker,
   type GroupRule,
   LOADS_BYTES,
+  type MemberContext,
   type PlaneEvent,
   type RefusedMove,
   type VringAttach,
@@ -59,11 +60,12 @@ export class SwitchWorkers {
     const loads = new SharedArrayBuffer(LOADS_BYTES);
     this.group = new WorkerGroup({
       count,
-      start: (member, onEvent) => this.#start(member, loads, onEvent),
+      start: (member, context) => this.#start(member, loads, context),
       isShared: (vring) => this.#isShared(vring),
       ruleOf: (op) => this.#rules[op] ?? EACH,
       onEvent: (event) => options.onEvent(event),
       onRefused: (refused) => options.onRefused(refused),
+      onCrash: (error) => options.onCrash(error),
       loads,
       balanceMs: BALANCE_MS,
     });
@@ -104,8 +106,8 @@ export class SwitchWorkers {
     this.#scratch.close();
   }
 
-  #start(member: number, loads: SharedArrayBuffer, onEvent: (event: PlaneEvent) => void) {
-    const { macTable, spinMs, count, cores = null, onCrash } = this.#options;
+  #start(member: number, loads: SharedArrayBuffer, context: MemberContext) {
+    const { macTable, spinMs, count, cores = null } = this.#options;
     return new DataPlaneWorker({
       name: `vring-plane-${member}`,
       planeModule: NET_PLANE_MODULE,
@@ -119,8 +121,7 @@ export class SwitchWorkers {
       } satisfies NetPlaneOptions,
       spinMs,
       core: cores?.[member] ?? null,
-      onEvent,
-      onCrash,
+      ...context,
     });
   }
 

@@ -18,6 +18,8 @@ export type DataPlaneWorkerOptions = {
   readonly spinMs: number;
   /** The one that the thread runs on; absent: any. */
   readonly core?: number | null;
+  /** Of the threads with which it shares locks: lock-wait.ts. */
+  readonly alarm?: Int32Array | null;
   readonly onEvent: (event: PlaneEvent) => void;
   /** The thread ended without being asked to. Nothing of it works afterwards. */
   readonly onCrash: (error: Error) => void;
@@ -49,6 +51,7 @@ export class DataPlaneWorker implements PlaneRunner {
       mailboxFd: this.#mailboxFd.number,
       spinMs: options.spinMs,
       core: options.core ?? null,
+      alarm: options.alarm ?? null,
       options: options.planeOptions,
     };
     const isUnbuilt = import.meta.url.endsWith('.ts');
@@ -116,7 +119,9 @@ export class DataPlaneWorker implements PlaneRunner {
 
   /** Asks the plane. Requests are carried out in the order in which they were made. */
   request<T>(op: string, payload: unknown): Promise<T> {
-    if (this.#ended !== null) return Promise.reject(this.#ended);
+    const ended = this.#ended;
+    // An answer says that nobody touches what it is about: so does this one.
+    if (ended !== null) return this.#exited.then(() => Promise.reject(ended));
     const id = this.#nextId++;
     return new Promise<T>((resolve, reject) => {
       this.#pending.set(id, { resolve: resolve as Pending['resolve'], reject });

@@ -14,6 +14,7 @@ export {
   type GroupQueue,
   type GroupRule,
   LOADS_BYTES,
+  type MemberContext,
   type RefusedMove,
   WorkerGroup,
   type WorkerGroupOptions,

@@ -1,6 +1,7 @@
-import { deepEqual, equal, rejects } from 'node:assert/strict';
+import { deepEqual, equal, fail, rejects } from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate, setTimeout } from 'node:timers/promises';
+import { DataPlaneWorker } from './data-plane-worker.ts';
 import type { PlaneEvent, VringAttach } from './data-plane.ts';
 import { type GroupMember, LOADS_BYTES, WorkerGroup } from './worker-group.ts';
 
@@ -29,6 +30,7 @@ function groupOf(options: { takesBack?: number; releases?: boolean } = {}) {
     isShared: () => false,
     ruleOf: () => ({ to: 'each' }),
     onEvent: () => undefined,
+    onCrash: (error) => fail(error),
     onRefused: ({ device, index, from, to, cause, lost }) =>
       refused.push(`${device}:${index} ${from}-${to} ${cause.message}${lost ? ', lost' : ''}`),
     loads: new SharedArrayBuffer(LOADS_BYTES),
@@ -93,13 +95,14 @@ test('what a driver set is passed on, and who told it hears when all know', asyn
     }) as unknown as GroupMember;
   const group = new WorkerGroup({
     count: 3,
-    start: (name, onEvent) => {
+    start: (name, { onEvent }) => {
       tell.push(onEvent);
       return member(name);
     },
     isShared: () => false,
     ruleOf: () => ({ to: 'each' }),
     onEvent: () => undefined,
+    onCrash: (error) => fail(error),
     onRefused: () => undefined,
     loads: new SharedArrayBuffer(LOADS_BYTES),
     balanceMs: 0,
@@ -132,6 +135,7 @@ test('a queue that must stay does not keep the others where they are', async () 
     isShared: () => false,
     ruleOf: () => ({ to: 'each' }),
     onEvent: () => undefined,
+    onCrash: (error) => fail(error),
     onRefused: () => undefined,
     loads,
     balanceMs: 5,
@@ -169,6 +173,7 @@ test('a queue that a worker refused stays for a while, and others move', async (
     isShared: () => false,
     ruleOf: () => ({ to: 'each' }),
     onEvent: () => undefined,
+    onCrash: (error) => fail(error),
     onRefused: ({ index }) => equal(index, 1),
     loads,
     balanceMs: 5,
@@ -185,5 +190,43 @@ test('a queue that a worker refused stays for a while, and others move', async (
   deepEqual(group.moves()[1], { taken: 1, refused: 1 });
   const owners = group.queues().map(({ member: owner }) => owner);
   deepEqual(owners, [0, 1, 1, 1]);
+  await group.close();
+});
+
+test('a worker that ends with a lock takes those with it that wait for it', async () => {
+  const crashes: Error[] = [];
+  const group = new WorkerGroup({
+    count: 3,
+    start: (name, context) =>
+      new DataPlaneWorker({
+        name: `test-plane-${name}`,
+        planeModule: new URL('./test-plane.ts', import.meta.url),
+        planeOptions: null,
+        spinMs: 0,
+        ...context,
+      }),
+    isShared: () => false,
+    // Two wait for the lock of the first; nobody hears more of them.
+    ruleOf: (op) => ({ to: op === 'lock' ? 'first-first' : 'first' }),
+    onEvent: () => undefined,
+    onRefused: () => undefined,
+    onCrash: (error) => crashes.push(error),
+    loads: new SharedArrayBuffer(LOADS_BYTES),
+    balanceMs: 0,
+  });
+  await group.counters();
+  const gone = { message: 'data-plane worker "test-plane-0" ended: a mistake of ours' };
+  const waiting = group.request('lock', new Int32Array(new SharedArrayBuffer(8)));
+  const answer = rejects(waiting, /another thread ended, and may have held our lock/);
+  await setTimeout(50);
+  equal(crashes.length, 0, 'they wait');
+  await group.request('crash', null);
+  await answer;
+  for (let tries = 0; crashes.length === 0 && tries < 400; tries++) await setTimeout(5);
+  deepEqual(
+    crashes.map(({ message }) => message),
+    [gone.message],
+  );
+  await rejects(group.counters(), gone);
   await group.close();
 });

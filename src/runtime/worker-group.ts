@@ -1,3 +1,5 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ALARM_WORDS, raiseLockAlarm } from '../sys/lock-wait.ts';
 import type { IotlbUpdate } from '../vhost-user/index.ts';
 import { SHARED_RING_WORDS } from '../virtqueue/shared-ring.hot.ts';
 import type { PlaneEvent, ResumedVring, VringAttach, WorkerCounters } from './data-plane.ts';
@@ -8,6 +10,14 @@ import { balance } from './queue-balance.ts';
 export interface GroupMember extends PlaneRunner {
   counters(): Promise<WorkerCounters>;
 }
+
+/** What a group gives its members. */
+export type MemberContext = {
+  /** Raised when one ended, whose locks are never let go of: who waits gives up (lock-wait.ts). */
+  readonly alarm: Int32Array;
+  onEvent(event: PlaneEvent): void;
+  onCrash(error: Error): void;
+};
 
 /** Who carries a request of the plane out, and what its answer is. */
 export type GroupRule = {
@@ -23,18 +33,23 @@ export type GroupRule = {
 
 export type WorkerGroupOptions = {
   readonly count: number;
-  start(member: number, onEvent: (event: PlaneEvent) => void): GroupMember;
+  start(member: number, context: MemberContext): GroupMember;
   /** Rings that every worker writes; each other one belongs to one worker. */
   isShared(vring: VringAttach): boolean;
   ruleOf(op: string): GroupRule;
   onEvent(event: PlaneEvent): void;
   /** Once per queue, until it moves. */
   onRefused(refused: RefusedMove): void;
+  /** A worker ended by itself, and all others with it; told once. */
+  onCrash(error: Error): void;
   /** LOADS_BYTES; the plane adds up there what it takes from a ring. */
   readonly loads: SharedArrayBuffer;
   /** How often queues are looked at, milliseconds; 0: they stay where they are. */
   readonly balanceMs: number;
 };
+
+/** Longest that workers which end with another one are waited for, milliseconds. */
+const CLOSE_MS = 2000;
 
 /** Slots of workers come first: load that belongs to no queue. */
 const FIRST_SLOT = 16;
@@ -92,6 +107,9 @@ type Entry = {
  *
  * A ring moves as if it were stopped and started: its worker lets go of it between two rounds, with
  * nothing out, and the next one begins where that ended. Its eventfd counts what nobody heard.
+ *
+ * A worker that ends by itself takes the others with it: it may have held a lock, and what a ring
+ * that it was working on looks like nobody knows. Requests are answered when all threads are gone.
  */
 export class WorkerGroup implements PlaneRunner {
   readonly #options: WorkerGroupOptions;
@@ -100,6 +118,8 @@ export class WorkerGroup implements PlaneRunner {
   readonly #freeSlots = Array.from({ length: LOAD_SLOTS - FIRST_SLOT }, (_, i) => i + FIRST_SLOT);
   readonly #loads: Float64Array;
   readonly #ownCounted = new Float64Array(FIRST_SLOT);
+  readonly #alarm = new Int32Array(new SharedArrayBuffer(ALARM_WORDS * 4));
+  #isEnding = false;
   #timer: NodeJS.Timeout | null = null;
   #moving: Promise<unknown> = Promise.resolve();
   readonly #moves: { taken: number; refused: number }[];
@@ -110,7 +130,11 @@ export class WorkerGroup implements PlaneRunner {
     this.#loads = new Float64Array(options.loads);
     this.#moves = Array.from({ length: count }, () => ({ taken: 0, refused: 0 }));
     this.#members = Array.from({ length: count }, (_, member) =>
-      options.start(member, (event) => this.#heard(event, member)),
+      options.start(member, {
+        alarm: this.#alarm,
+        onEvent: (event) => this.#heard(event, member),
+        onCrash: (error) => void this.#crashed(error),
+      }),
     );
     if (count === 1 || options.balanceMs === 0) return;
     this.#timer = setInterval(() => this.#balance(), options.balanceMs);
@@ -130,7 +154,7 @@ export class WorkerGroup implements PlaneRunner {
   }
 
   counters(): Promise<WorkerCounters[]> {
-    return Promise.all(this.#members.map((member) => member.counters()));
+    return this.#each((member) => member.counters());
   }
 
   async attachVring(vring: VringAttach): Promise<void> {
@@ -174,8 +198,11 @@ export class WorkerGroup implements PlaneRunner {
       if (entry.member >= 0) return await this.#members[entry.member]!.detachVring(device, index);
       // The last to let go is the one who knows where the ring stands.
       const [first, ...others] = this.#members;
-      await Promise.all(others.map((member) => member.detachVring(device, index)));
-      return await first!.detachVring(device, index);
+      const told = others.map((member) => member.detachVring(device, index));
+      await Promise.allSettled(told); // if one failed, the first must let go all the same
+      const base = await first!.detachVring(device, index);
+      await Promise.all(told);
+      return base;
     });
   }
 
@@ -215,19 +242,34 @@ export class WorkerGroup implements PlaneRunner {
       this.#members[member]!.request(op, payloadOf?.(payload as never, member) ?? payload);
     if (this.#members.length === 1 || to === 'first') return (await ask(0)) as T;
     const others = (): Promise<unknown[]> =>
-      Promise.all(this.#members.slice(1).map((_, at) => ask(at + 1)));
+      allOf(this.#members.slice(1).map((_, at) => ask(at + 1)));
     let results: unknown[];
     if (to === 'first-first') results = [await ask(0), ...(await others())];
     else if (to === 'first-last') results = (await others()).concat(await ask(0)).toReversed();
-    else results = await Promise.all([ask(0), others()]).then(([one, more]) => [one, ...more]);
+    else results = await allOf(this.#members.map((_, member) => ask(member)));
     return (merge === undefined ? results[0] : merge(results as never[])) as T;
   }
 
   async close(): Promise<void> {
-    if (this.#timer !== null) clearInterval(this.#timer);
-    this.#timer = null;
+    this.#stopTimer();
+    this.#isEnding = true;
     await this.#moving.catch(() => undefined);
     await this.#each((member) => member.close());
+  }
+
+  #stopTimer(): void {
+    if (this.#timer !== null) clearInterval(this.#timer);
+    this.#timer = null;
+  }
+
+  async #crashed(error: Error): Promise<void> {
+    raiseLockAlarm(this.#alarm);
+    if (this.#isEnding) return;
+    this.#isEnding = true;
+    this.#stopTimer();
+    const closed = this.#each((member) => member.close());
+    await Promise.race([closed, sleep(CLOSE_MS, undefined, { ref: false })]);
+    this.#options.onCrash(error);
   }
 
   /** Gives a ring to another worker; false where it is shared, gone, broken, or has an IOTLB. */
@@ -324,7 +366,7 @@ export class WorkerGroup implements PlaneRunner {
   }
 
   #each<T>(work: (member: GroupMember) => Promise<T>): Promise<T[]> {
-    return Promise.all(this.#members.map(work));
+    return allOf(this.#members.map(work));
   }
 
   #heard(event: PlaneEvent, from: number): void {
@@ -338,6 +380,12 @@ export class WorkerGroup implements PlaneRunner {
       .then(() => this.#members[from]!.request('driverHeard', { port: event.device }))
       .catch(() => undefined);
   }
+}
+
+/** When one fails, the others are waited for all the same: they may still use what it is about. */
+async function allOf<T>(answers: readonly Promise<T>[]): Promise<T[]> {
+  await Promise.allSettled(answers);
+  return await Promise.all(answers);
 }
 
 function newRecord(): Int32Array {

@@ -14,6 +14,7 @@ import { assert } from '../base/assert.ts';
 import { messageOf, VringError } from '../base/errors.ts';
 import { Epoll } from '../sys/epoll.ts';
 import { drainEventfd } from '../sys/eventfd.ts';
+import { heedLockAlarm } from '../sys/lock-wait.ts';
 import {
   pauseWatch,
   pinThread,
@@ -40,6 +41,8 @@ export type WorkerBoot = {
   readonly spinMs: number;
   /** The one that the thread runs on; null: any. */
   readonly core: number | null;
+  /** Raised when a thread ended with which it shares locks. */
+  readonly alarm: Int32Array | null;
   readonly options: unknown;
 };
 
@@ -252,6 +255,7 @@ class WorkerLoop {
 const boot = workerData as WorkerBoot;
 setThreadName(boot.name);
 if (boot.core !== null) pinThread(boot.core);
+if (boot.alarm !== null) heedLockAlarm(boot.alarm);
 const { createPlane } = (await import(boot.planeModule)) as { createPlane: CreatePlane };
 flushCompileCache(); // for the next worker; this one never returns to where Node would write it
 new WorkerLoop(boot, createPlane).run();

@@ -116,10 +116,14 @@ export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch
     if (!options.quiet) complain(handedOverLine(cause));
     return 0;
   }
-  if (cause instanceof Error) complain(`the data plane failed: ${cause.message}`);
-  else if (!options.quiet) complain(`${cause}: ending`);
+  if (cause instanceof Error) {
+    complain(`the data plane failed: ${cause.message}`);
+    await closeInTime(daemon).catch(() => undefined); // what fails now fails for that reason
+    return 1;
+  }
+  if (!options.quiet) complain(`${cause}: ending`);
   await closeInTime(daemon);
-  return cause instanceof Error ? 1 : 0;
+  return 0;
 }
 
 /**
@@ -177,6 +181,5 @@ async function closeInTime(daemon: SwitchDaemon): Promise<void> {
     complain(`a session did not end within ${CLOSE_TIMEOUT_MS / 1000} s; giving up on it`);
     process.exit(1);
   }, CLOSE_TIMEOUT_MS);
-  await daemon.close();
-  clearTimeout(timer);
+  await daemon.close().finally(() => clearTimeout(timer));
 }

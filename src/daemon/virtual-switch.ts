@@ -172,12 +172,12 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   plan(fds: SentFds, control: Fd): HandOverPlan {
     const { control: own, http, stateFile = null, mac, spinMicroseconds } = this.#config;
     const { workers = 1, workerCores } = this.#config;
-    const threads = { workers, workerCores: workerCores ? [...workerCores] : null };
-    const policy = policyOf({}, this.#config);
+    const cores = workerCores ? [...workerCores] : null;
+    const rest = { policy: policyOf({}, this.#config), workers, workerCores: cores };
     return {
       version: VERSION,
       pid: process.pid,
-      config: { control: own, http, stateFile, mac, spinMicroseconds, policy, ...threads },
+      config: { control: own, http, stateFile, mac, spinMicroseconds, ...rest },
       control: fds.add(control),
       ports: this.#ports().map((port) => port.plan(fds)),
       ...this.disks.plan(fds),
@@ -383,12 +383,12 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     if (this.#closed) return;
     this.#closed = true;
     await this.#changes.catch(() => undefined);
-    try {
-      for (const entry of this.#entries) if (entry !== null) await this.#remove(entry);
-      await this.disks.close();
-    } finally {
-      await this.#workers.close();
+    const failures: unknown[] = []; // a data plane that failed fails each
+    for (const entry of this.#entries) {
+      if (entry !== null) await this.#remove(entry).catch((error) => failures.push(error));
     }
+    await this.disks.close().finally(() => this.#workers.close());
+    if (failures.length > 0) throw failures[0];
   }
 
   #nameOf(number: number): string | null {

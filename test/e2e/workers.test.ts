@@ -3,13 +3,17 @@
  * workers share, queues that move under load, and a hand-over. Traffic is numbered: nothing may be
  * lost, doubled or reordered.
  */
-import { deepEqual, equal, ok } from 'node:assert/strict';
+import { deepEqual, doesNotMatch, equal, match, ok } from 'node:assert/strict';
+import { cpSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { test } from 'node:test';
 import { runTraffic } from '../../src/guest/index.ts';
 import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
 import { Host, type HostOptions, VringProcess, macOf } from '../peers/software-guest.ts';
-import { startSwitch, type SwitchProcess } from '../peers/switch.ts';
+import { startSwitch, SwitchProcess } from '../peers/switch.ts';
 
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const TWO = ['--workers', '2'];
 const NO_LOSS = { lost: 0, repeated: 0, reordered: 0, corrupt: 0 };
 
@@ -138,3 +142,47 @@ test('a hand-over between switches with two workers', { timeout: 60_000 }, async
   });
   deepEqual(got, { good: 30_000, ...NO_LOSS });
 });
+
+test('a worker that ends with a lock ends the switch, and nobody waits for it', async () => {
+  await using scratch = new Scratch();
+  const root = treeWith(scratch, 'src/devices/net/net-port.ts', [
+    '    const result = this.#result;\n', // the lock of the receive queue was taken before
+    "    if (batch.frameLen[list[0]] === 999) throw new Error('a mistake of ours');\n",
+  ]);
+  const ports = ['a', 'b', 'one'].map((name) => `${name}=vhost-user:${scratch.path(name)}`);
+  const control = scratch.path('control');
+  const vswitch = scratch.own(await SwitchProcess.start({ ports, control, args: TWO, root }));
+  const hosts: Host[] = [];
+  for (const [at, name] of ['a', 'b', 'one'].entries()) {
+    const options: HostOptions = { notify: 'manual', ringSize: 1024 };
+    hosts.push(scratch.own(await Host.join(scratch.path(name), at + 1, options)));
+    hosts.at(-1)!.guest.announce();
+  }
+  const [a, b] = hosts as [Host, Host];
+  const send = (from: Host, sizeBytes: number, frames: number): Promise<unknown> => {
+    const generate = { sizeBytes, targetMac: macOf(3), frames, rate: 10_000 };
+    return runTraffic({ guest: from.guest, generate }).catch(() => 'the switch is gone');
+  };
+  const others = send(b, 200, 100_000);
+  await sleep(100);
+  const startedMs = performance.now();
+  await send(a, 999, 1);
+  deepEqual(await vswitch.ended(), { code: 1, signal: null });
+  ok(performance.now() - startedMs < 4000, 'no session is given up on');
+  match(vswitch.log, /the data plane failed: data-plane worker "vring-plane-0" ended: a mistake/);
+  doesNotMatch(vswitch.log, /giving up/);
+  equal(await others, 'the switch is gone');
+});
+
+/** A copy of the sources with something after the one place where `before` stands. */
+function treeWith(scratch: Scratch, file: string, [before, more]: [string, string]): string {
+  const root = scratch.path('tree');
+  for (const name of ['src', 'package.json']) {
+    cpSync(join(ROOT, name), join(root, name), { recursive: true });
+  }
+  for (const name of ['node_modules', 'native', 'build']) symlinkSync(join(ROOT, name), join(root, name));
+  const parts = readFileSync(join(root, file), 'utf8').split(before);
+  equal(parts.length, 2, `${file} has it once`);
+  writeFileSync(join(root, file), parts.join(before + more));
+  return root;
+}

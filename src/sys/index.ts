@@ -2,6 +2,7 @@
 export {
   arena,
   arenaHostAddress,
+  claimFaults,
   CopyPlan,
   mapPrivateAt,
   mapRegionAt,

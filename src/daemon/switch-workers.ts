@@ -155,7 +155,7 @@ export class SwitchWorkers {
       }),
     },
     removePort: { to: 'first-first' },
-    portStatus: { to: 'each', merge: mergeStatus },
+    portStatus: { to: 'each', still: true, merge: mergeStatus },
     saveState: { to: 'each', merge: mergeStates },
     loadState: {
       to: 'each',

@@ -1,4 +1,4 @@
-import { deepEqual, equal, fail, rejects } from 'node:assert/strict';
+import { deepEqual, equal, fail, match, rejects } from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate, setTimeout } from 'node:timers/promises';
 import { DataPlaneWorker } from './data-plane-worker.ts';
@@ -190,6 +190,67 @@ test('a queue that a worker refused stays for a while, and others move', async (
   deepEqual(group.moves()[1], { taken: 1, refused: 1 });
   const owners = group.queues().map(({ member: owner }) => owner);
   deepEqual(owners, [0, 1, 1, 1]);
+  await group.close();
+});
+
+test('while all are asked of rings none moves, and one that does is waited for', async () => {
+  const loads = new SharedArrayBuffer(LOADS_BYTES);
+  const cells = new Float64Array(loads);
+  const steps: string[] = [];
+  const resume = new Map<string, () => void>();
+  const step = async (name: string): Promise<void> => {
+    steps.push(name);
+    await new Promise<void>((resolve) => resume.set(name, resolve));
+  };
+  const slots = new Map<number, number>();
+  const member = (name: number): GroupMember =>
+    ({
+      attachVring: async ({ index, loadSlot, resumed }: VringAttach) => {
+        if (resumed) steps.push(`${index} moved to ${name}`);
+        slots.set(index, loadSlot!);
+      },
+      request: async (op: string) => {
+        await step(op);
+        return op === 'releaseVring' ? { base: 0, started: true, counters: {} } : name;
+      },
+      close: async () => undefined,
+    }) as unknown as GroupMember;
+  const group = new WorkerGroup({
+    count: 2,
+    start: member,
+    isShared: () => false,
+    ruleOf: () => ({ to: 'first', still: true }),
+    onEvent: () => undefined,
+    onCrash: (error) => fail(error),
+    onRefused: () => undefined,
+    loads,
+    balanceMs: 5,
+  });
+  let busy = [1, 5];
+  const until = async (count: number, most = 400): Promise<void> => {
+    for (let tries = 0; tries < most && steps.length < count; tries++) {
+      for (const index of busy) cells[slots.get(index)!]! += 1000;
+      await setTimeout(5);
+    }
+  };
+  for (const index of [1, 3, 5, 7]) await group.attachVring({ ...RING, index });
+  await until(1);
+  const asked = group.request('status', null);
+  await setTimeout(30);
+  deepEqual(steps, ['releaseVring'], 'the question waits');
+  resume.get('releaseVring')!();
+  await until(3);
+  const [, moved, ...after] = steps;
+  match(moved!, /^[15] moved to 1$/);
+  deepEqual(after, ['status']);
+  busy = [Number(moved![0]), 3]; // both at the second
+  await until(4, 20);
+  equal(steps.length, 3, 'no move, with all reason for one');
+  resume.get('status')!();
+  equal(await asked, 0);
+  await until(4);
+  equal(steps[3], 'releaseVring');
+  resume.get('releaseVring')!();
   await group.close();
 });
 

@@ -26,6 +26,8 @@ export type GroupRule = {
    * it alone receives from an uplink, whose frames no other may meet before or after it knows it.
    */
   readonly to: 'first' | 'each' | 'first-last' | 'first-first';
+  /** No ring moves meanwhile: one that does would be in two answers, or in none. */
+  readonly still?: boolean;
   payload?(payload: never, member: number): unknown;
   /** Default: the first worker's answer. */
   merge?(results: readonly never[]): unknown;
@@ -122,6 +124,8 @@ export class WorkerGroup implements PlaneRunner {
   #isEnding = false;
   #timer: NodeJS.Timeout | null = null;
   #moving: Promise<unknown> = Promise.resolve();
+  /** Requests under way during which no ring moves. */
+  #asking = 0;
   readonly #moves: { taken: number; refused: number }[];
 
   constructor(options: WorkerGroupOptions) {
@@ -237,23 +241,31 @@ export class WorkerGroup implements PlaneRunner {
   }
 
   async request<T>(op: string, payload: unknown): Promise<T> {
-    const { to, payload: payloadOf, merge } = this.#options.ruleOf(op);
+    const { still = false, ...rule } = this.#options.ruleOf(op);
+    if (!still) return (await this.#carryOut(rule, op, payload)) as T;
+    this.#asking++;
+    await this.#moving;
+    return (await this.#carryOut(rule, op, payload).finally(() => this.#asking--)) as T;
+  }
+
+  async #carryOut(rule: GroupRule, op: string, payload: unknown): Promise<unknown> {
+    const { to, payload: payloadOf, merge } = rule;
     const ask = (member: number): Promise<unknown> =>
       this.#members[member]!.request(op, payloadOf?.(payload as never, member) ?? payload);
-    if (this.#members.length === 1 || to === 'first') return (await ask(0)) as T;
+    if (this.#members.length === 1 || to === 'first') return await ask(0);
     const others = (): Promise<unknown[]> =>
       allOf(this.#members.slice(1).map((_, at) => ask(at + 1)));
     let results: unknown[];
     if (to === 'first-first') results = [await ask(0), ...(await others())];
     else if (to === 'first-last') results = (await others()).concat(await ask(0)).toReversed();
     else results = await allOf(this.#members.map((_, member) => ask(member)));
-    return (merge === undefined ? results[0] : merge(results as never[])) as T;
+    return merge === undefined ? results[0] : merge(results as never[]);
   }
 
   async close(): Promise<void> {
     this.#stopTimer();
     this.#isEnding = true;
-    await this.#moving.catch(() => undefined);
+    await this.#moving;
     await this.#each((member) => member.close());
   }
 
@@ -332,7 +344,7 @@ export class WorkerGroup implements PlaneRunner {
       else queues.push({ device, index, member: entry.member, load: entry.load, entry });
     }
     const isResting = queues.some(({ entry }) => entry.rest > 0);
-    const move = isResting ? null : balance(queues, others);
+    const move = isResting || this.#asking > 0 ? null : balance(queues, others);
     if (move === null) return;
     move.queue.entry.rest = REST_PERIODS;
     this.#moving = this.move(move.queue.device, move.queue.index, move.to).catch(() => undefined);

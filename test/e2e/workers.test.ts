@@ -180,7 +180,8 @@ function treeWith(scratch: Scratch, file: string, [before, more]: [string, strin
   for (const name of ['src', 'package.json']) {
     cpSync(join(ROOT, name), join(root, name), { recursive: true });
   }
-  for (const name of ['node_modules', 'native', 'build']) symlinkSync(join(ROOT, name), join(root, name));
+  for (const name of ['node_modules', 'native', 'build'])
+    symlinkSync(join(ROOT, name), join(root, name));
   const parts = readFileSync(join(root, file), 'utf8').split(before);
   equal(parts.length, 2, `${file} has it once`);
   writeFileSync(join(root, file), parts.join(before + more));

@@ -9,6 +9,10 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { test } from 'node:test';
 import { runTraffic } from '../../src/guest/index.ts';
+import * as sink from '../../src/guest/sink.hot.ts';
+import { MAX_FLOWS } from '../../src/guest/test-frame.ts';
+import { readPcapng } from '../peers/pcapng.ts';
+import { checkMessages, startCapture, startRecorder } from '../peers/recording.ts';
 import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
 import { Host, type HostOptions, VringProcess, macOf } from '../peers/software-guest.ts';
 import { startSwitch, SwitchProcess } from '../peers/switch.ts';
@@ -49,6 +53,26 @@ async function flood(
   stop.abort();
   const { good, lost, repeated, reordered, corrupt } = (await sink).records;
   return { good, lost, repeated, reordered, corrupt };
+}
+
+/** What the receiver would have said of frames that were captured on their way to it. */
+function judgeRecords(frames: readonly Uint8Array[]) {
+  const counters = new Float64Array(sink.SINK_COUNTERS);
+  const runs = new Int32Array(MAX_FLOWS).fill(-1);
+  const next = new Uint32Array(MAX_FLOWS);
+  const seen = new Int32Array((MAX_FLOWS * sink.SINK_WINDOW) / 32);
+  for (const frame of frames) {
+    const view = new DataView(frame.buffer, frame.byteOffset, frame.length);
+    const [start, length] = [Float64Array.of(0), Int32Array.of(frame.length)];
+    sink.checkFrames(view, start, length, 1, runs, next, seen, counters, 1, 0);
+  }
+  return {
+    good: counters[sink.SINK_RECORDS],
+    lost: counters[sink.SINK_LOST],
+    repeated: counters[sink.SINK_REPEATED],
+    reordered: counters[sink.SINK_REORDERED],
+    corrupt: counters[sink.SINK_CORRUPT],
+  };
 }
 
 /** By which workers frames reached a receive queue cannot be seen, but that all took some can. */
@@ -126,6 +150,35 @@ for (const packed of [false, true]) {
     ok(chains >= 50_000, 'what a queue counted goes with it');
   });
 }
+
+test('two workers in one capture, and a recorded session', { timeout: 60_000 }, async () => {
+  await using scratch = new Scratch();
+  const vswitch = await startSwitch(scratch, { a: ',queues=2', one: '' }, TWO);
+  const options: HostOptions = { notify: 'manual', ringSize: 1024 };
+  const a = scratch.own(await Host.join(scratch.path('a'), 1, { ...options, queuePairs: 2 }));
+  const recorder = await startRecorder(scratch, scratch.path('one'), '--rings');
+  const one = await Host.join(recorder.socket, 2, options);
+  one.guest.announce();
+  const sending = (await vswitch.workers()).filter(({ queues }) =>
+    queues.some(({ port, index }) => port === 'a' && index % 2 === 1),
+  );
+  equal(sending.length, 2, 'each worker has a queue of the sender');
+  const frames = 10_000; // all of them fit into the ring of a capture
+  const file = scratch.path('both.pcapng');
+  const capture = await startCapture(vswitch, 'one', '-w', file, '--count', `${frames}`);
+  scratch.own(capture);
+  const got = await flood(one, 2, [{ from: a, frames, rate: 10_000 }]);
+  deepEqual(got, { good: frames, ...NO_LOSS });
+  const ended = await Promise.race([capture.ended(), sleep(5000)]);
+  deepEqual(ended, { code: 0, signal: null });
+  const captured = readPcapng(readFileSync(file));
+  ok(captured.every(({ direction, fullBytes }) => direction === 2 && fullBytes === 200));
+  const judged = judgeRecords(captured.map(({ bytes }) => bytes));
+  deepEqual(judged, { good: frames, ...NO_LOSS });
+  await one.close();
+  await vswitch.waitState('one', 'listening');
+  checkMessages(await recorder.end());
+});
 
 test('a hand-over between switches with two workers', { timeout: 60_000 }, async () => {
   await using scratch = new Scratch();

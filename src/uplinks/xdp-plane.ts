@@ -142,7 +142,7 @@ export class XdpPlane extends QueuedPlane<XdpQueuePlace, XdpQueue> {
     const { tx, completion, sender } = queue;
     if (sender.freeCount < XDP_TX_ENTRIES / 2) reapCompletions(completion, sender);
     let written = writeDescriptors(tx, sender, batch, list, count, this.plan);
-    if (written < count && sender.isDirty) {
+    if (written < count && (sender.isDirty || this.#unsent(queue) > 0)) {
       // All chunks are in use; some are free again when the kernel was told of them.
       this.#send(queue);
       reapCompletions(completion, sender);
@@ -186,6 +186,12 @@ export class XdpPlane extends QueuedPlane<XdpQueuePlace, XdpQueue> {
     }
   }
 
+  override detach(): void {
+    const queue = this.queues[0];
+    if (queue !== undefined) this.counters.txDropDown += this.#unsent(queue);
+    super.detach();
+  }
+
   close(): void {
     this.detach();
   }
@@ -197,10 +203,7 @@ export class XdpPlane extends QueuedPlane<XdpQueuePlace, XdpQueue> {
     if ((Atomics.load(tx.words, tx.flagsAt) & XDP_RING_NEED_WAKEUP) === 0) return;
     for (let tries = 0; tries < SEND_TRIES; tries++) {
       const result = ringSend(queue.fd);
-      if (result === -ENETDOWN || result === -ENXIO || result === -ENODEV) {
-        this.counters.txDropDown += this.#unsent(queue);
-        return;
-      }
+      if (result === -ENETDOWN || result === -ENXIO || result === -ENODEV) return; // later
       if (result < 0 && result !== -EAGAIN && result !== -EBUSY) {
         if (result !== -ENOBUFS) this.counters.txDropError++;
         sender.isDirty = true; // once more with the next flush

@@ -91,6 +91,7 @@ export class UplinkPort implements SwitchPort {
       throw error;
     }
     this.#start();
+    this.#lookSoon(); // what changed before anybody listened
   }
 
   /** The port of the switch, without sockets. */
@@ -144,7 +145,12 @@ export class UplinkPort implements SwitchPort {
     this.#socketsMtu = state.mtu;
     this.#reason = null;
     const attach: AttachUplink = { port: this.number, queues: sockets.queues };
-    await this.#context.worker.request('attachUplink', attach);
+    try {
+      await this.#context.worker.request('attachUplink', attach);
+    } catch (error) {
+      await this.#disconnect();
+      throw error;
+    }
     this.#context.report('port-up', `${config.name}: attached to ${name}, ${sockets.how}`);
     await this.#setCarrier(state.up);
   }
@@ -207,6 +213,7 @@ export class UplinkPort implements SwitchPort {
     // XDP has chunks for frames of the interface's size.
     if (this.config.kind === 'xdp' && state.mtu !== this.#socketsMtu) await this.#disconnect();
     if (this.#sockets === null) {
+      clearTimeout(this.#retry); // each news would add one for ever
       this.#retry = setTimeout(() => this.#lookSoon(), RETRY_MS).unref();
       await this.#connect(this.#raise(state));
       clearTimeout(this.#retry);

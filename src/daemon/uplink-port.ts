@@ -151,7 +151,7 @@ export class UplinkPort implements SwitchPort {
       await this.#disconnect();
       throw error;
     }
-    this.#context.report('port-up', `${config.name}: attached to ${name}, ${sockets.how}`);
+    this.#context.report('port-up', `attached to ${name}, ${sockets.how}`);
     await this.#setCarrier(state.up);
   }
 
@@ -178,10 +178,10 @@ export class UplinkPort implements SwitchPort {
 
   async #setCarrier(up: boolean): Promise<void> {
     this.#carrier = up;
-    const { interface: name, name: port } = this.config;
+    const { interface: name } = this.config;
     if (up) this.#reason = null;
     else {
-      const message = `${port}: the interface ${name} is down, or has no carrier`;
+      const message = `the interface ${name} is down, or has no carrier`;
       this.#reason = reasonOf(new VringError(ERR_INTERFACE, message));
       this.#context.report('port-down', message);
     }
@@ -201,12 +201,12 @@ export class UplinkPort implements SwitchPort {
   /** Brings the port to where its interface is. */
   async #look(): Promise<void> {
     if (this.#resting) return;
-    const { interface: name, name: port } = this.config;
+    const { interface: name } = this.config;
     const state = interfaceState(name);
     if (this.#sockets !== null && state?.index !== this.#index) {
       await this.#disconnect();
       this.#carrier = false;
-      const message = `${port}: the interface ${name} is gone; it is used again when it is back`;
+      const message = `the interface ${name} is gone; it is used again when it is back`;
       this.#fail(new VringError(ERR_INTERFACE_GONE, message));
     }
     if (state === null) return;
@@ -221,7 +221,7 @@ export class UplinkPort implements SwitchPort {
     }
     if (state.up !== this.#carrier) {
       await this.#setCarrier(state.up);
-      if (state.up) this.#context.report('port-up', `${port}: the interface ${name} is up`);
+      if (state.up) this.#context.report('port-up', `the interface ${name} is up`);
     }
   }
 

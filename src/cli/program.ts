@@ -145,7 +145,7 @@ function addSwitch(program: Command): void {
     .option('-p, --port <spec>', 'a port; may be given many times', collect)
     .option('--control <path>', 'socket of the control API (env VRING_CONTROL)')
     .option('--http <address>', 'also serve metrics and states here, such as 127.0.0.1:9100')
-    .option('--latency', 'tune ports for short round trips that say nothing else themselves')
+    .option('--latency', 'tune ports that say nothing else for short round trips')
     .option('--throughput', 'the same: for many frames')
     .option('--power', 'the same: for little processor time')
     .option('--workers <count>', 'threads of the data plane (1)')

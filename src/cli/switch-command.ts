@@ -36,6 +36,7 @@ export type SwitchOptions = {
 const CLOSE_TIMEOUT_MS = 5000;
 
 export function readSwitchConfig(options: SwitchOptions): SwitchConfig {
+  refuseUnheard(options);
   const name = options.config;
   const control = options.control ?? (process.env.VRING_CONTROL || undefined);
   return buildConfig({
@@ -47,6 +48,22 @@ export function readSwitchConfig(options: SwitchOptions): SwitchConfig {
     workerCores: options.workerCores === undefined ? undefined : parseCores(options.workerCores),
     policy: policyOf(options),
   });
+}
+
+/** With `--take-over`: is there more than where the running switch listens? */
+const isNewer = ({ config, port }: SwitchOptions): boolean =>
+  config !== undefined || port !== undefined;
+
+/** What a successor that has the configuration of its predecessor would not hear. */
+function refuseUnheard(options: SwitchOptions): void {
+  if (!options.takeOver || isNewer(options)) return;
+  const unheard = ['http', 'latency', 'throughput', 'power', 'workers'] as const;
+  const given = unheard.find((name) => options[name] !== undefined);
+  if (given === undefined) return;
+  const text =
+    'with --take-over alone the new process runs with the configuration of the old one; ' +
+    'leave it out, or give the whole configuration, by --config or --port';
+  throw new ConfigError(`--${given}`, text);
 }
 
 /** One of the three flags that name a policy. */
@@ -132,11 +149,10 @@ export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch
  */
 async function takeOverRunning(options: SwitchOptions, config: SwitchConfig) {
   const { takeOver } = await import('../daemon/take-over.ts');
-  const isNewer = options.config !== undefined || options.port !== undefined;
   const client = new ApiClient(config.control.path);
   const { daemon, pauseMs, predecessor } = await takeOver({
     ask: (body) => client.json('/v1/hand-over', { method: 'POST', body }),
-    config: isNewer ? config : null,
+    config: isNewer(options) ? config : null,
   });
   const { pid, version } = predecessor;
   if (!options.quiet) {

@@ -27,6 +27,16 @@ export type DataPlaneWorkerOptions = {
 
 type Pending = { resolve(value: unknown): void; reject(error: Error): void };
 
+/**
+ * A process that exits joins its threads, and one that sleeps in epoll_wait does not notice. One
+ * listener for all workers: with more than ten Node warns of a leak.
+ */
+const stopsAtExit = new Set<() => void>();
+
+function stopAll(): void {
+  for (const stop of stopsAtExit) stop();
+}
+
 /** The control half of a data-plane worker: starts it, asks it things, stops it. */
 export class DataPlaneWorker implements PlaneRunner {
   readonly #worker: Worker;
@@ -34,7 +44,7 @@ export class DataPlaneWorker implements PlaneRunner {
   readonly #mailboxFd: Fd;
   readonly #pending = new Map<number, Pending>();
   readonly #options: DataPlaneWorkerOptions;
-  readonly #wakeAtExit: () => void;
+  readonly #stopAtExit: () => void;
   #nextId = 1;
   #ended: Error | null = null;
   readonly #exited: Promise<void>;
@@ -73,12 +83,12 @@ export class DataPlaneWorker implements PlaneRunner {
     });
     this.#worker.once('error', (error) => this.#end(error as Error));
     this.#worker.once('exit', (code) => this.#end(new Error(`exit code ${code}`)));
-    // A process that exits joins its threads, and one that sleeps in epoll_wait does not notice.
-    this.#wakeAtExit = () => {
+    this.#stopAtExit = () => {
       this.#port.postMessage({ id: 0, op: 'stop', payload: undefined } satisfies WorkerRequest);
       signalEventfd(this.#mailboxFd.number);
     };
-    process.once('exit', this.#wakeAtExit);
+    if (stopsAtExit.size === 0) process.once('exit', stopAll);
+    stopsAtExit.add(this.#stopAtExit);
   }
 
   attachVring(vring: VringAttach): Promise<void> {
@@ -140,7 +150,8 @@ export class DataPlaneWorker implements PlaneRunner {
     }
     this.#worker.ref();
     await this.#exited;
-    process.removeListener('exit', this.#wakeAtExit);
+    stopsAtExit.delete(this.#stopAtExit);
+    if (stopsAtExit.size === 0) process.removeListener('exit', stopAll);
     this.#port.close();
     this.#mailboxFd.close();
   }

@@ -57,8 +57,9 @@ const isNewer = ({ config, port }: SwitchOptions): boolean =>
 /** What a successor that has the configuration of its predecessor would not hear. */
 function refuseUnheard(options: SwitchOptions): void {
   if (!options.takeOver || isNewer(options)) return;
-  const unheard = ['http', 'latency', 'throughput', 'power', 'workers'] as const;
-  const given = unheard.find((name) => options[name] !== undefined);
+  const { http, latency, throughput, power, workers, workerCores } = options;
+  const unheard = { http, latency, throughput, power, workers, 'worker-cores': workerCores };
+  const given = Object.entries(unheard).find(([, value]) => value !== undefined)?.[0];
   if (given === undefined) return;
   const text =
     'with --take-over alone the new process runs with the configuration of the old one; ' +

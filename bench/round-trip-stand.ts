@@ -15,6 +15,7 @@ import { Scratch, sleep } from '../test/peers/scratch.ts';
 import type { Backend, BackendKind } from './backends.ts';
 import { coreToCoreNs, placementBetween, type Placement } from './placement.ts';
 import type { ClientAnswer, ClientOrder, ClientRequest } from './round-trip-client.ts';
+import { countingRuns } from './round-trip-report.ts';
 import { BACKEND_CORE, CLIENT_CORE, type Scenario } from './scenario.ts';
 
 export type Load = {
@@ -63,8 +64,8 @@ const LOAD_GAP_MS = 0.7;
 const START_TIMEOUT_MS = 15_000;
 /** Waiting for a core above this share makes a run useless. */
 const MAX_WAITING_SHARE = 0.05;
-/** A window that does not count is repeated so often. */
-const REPEATS = 2;
+/** A window that does not count is repeated so often: a busy machine gets no longer runs. */
+const REPEATS = 1;
 
 // What is stopped hears no signal of the terminal: it is killed when we exit.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(1));
@@ -173,32 +174,51 @@ export class RoundTripStand {
   }
 }
 
+/** How much is measured. */
+export type RoundTripPlan = {
+  /** Windows that count, of each back-end with each load. */
+  readonly count: number;
+  readonly ms: number;
+  readonly ring: Scenario['ring'];
+  /** No round is begun after so long, whatever counts. */
+  readonly endMs: number;
+};
+
 /**
- * `count` rounds in which each back-end has a turn with each load. A back-end that does not start,
- * or fails, is said aloud and has no runs; it never ends the bench.
+ * Rounds in which each back-end has a turn with each load, until enough of them count. A back-end
+ * that does not start, or fails, is said aloud and has no runs; it never ends the bench.
  */
 export async function measureRoundTrips(
   kinds: readonly BackendKind[],
   loads: readonly Load[],
-  { count, ms, ring }: { count: number; ms: number; ring: Scenario['ring'] },
+  { count, ms, ring, endMs }: RoundTripPlan,
 ): Promise<RoundTripRun[][]> {
+  const startMs = performance.now();
   const rounds: RoundTripRun[][] = [];
   const stands: RoundTripStand[] = [];
   const say = ({ name }: BackendKind, error: unknown): void => {
     console.error(`${name}: ${messageOf(error)}`);
+  };
+  const isEnough = ({ kind }: RoundTripStand, load: Load): boolean => {
+    const good = countingRuns(rounds)
+      .flat()
+      .filter((run) => run.backend === kind.name && run.load === load.name);
+    return good.length >= count;
   };
   try {
     for (const kind of kinds) {
       const stand = await RoundTripStand.start(kind, ring, loads).catch((e) => say(kind, e));
       if (stand) stands.push(stand);
     }
-    for (let round = 0; round < count; round++) {
+    while (performance.now() - startMs < endMs) {
       const runs: RoundTripRun[] = [];
       for (const load of loads) {
-        for (const stand of round % 2 === 0 ? stands : stands.toReversed()) {
+        if (stands.every((stand) => isEnough(stand, load))) continue;
+        for (const stand of rounds.length % 2 === 0 ? stands : stands.toReversed()) {
           runs.push(...((await stand.run(load, ms).catch((e) => say(stand.kind, e))) ?? []));
         }
       }
+      if (runs.length === 0) break;
       rounds.push(runs);
     }
   } finally {

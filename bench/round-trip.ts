@@ -29,8 +29,9 @@ import { countText, ratioRows, sideRows } from './round-trip-report.ts';
 import { IDLE, measureRoundTrips, type Load } from './round-trip-stand.ts';
 
 const USAGE = `npm run bench:latency -- [options]
-  --rounds N         (6)
-  --quick            2 rounds
+  --rounds N         windows of each side and load that must count (6)
+  --quick            2 rounds, two minutes at most
+  --minutes N        no round begins after so long (5)
   --ms N             of each measured window (700)
   --only A,B         of latency, balanced, throughput, power (all)
   --loads A,B        idle, full, or frames a second: 500, 20k (idle,10k,full)
@@ -44,6 +45,7 @@ const USAGE = `npm run bench:latency -- [options]
 const { values: options } = readOptions(USAGE, {
   options: {
     rounds: { type: 'string' },
+    minutes: { type: 'string', default: '5' },
     quick: { type: 'boolean', default: false },
     ms: { type: 'string', default: '700' },
     only: { type: 'string', default: PORT_POLICIES.join(',') },
@@ -58,6 +60,11 @@ const { values: options } = readOptions(USAGE, {
 });
 
 const COUNT = wholeNumber(USAGE, '--rounds', options.rounds ?? (options.quick ? '2' : '6'), 1);
+/** Of a quick one: two rounds after the start of all sides. */
+const QUICK_MS = 80_000;
+const END_MS = options.quick
+  ? QUICK_MS
+  : wholeNumber(USAGE, '--minutes', options.minutes, 1) * 60_000;
 const WINDOW_MS = wholeNumber(USAGE, '--ms', options.ms, 100);
 const WINDOW = wholeNumber(USAGE, '--window', options.window, 1);
 const { ring } = options;
@@ -73,7 +80,8 @@ async function main(): Promise<void> {
   const loads = options.loads.split(',').map(loadOf);
   const ours = ourSides();
   const theirs = theirSides();
-  const plan = { count: COUNT, ms: WINDOW_MS, ring: ring as 'split' | 'packed' };
+  const times = { count: COUNT, ms: WINDOW_MS, endMs: END_MS };
+  const plan = { ...times, ring: ring as 'split' | 'packed' };
   const rounds = await measureRoundTrips([...ours, ...theirs], loads, plan);
   const names = (kinds: readonly BackendKind[]): string[] => kinds.map(({ name }) => name);
   for (const { name } of loads) {

@@ -24,7 +24,7 @@ import { PORT_POLICIES } from '../src/devices/net/index.ts';
 import { ovsSleeping, vringOf, vringWith, type BackendKind } from './backends.ts';
 import { OVS_SLEEP_US } from './idle-trips.ts';
 import { machineFacts } from './machine.ts';
-import { table } from './report.ts';
+import { markdownTable, table } from './report.ts';
 import { countText, ratioRows, sideRows } from './round-trip-report.ts';
 import { IDLE, measureRoundTrips, type Load } from './round-trip-stand.ts';
 
@@ -40,6 +40,7 @@ const USAGE = `npm run bench:latency -- [options]
   --ovs-sleep-us A,B pmd-maxsleep of Open vSwitch, a side each; '' for none (0,${OVS_SLEEP_US})
   --port-options T   one more side: our switch whose ports have these options
   --root DIR         one more side: the switch of another checkout, its default policy
+  --markdown         tables for a document
   --json FILE        every run (build/round-trip.json)`;
 
 const { values: options } = readOptions(USAGE, {
@@ -55,6 +56,7 @@ const { values: options } = readOptions(USAGE, {
     'ovs-sleep-us': { type: 'string', default: `0,${OVS_SLEEP_US}` },
     'port-options': { type: 'string' },
     root: { type: 'string' },
+    markdown: { type: 'boolean', default: false },
     json: { type: 'string', default: 'build/round-trip.json' },
   },
 });
@@ -69,6 +71,8 @@ const WINDOW_MS = wholeNumber(USAGE, '--ms', options.ms, 100);
 const WINDOW = wholeNumber(USAGE, '--window', options.window, 1);
 const { ring } = options;
 if (ring !== 'split' && ring !== 'packed') wrongUsage(USAGE, `--ring: "${ring}" is no format`);
+
+const tableText = options.markdown ? markdownTable : table;
 
 const LEGEND = `CPU: of one core, all threads of the back-end; "of 10k/s": per 10,000 frames/s.
 Sleeps of its threads, calls to and kicks from the drivers: per 10,000 frames, a probe being two.
@@ -87,7 +91,7 @@ async function main(): Promise<void> {
   for (const { name } of loads) {
     const load = name === 'full' ? `full, ${WINDOW} frames under way` : name;
     console.log(`\nround trip of 64 bytes, ${ring} rings, ${load}: ${countText(rounds, name)}`);
-    console.log(table(sideRows(rounds, name, names([...ours, ...theirs]))));
+    console.log(tableText(sideRows(rounds, name, names([...ours, ...theirs]))));
   }
   const ratios = ratioRows(
     rounds,
@@ -95,7 +99,8 @@ async function main(): Promise<void> {
     names(ours),
     names(theirs),
   );
-  if (ratios.length > 1) console.log(`\ntheirs over ours: above 1 ours is less\n${table(ratios)}`);
+  if (ratios.length > 1)
+    console.log(`\ntheirs over ours: above 1 ours is less\n${tableText(ratios)}`);
   console.log(`\n${LEGEND}`);
   mkdirSync(dirname(options.json), { recursive: true });
   const result = { at: new Date().toISOString(), machine, options, rounds };

@@ -68,6 +68,14 @@ const USAGE: readonly (readonly [args: string[], message: RegExp])[] = [
   [['ports', '--jsno'], /^error: unknown option '--jsno'\n\(Did you mean --json\?\)/],
   [['ports', 'extra'], /^error: too many arguments/],
   [['switch', '--latency', '--power'], /^vring: --power: contradicts --latency; remove one/],
+  [
+    ['switch', '--take-over', '--workers', '2'],
+    /^vring: --workers: with --take-over alone the new process runs with .* of the old one/,
+  ],
+  [
+    ['switch', '--take-over', '--worker-cores', '0,1'],
+    /^vring: --worker-cores: with --take-over alone the new process runs with /,
+  ],
   [['port', 'show'], /^error: missing required argument 'name'/],
   [['port', 'add', 'vm1=vhostuser:/x'], /^vring: port vm1: KIND: .* did you mean "vhost-user"\?/],
   [

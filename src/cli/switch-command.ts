@@ -25,6 +25,7 @@ export type SwitchOptions = {
   readonly throughput?: boolean;
   readonly power?: boolean;
   readonly workers?: string;
+  readonly workerCores?: string;
   readonly check?: boolean;
   readonly takeOver?: boolean;
   readonly json?: boolean;
@@ -35,6 +36,7 @@ export type SwitchOptions = {
 const CLOSE_TIMEOUT_MS = 5000;
 
 export function readSwitchConfig(options: SwitchOptions): SwitchConfig {
+  refuseUnheard(options);
   const name = options.config;
   const control = options.control ?? (process.env.VRING_CONTROL || undefined);
   return buildConfig({
@@ -43,8 +45,26 @@ export function readSwitchConfig(options: SwitchOptions): SwitchConfig {
     control: control === undefined ? undefined : resolve(control),
     http: options.http,
     workers: options.workers === undefined ? undefined : parseWorkers(options.workers),
+    workerCores: options.workerCores === undefined ? undefined : parseCores(options.workerCores),
     policy: policyOf(options),
   });
+}
+
+/** With `--take-over`: is there more than where the running switch listens? */
+const isNewer = ({ config, port }: SwitchOptions): boolean =>
+  config !== undefined || port !== undefined;
+
+/** What a successor that has the configuration of its predecessor would not hear. */
+function refuseUnheard(options: SwitchOptions): void {
+  if (!options.takeOver || isNewer(options)) return;
+  const { http, latency, throughput, power, workers, workerCores } = options;
+  const unheard = { http, latency, throughput, power, workers, 'worker-cores': workerCores };
+  const given = Object.entries(unheard).find(([, value]) => value !== undefined)?.[0];
+  if (given === undefined) return;
+  const text =
+    'with --take-over alone the new process runs with the configuration of the old one; ' +
+    'leave it out, or give the whole configuration, by --config or --port';
+  throw new ConfigError(`--${given}`, text);
 }
 
 /** One of the three flags that name a policy. */
@@ -60,6 +80,11 @@ function parseWorkers(text: string): number {
   const count = Number(text);
   if (/^\d+$/.test(text) && count >= 1 && count <= MAX_WORKERS) return count;
   throw new ConfigError('--workers', `'${text}', expected is a number from 1 to ${MAX_WORKERS}`);
+}
+
+function parseCores(text: string): number[] {
+  if (/^\d{1,4}(,\d{1,4})*$/.test(text)) return text.split(',').map(Number);
+  throw new ConfigError('--worker-cores', `'${text}', expected is a list of cores, such as 2,3`);
 }
 
 function readConfigFile(name: string): string {
@@ -109,10 +134,14 @@ export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch
     if (!options.quiet) complain(handedOverLine(cause));
     return 0;
   }
-  if (cause instanceof Error) complain(`the data plane failed: ${cause.message}`);
-  else if (!options.quiet) complain(`${cause}: ending`);
+  if (cause instanceof Error) {
+    complain(`the data plane failed: ${cause.message}`);
+    await closeInTime(daemon).catch(() => undefined); // what fails now fails for that reason
+    return 1;
+  }
+  if (!options.quiet) complain(`${cause}: ending`);
   await closeInTime(daemon);
-  return cause instanceof Error ? 1 : 0;
+  return 0;
 }
 
 /**
@@ -121,11 +150,10 @@ export async function runSwitch(options: SwitchOptions, startSwitch: StartSwitch
  */
 async function takeOverRunning(options: SwitchOptions, config: SwitchConfig) {
   const { takeOver } = await import('../daemon/take-over.ts');
-  const isNewer = options.config !== undefined || options.port !== undefined;
   const client = new ApiClient(config.control.path);
   const { daemon, pauseMs, predecessor } = await takeOver({
     ask: (body) => client.json('/v1/hand-over', { method: 'POST', body }),
-    config: isNewer ? config : null,
+    config: isNewer(options) ? config : null,
   });
   const { pid, version } = predecessor;
   if (!options.quiet) {
@@ -170,6 +198,5 @@ async function closeInTime(daemon: SwitchDaemon): Promise<void> {
     complain(`a session did not end within ${CLOSE_TIMEOUT_MS / 1000} s; giving up on it`);
     process.exit(1);
   }, CLOSE_TIMEOUT_MS);
-  await daemon.close();
-  clearTimeout(timer);
+  await daemon.close().finally(() => clearTimeout(timer));
 }

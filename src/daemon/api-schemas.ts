@@ -107,6 +107,9 @@ export const WorkerStatusSchema = z
     sleeps: z.number(),
     wakeups: z.number(),
     cpuSeconds: z.number(),
+    core: z.int().nullable().meta({ description: 'The one that it runs on; null: any.' }),
+    queuesTaken: z.int().min(0).meta({ description: 'Queues that came from other workers.' }),
+    queuesRefused: z.int().min(0).meta({ description: 'Queues of others that it could not take.' }),
     queues: z.array(z.object({ port: z.string(), index: z.int(), chainsPerSecond: z.number() })),
   })
   .meta({ id: 'WorkerStatus' });

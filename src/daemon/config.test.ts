@@ -6,8 +6,10 @@ import { buildConfig, parsePort } from './config.ts';
 import { closest, problemLines } from './config-problem.ts';
 import { SCHEMA_FILE, schemaText } from './config-schema.ts';
 import type { ConfigError } from '../base/errors.ts';
+import { onlineCores } from '../sys/index.ts';
 import { resolveOwner } from './owner.ts';
 import { REFERENCE_DOCS, renewed } from './reference-docs.ts';
+import { coreProblems } from './worker-cores.ts';
 
 const PORT = '- name: vm0\n  kind: vhost-user\n  path: /run/vm0.sock\n';
 
@@ -58,6 +60,7 @@ test('a port has documented defaults', () => {
     spinMicroseconds: 50,
     policy: 'balanced',
     workers: 1,
+    workerCores: null,
   });
 });
 
@@ -98,14 +101,14 @@ const WRONG: readonly (readonly [yaml: string, ...lines: string[]])[] = [
   [
     '- vm0',
     's.yaml:1:1: (top level): ["vm0"] is not a mapping with ports, disks, scsi, control, http, ' +
-      'mac, spinMicroseconds, policy or workers',
+      'mac, spinMicroseconds, policy, workers or workerCores',
   ],
   ['ports:', 's.yaml:1:7: ports: null is not a list of ports'],
   ['prots: []', 's.yaml:1:1: prots: unknown key; did you mean "ports"?'],
   [
     'xyzzy: 1',
     's.yaml:1:1: xyzzy: unknown key; known keys are ports, disks, scsi, stateFile, control, http, ' +
-      'mac, spinMicroseconds, policy, workers',
+      'mac, spinMicroseconds, policy, workers, workerCores',
   ],
   [
     `ports:\n${PORT}  mtu: 70000\n`,
@@ -285,4 +288,29 @@ test('the example of docs/config.md is a configuration', () => {
   const doc = readFileSync(REFERENCE_DOCS[0]!.file, 'utf8');
   const [, example] = /```yaml\n([\s\S]*?)```/.exec(doc)!;
   assert.equal(fromYaml(example!.replaceAll(':kvm', ':root')).ports.length, 3);
+});
+
+test('each worker can have a core', () => {
+  const [core] = onlineCores();
+  const named = (cores: unknown, workers = 1) =>
+    linesOf(() => fromYaml(`workers: ${workers}\nworkerCores: ${JSON.stringify(cores)}\n`));
+  assert.deepEqual(fromYaml(`workerCores: [${core}]`).workerCores, [core]);
+  assert.deepEqual(named([core], 2), [
+    's.yaml:2:14: workerCores: names 1 core, and the switch has 2 workers; name one core for ' +
+      'each worker',
+  ]);
+  assert.deepEqual(named([core, core], 2), [
+    `s.yaml:2:17: workerCores[1]: core ${core} is named twice; two workers would take turns on it`,
+  ]);
+  const [problem, ...others] = coreProblems([1, 7], 2, new Set([0, 1, 2, 4]));
+  assert.deepEqual(others, []);
+  assert.deepEqual(problem, {
+    at: 1,
+    problem: 'core 7 is not there; this host has 0-2, 4',
+  });
+  const expected = 'a list of cores, one for each worker, such as [2, 3]; or null';
+  assert.deepEqual(named([]), [`s.yaml:2:14: workerCores: [] is not ${expected}`]);
+  assert.deepEqual(named(2), [`s.yaml:2:14: workerCores: 2 is not ${expected}`]);
+  const lines = linesOf(() => buildConfig({ workers: 2, workerCores: [1023] }));
+  assert.match(lines.join('\n'), /^--worker-cores: names 1 core.*\n--worker-cores: core 1023 is/);
 });

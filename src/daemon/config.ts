@@ -27,6 +27,7 @@ import {
 import { PortInput, SwitchInput } from './port-input.ts';
 import { parsePortSpec, placeInSpec } from './port-spec.ts';
 import { workersProblem } from './port-workers.ts';
+import { coreProblems } from './worker-cores.ts';
 import type { PortConfig, SwitchConfig } from './switch-types.ts';
 
 /** A configuration of 256 ports has about 100 KiB. */
@@ -43,6 +44,7 @@ export type ConfigSources = {
   /** Of all ports that say nothing; wins over the file, too. */
   readonly policy?: string | undefined;
   readonly workers?: number | undefined;
+  readonly workerCores?: readonly number[] | undefined;
   readonly accounts?: AccountFiles;
 };
 
@@ -247,6 +249,13 @@ function resolveSwitch(
   if (input.http !== null && Number(/\d+$/.exec(input.http)?.[0]) > 65535) {
     report(['http'], `${JSON.stringify(input.http)} has no port from 0 to 65535`);
   }
+  const workers = sources.workers ?? input.workers;
+  const workerCores = sources.workerCores ?? input.workerCores;
+  for (const { at, problem } of workerCores === null ? [] : coreProblems(workerCores, workers)) {
+    const keys = ['workerCores', ...(at === null ? [] : [at])];
+    if (sources.workerCores === undefined) problems.push(place({ keys, problem }));
+    else problems.push({ path: '--worker-cores', problem, position: null });
+  }
   return {
     control: { path: input.control.path, mode: parseFileMode(input.control.mode), owner },
     http: input.http,
@@ -254,6 +263,7 @@ function resolveSwitch(
     mac: input.mac,
     spinMicroseconds: input.spinMicroseconds,
     policy: input.policy,
-    workers: sources.workers ?? input.workers,
+    workers,
+    workerCores,
   };
 }

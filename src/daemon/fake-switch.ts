@@ -92,7 +92,8 @@ export class FakeSwitch extends EventEmitter implements SwitchControl {
   }
 
   async workers(): Promise<WorkerStatus[]> {
-    return [{ id: 0, polls: 1000, sleeps: 10, wakeups: 9, cpuSeconds: 0.25, queues: [] }];
+    const moves = { core: null, queuesTaken: 3, queuesRefused: 1 };
+    return [{ id: 0, polls: 1000, sleeps: 10, wakeups: 9, cpuSeconds: 0.25, ...moves, queues: [] }];
   }
 
   async capture(name: string, options: { snapLen: number }): Promise<Capture> {

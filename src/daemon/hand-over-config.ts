@@ -10,6 +10,7 @@ import type { DiskConfig } from './disks/disk-types.ts';
 import type { AdapterPlan } from './disks/scsi-hand-over.ts';
 import { adapterInput, parseAdapter, parseUnit, unitInput } from './disks/scsi-input.ts';
 import type { AdapterConfig, UnitConfig } from './disks/scsi-types.ts';
+import { workersProblem } from './port-workers.ts';
 import type { StoragePlan } from './disks/storage-target.ts';
 import type { PortConfig, SwitchConfig } from './switch-types.ts';
 
@@ -63,6 +64,11 @@ export function mergeConfig(plan: HandOverPlan, newer: SwitchConfig | null): Mer
     refuseChanges(`port ${wanted.name}`, port.config, wanted, FREE);
     return { ...port, config: wanted as PortPlan['config'] };
   });
+  for (const { config } of taken) {
+    const problem = workersProblem(config.kind, newer.workers ?? 1);
+    if (problem === null) continue;
+    throw new VringError(ERR_HAND_OVER_CONFIG, `port ${config.name} goes on, but ${problem}`);
+  }
   const disks = new Map((newer.disks ?? []).map((disk) => [disk.name, disk]));
   const takenDisks = served.map((disk) => {
     const runs = parseDisk(disk.config);

@@ -112,6 +112,7 @@ export const HandOverPlanSchema = z.object({
     spinMicroseconds: z.number(),
     policy,
     workers: z.int().min(1).max(MAX_WORKERS).default(1),
+    workerCores: z.array(z.int().min(0)).max(MAX_WORKERS).nullable().default(null),
   }),
   control: fd,
   ports: z.array(PortPlanSchema).max(MAX_PORTS),

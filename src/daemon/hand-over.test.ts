@@ -35,6 +35,7 @@ const CONFIG = {
   mac: { ageingSeconds: 300, limit: 100 },
   spinMicroseconds: 50,
   workers: 1,
+  workerCores: [1],
 };
 const VM: VhostUserPortConfig = {
   name: 'vm0',
@@ -213,12 +214,19 @@ test('a newer configuration keeps what runs, adds what is new, and may not chang
     ['vm1'],
   );
   const { ports, disks, adapters } = plan;
+  deepEqual(mergeConfig(plan, null).config.workerCores, [1]);
   deepEqual(mergeConfig(plan, null).taken, { ports, disks, adapters });
   const kept = mergeConfig(plan, { ...newer, ports: [] });
   deepEqual([kept.taken.ports.length, kept.added.ports.length], [1, 0], 'no file ends a guest');
   deepEqual([kept.taken.disks, kept.added.disks], [disks, []]);
   const changed = { ...newer, ports: [{ ...VM, queuePairs: 2 }] };
   throws(() => mergeConfig(plan, changed), /port vm0: queuePairs is 2 and was 1/);
+  const packet = { ...ports[0]!.config, name: 'up', kind: 'packet', interface: 'eth1' };
+  const uplink = { ...ports[0]!, config: packet as HandOverPlan['ports'][number]['config'] };
+  throws(
+    () => mergeConfig({ ...plan, ports: [...ports, uplink] }, { ...newer, workers: 2 }),
+    /port up goes on, but a packet port .* 2 workers/,
+  );
 
   const other = { ...DISK, name: 'e', socket: '/run/e.sock' };
   const limited = { ...newer, disks: [{ ...DISK, limits: { iops: 5 } }, other] };

@@ -213,6 +213,18 @@ export const COUNTERS: readonly Metric[] = [
     read: perWorker((worker) => worker.cpuSeconds),
   },
   {
+    name: 'vring_worker_queues_taken_total',
+    help: 'Queues that came to a worker from another one',
+    labels: WORKER,
+    read: perWorker((worker) => worker.queuesTaken),
+  },
+  {
+    name: 'vring_worker_queues_refused_total',
+    help: 'Queues of another worker that it could not take',
+    labels: WORKER,
+    read: perWorker((worker) => worker.queuesRefused),
+  },
+  {
     name: 'process_cpu_seconds_total',
     help: 'CPU time of the process, all threads',
     labels: [],

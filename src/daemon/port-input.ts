@@ -31,6 +31,8 @@ export const MAX_UPLINK_QUEUES = 64;
 /** Most addresses learned from one port; a switch may have MAC_CAPACITY_MAX. */
 export const MAX_MAC_ENTRIES = 65536;
 
+const CORES = 'a list of cores, one for each worker, such as [2, 3]; or null';
+
 const vid = () => int(1, 4094, 'a VLAN ID');
 
 const vlanMapping = z.discriminatedUnion(
@@ -348,7 +350,14 @@ export const SwitchInput = mapping(
     workers: int(1, MAX_WORKERS, 'workers')
       .default(1)
       .meta({ description: 'Threads of the data plane; see workers.md.' }),
+    workerCores: z
+      .array(int(0, 1023, 'a core'), { error: CORES })
+      .min(1, { error: CORES })
+      .nullable()
+      .default(null)
+      .meta({ description: 'The core of each worker, as many as workers; null: any.' }),
   },
-  'a mapping with ports, disks, scsi, control, http, mac, spinMicroseconds, policy or workers',
+  'a mapping with ports, disks, scsi, control, http, mac, spinMicroseconds, policy, ' +
+    'workers or workerCores',
 );
 export type SwitchInput = z.output<typeof SwitchInput>;

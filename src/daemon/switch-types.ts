@@ -118,6 +118,8 @@ export type SwitchConfig = {
   readonly policy?: PortPolicy;
   /** Threads of the data plane; default: one. */
   readonly workers?: number;
+  /** The core of each worker; default: all run anywhere. */
+  readonly workerCores?: readonly number[] | null | undefined;
 };
 
 export type PortState =
@@ -192,6 +194,11 @@ export type WorkerStatus = {
   readonly sleeps: number;
   readonly wakeups: number;
   readonly cpuSeconds: number;
+  /** The one that it runs on; null: any. */
+  readonly core: number | null;
+  /** Queues that came from other workers, and those that it could not take. */
+  readonly queuesTaken: number;
+  readonly queuesRefused: number;
   /** Rings that it alone takes from, and what it took in the last second (0 with one worker). */
   readonly queues: readonly {
     readonly port: string;

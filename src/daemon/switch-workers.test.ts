@@ -1,24 +1,19 @@
 import assert from 'node:assert/strict';
+import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { PrivateMemory } from '../memory/index.ts';
 import type { VringAttach } from '../runtime/index.ts';
 import { MacTable } from '../switch/index.ts';
 import { VIRTIO_NET_F_MQ } from '../wire/virtio-net.ts';
 import { VIRTIO_F_VERSION_1, featureSet } from '../wire/virtio.ts';
-import { SwitchWorkers } from './switch-workers.ts';
+import { onlineCores } from '../sys/index.ts';
+import { SwitchWorkers, type SwitchWorkersOptions } from './switch-workers.ts';
 
 const PAIRS = 2;
 
 test('a control queue belongs to one worker, wherever the driver has it', async () => {
   const memory = PrivateMemory.allocate(65536);
-  const workers = new SwitchWorkers({
-    count: 2,
-    macTable: MacTable.create({ shared: true }).memory,
-    spinMs: 0,
-    queuePairsOf: () => PAIRS,
-    onEvent: () => undefined,
-    onCrash: (error) => assert.fail(error),
-  });
+  const workers = start({ count: 2 });
   const settings = { vlan: { mode: 'access', vid: 1 }, macLimit: 16, reflect: false } as const;
   const port = { port: 0, settings, queuePairs: PAIRS, mtu: 1500, mac: null, linkUp: true };
   await workers.group.request('addNetPort', port);
@@ -38,6 +33,47 @@ test('a control queue belongs to one worker, wherever the driver has it', async 
     memory.close();
   }
 });
+
+test('each worker runs on its core', async () => {
+  const cores = [...onlineCores()].slice(0, 2);
+  const workers = start({ count: cores.length, cores });
+  const pinned = (await workers.status(String)).map(({ id }) => coresOf(`vring-plane-${id}`));
+  assert.deepEqual(pinned, cores.map(String));
+  await workers.close();
+});
+
+test('a core that a worker may not have ends it, and says so', async () => {
+  const crashes: string[] = [];
+  const onCrash = (error: Error): void => void crashes.push(error.message);
+  const workers = start({ count: 1, cores: [1023], onCrash });
+  const refusal = /^data-plane worker "vring-plane-0" ended: sched_setaffinity.*cpu 1023/;
+  await assert.rejects(workers.group.counters(), { message: refusal });
+  await workers.close();
+  assert.match(crashes.join(), refusal);
+});
+
+function start(options: Partial<SwitchWorkersOptions>): SwitchWorkers {
+  return new SwitchWorkers({
+    count: 1,
+    macTable: MacTable.create({ shared: true }).memory,
+    spinMs: 0,
+    queuePairsOf: () => PAIRS,
+    onEvent: () => undefined,
+    onRefused: ({ cause }) => assert.fail(cause),
+    onCrash: (error) => assert.fail(error),
+    ...options,
+  });
+}
+
+/** Cores of the one thread of this process that has that name. */
+function coresOf(name: string): string | undefined {
+  for (const task of readdirSync('/proc/self/task')) {
+    const status = readFileSync(`/proc/self/task/${task}/status`, 'utf8');
+    if (!status.startsWith(`Name:\t${name}\n`)) continue;
+    return /^Cpus_allowed_list:\t(.*)$/m.exec(status)?.[1];
+  }
+  return undefined;
+}
 
 /** A ring that nobody kicks and nothing is in. */
 function attach(memory: PrivateMemory, index: number, features: number[]): VringAttach {

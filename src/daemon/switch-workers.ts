@@ -9,7 +9,9 @@ import {
   DataPlaneWorker,
   type GroupRule,
   LOADS_BYTES,
+  type MemberContext,
   type PlaneEvent,
+  type RefusedMove,
   type VringAttach,
   WorkerGroup,
 } from '../runtime/index.ts';
@@ -20,14 +22,18 @@ import {
   SWITCH_SCRATCH_BYTES,
 } from '../switch/index.ts';
 import { TAP_SCRATCH_BYTES } from '../uplinks/index.ts';
+import type { WorkerStatus } from './switch-types.ts';
 
 export type SwitchWorkersOptions = {
   readonly count: number;
   readonly macTable: SharedArrayBuffer;
   readonly spinMs: number;
+  /** Where each worker runs; null: anywhere. */
+  readonly cores?: readonly number[] | null;
   /** Queue pairs of a port, which say where its control queue is. */
   queuePairsOf(port: number): number;
   onEvent(event: PlaneEvent): void;
+  onRefused(refused: RefusedMove): void;
   onCrash(error: Error): void;
 };
 
@@ -54,10 +60,12 @@ export class SwitchWorkers {
     const loads = new SharedArrayBuffer(LOADS_BYTES);
     this.group = new WorkerGroup({
       count,
-      start: (member, onEvent) => this.#start(member, loads, onEvent),
+      start: (member, context) => this.#start(member, loads, context),
       isShared: (vring) => this.#isShared(vring),
       ruleOf: (op) => this.#rules[op] ?? EACH,
       onEvent: (event) => options.onEvent(event),
+      onRefused: (refused) => options.onRefused(refused),
+      onCrash: (error) => options.onCrash(error),
       loads,
       balanceMs: BALANCE_MS,
     });
@@ -68,6 +76,23 @@ export class SwitchWorkers {
     const [first, ...others] = this.#counters.map((cells) => readCounters(cells, port));
     for (const other of others) addTo(first!, other);
     return first!;
+  }
+
+  async status(nameOf: (port: number) => string): Promise<WorkerStatus[]> {
+    const queues = this.group.queues();
+    const moves = this.group.moves();
+    return (await this.group.counters()).map((counters, id) => ({
+      id,
+      ...counters,
+      core: this.#options.cores?.[id] ?? null,
+      queuesTaken: moves[id]!.taken,
+      queuesRefused: moves[id]!.refused,
+      queues: queues
+        .filter(({ member }) => member === id)
+        .map(({ device, index, load }) => {
+          return { port: nameOf(device), index, chainsPerSecond: load };
+        }),
+    }));
   }
 
   clearCounters(port: number): void {
@@ -81,8 +106,8 @@ export class SwitchWorkers {
     this.#scratch.close();
   }
 
-  #start(member: number, loads: SharedArrayBuffer, onEvent: (event: PlaneEvent) => void) {
-    const { macTable, spinMs, count, onCrash } = this.#options;
+  #start(member: number, loads: SharedArrayBuffer, context: MemberContext) {
+    const { macTable, spinMs, count, cores = null } = this.#options;
     return new DataPlaneWorker({
       name: `vring-plane-${member}`,
       planeModule: NET_PLANE_MODULE,
@@ -95,8 +120,8 @@ export class SwitchWorkers {
         loads,
       } satisfies NetPlaneOptions,
       spinMs,
-      onEvent,
-      onCrash,
+      core: cores?.[member] ?? null,
+      ...context,
     });
   }
 
@@ -130,7 +155,7 @@ export class SwitchWorkers {
       }),
     },
     removePort: { to: 'first-first' },
-    portStatus: { to: 'each', merge: mergeStatus },
+    portStatus: { to: 'each', still: true, merge: mergeStatus },
     saveState: { to: 'each', merge: mergeStates },
     loadState: {
       to: 'each',
@@ -151,6 +176,14 @@ export class SwitchWorkers {
 const EACH: GroupRule = { to: 'each' };
 
 type Counted = Readonly<Record<string, number>>;
+
+/** What people are told of a queue that its new worker could not take. */
+export function refusalOf({ index, from, to, cause, lost }: RefusedMove): string {
+  const where = lost
+    ? `nor could worker ${from} take it back: it stands still until its driver sets it up again`
+    : `it goes on at worker ${from}`;
+  return `worker ${to} could not take queue ${index}: ${cause.message}; ${where}`;
+}
 
 function shifted(add: AddPort, field: keyof AddPort, bytes: number): AddPort {
   const at = add[field] ?? -1;

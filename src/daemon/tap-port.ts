@@ -53,7 +53,7 @@ export class TapPort implements SwitchPort {
     setInterfaceMtu(name, config.mtu);
     setInterfaceUp(name, true);
     await this.#attach(kernelTakesUso ? TAP_ACCEPTS_USO : TAP_ACCEPTS);
-    this.#context.report('port-up', `${config.name}: attached to ${name}`);
+    this.#context.report('port-up', `attached to ${name}`);
   }
 
   /** Returns the name of the interface. */

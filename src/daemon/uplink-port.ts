@@ -91,6 +91,7 @@ export class UplinkPort implements SwitchPort {
       throw error;
     }
     this.#start();
+    this.#lookSoon(); // what changed before anybody listened
   }
 
   /** The port of the switch, without sockets. */
@@ -144,8 +145,13 @@ export class UplinkPort implements SwitchPort {
     this.#socketsMtu = state.mtu;
     this.#reason = null;
     const attach: AttachUplink = { port: this.number, queues: sockets.queues };
-    await this.#context.worker.request('attachUplink', attach);
-    this.#context.report('port-up', `${config.name}: attached to ${name}, ${sockets.how}`);
+    try {
+      await this.#context.worker.request('attachUplink', attach);
+    } catch (error) {
+      await this.#disconnect();
+      throw error;
+    }
+    this.#context.report('port-up', `attached to ${name}, ${sockets.how}`);
     await this.#setCarrier(state.up);
   }
 
@@ -172,10 +178,10 @@ export class UplinkPort implements SwitchPort {
 
   async #setCarrier(up: boolean): Promise<void> {
     this.#carrier = up;
-    const { interface: name, name: port } = this.config;
+    const { interface: name } = this.config;
     if (up) this.#reason = null;
     else {
-      const message = `${port}: the interface ${name} is down, or has no carrier`;
+      const message = `the interface ${name} is down, or has no carrier`;
       this.#reason = reasonOf(new VringError(ERR_INTERFACE, message));
       this.#context.report('port-down', message);
     }
@@ -195,18 +201,19 @@ export class UplinkPort implements SwitchPort {
   /** Brings the port to where its interface is. */
   async #look(): Promise<void> {
     if (this.#resting) return;
-    const { interface: name, name: port } = this.config;
+    const { interface: name } = this.config;
     const state = interfaceState(name);
     if (this.#sockets !== null && state?.index !== this.#index) {
       await this.#disconnect();
       this.#carrier = false;
-      const message = `${port}: the interface ${name} is gone; it is used again when it is back`;
+      const message = `the interface ${name} is gone; it is used again when it is back`;
       this.#fail(new VringError(ERR_INTERFACE_GONE, message));
     }
     if (state === null) return;
     // XDP has chunks for frames of the interface's size.
     if (this.config.kind === 'xdp' && state.mtu !== this.#socketsMtu) await this.#disconnect();
     if (this.#sockets === null) {
+      clearTimeout(this.#retry); // each news would add one for ever
       this.#retry = setTimeout(() => this.#lookSoon(), RETRY_MS).unref();
       await this.#connect(this.#raise(state));
       clearTimeout(this.#retry);
@@ -214,7 +221,7 @@ export class UplinkPort implements SwitchPort {
     }
     if (state.up !== this.#carrier) {
       await this.#setCarrier(state.up);
-      if (state.up) this.#context.report('port-up', `${port}: the interface ${name} is up`);
+      if (state.up) this.#context.report('port-up', `the interface ${name} is up`);
     }
   }
 

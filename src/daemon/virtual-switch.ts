@@ -47,7 +47,8 @@ import type {
   WorkerStatus,
 } from './switch-types.ts';
 import { workersProblem } from './port-workers.ts';
-import { SwitchWorkers } from './switch-workers.ts';
+import { refusalOf, SwitchWorkers } from './switch-workers.ts';
+import { checkCores } from './worker-cores.ts';
 import { rehearse } from './rehearsal.ts';
 import { TapPort } from './tap-port.ts';
 import { UplinkPort } from './uplink-port.ts';
@@ -83,6 +84,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
 
   private constructor(config: SwitchConfig) {
     super();
+    checkCores(config);
     this.#config = config;
     const { ageingSeconds, limit } = config.mac;
     const count = config.workers ?? 1;
@@ -98,10 +100,13 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       macTable: this.#macTable.memory,
       queuePairsOf: (number) => this.#queuePairs[number] ?? 1,
       spinMs: config.spinMicroseconds / 1000,
+      cores: config.workerCores ?? null,
       onEvent: (event) => this.#planeEvent(event),
+      onRefused: (refused) =>
+        this.#report('queue-refused', this.#nameOf(refused.device), refusalOf(refused)),
       onCrash: (error) => {
         this.#report('worker-ended', null, error.message);
-        this.emit('error', error);
+        if (this.listenerCount('error') > 0) this.emit('error', error); // else: start fails
       },
     });
     this.#worker = this.#workers.group;
@@ -114,6 +119,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   static async start(config: SwitchConfig): Promise<VirtualSwitch> {
     const self = new VirtualSwitch(config);
     try {
+      await self.#worker.counters(); // all run, where they are to
       for (const port of config.ports) await self.addPort(port);
       await self.disks.start(config.disks ?? [], config.scsi ?? []);
       return self;
@@ -165,12 +171,13 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
 
   plan(fds: SentFds, control: Fd): HandOverPlan {
     const { control: own, http, stateFile = null, mac, spinMicroseconds } = this.#config;
-    const { workers = 1 } = this.#config;
-    const policy = policyOf({}, this.#config);
+    const { workers = 1, workerCores } = this.#config;
+    const cores = workerCores ? [...workerCores] : null;
+    const rest = { policy: policyOf({}, this.#config), workers, workerCores: cores };
     return {
       version: VERSION,
       pid: process.pid,
-      config: { control: own, http, stateFile, mac, spinMicroseconds, policy, workers },
+      config: { control: own, http, stateFile, mac, spinMicroseconds, ...rest },
       control: fds.add(control),
       ports: this.#ports().map((port) => port.plan(fds)),
       ...this.disks.plan(fds),
@@ -326,7 +333,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   async macTable(): Promise<MacEntry[]> {
     await this.#worker.request('macClock', undefined);
     return this.#macTable.list().map(({ mac, vlan, port, ageSeconds }) => {
-      return { mac, vlan, port: this.#entries[port]?.port.config.name ?? `#${port}`, ageSeconds };
+      return { mac, vlan, port: this.#nameOf(port) ?? `#${port}`, ageSeconds };
     });
   }
 
@@ -335,18 +342,8 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     return await this.#worker.request<number>('flushMacs', number);
   }
 
-  async workers(): Promise<WorkerStatus[]> {
-    const queues = this.#worker.queues();
-    return (await this.#worker.counters()).map((counters, id) => ({
-      id,
-      ...counters,
-      queues: queues
-        .filter(({ member }) => member === id)
-        .map(({ device, index, load }) => {
-          const port = this.#entries[device]?.port.config.name ?? `#${device}`;
-          return { port, index, chainsPerSecond: load };
-        }),
-    }));
+  workers(): Promise<WorkerStatus[]> {
+    return this.#workers.status((number) => this.#nameOf(number) ?? `#${number}`);
   }
 
   /** One capture per port at a time; it ends with the port. */
@@ -386,12 +383,16 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     if (this.#closed) return;
     this.#closed = true;
     await this.#changes.catch(() => undefined);
-    try {
-      for (const entry of this.#entries) if (entry !== null) await this.#remove(entry);
-      await this.disks.close();
-    } finally {
-      await this.#workers.close();
+    const failures: unknown[] = []; // a data plane that failed fails each
+    for (const entry of this.#entries) {
+      if (entry !== null) await this.#remove(entry).catch((error) => failures.push(error));
     }
+    await this.disks.close().finally(() => this.#workers.close());
+    if (failures.length > 0) throw failures[0];
+  }
+
+  #nameOf(number: number): string | null {
+    return this.#entries[number]?.port.config.name ?? null;
   }
 
   #ports(): SwitchPort[] {

@@ -40,6 +40,16 @@ test('requests are answered in order, by a sleeping and by a busy worker', async
   await worker.close();
 });
 
+test('however many workers there are, the process listens to its exit once', async () => {
+  const before = process.listenerCount('exit');
+  const workers = [start(), start(), start()];
+  assert.equal(process.listenerCount('exit'), before + 1);
+  await workers.shift()!.close();
+  assert.equal(process.listenerCount('exit'), before + 1, 'for the others');
+  await Promise.all(workers.map((worker) => worker.close()));
+  assert.equal(process.listenerCount('exit'), before);
+});
+
 test('a kick wakes the worker; a detached descriptor does not', async () => {
   const worker = start();
   const kick = createEventfd('kick');

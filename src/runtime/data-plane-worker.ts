@@ -16,12 +16,26 @@ export type DataPlaneWorkerOptions = {
   /** Passed to the plane; structured clone. */
   readonly planeOptions: unknown;
   readonly spinMs: number;
+  /** The one that the thread runs on; absent: any. */
+  readonly core?: number | null;
+  /** Of the threads with which it shares locks: lock-wait.ts. */
+  readonly alarm?: Int32Array | null;
   readonly onEvent: (event: PlaneEvent) => void;
   /** The thread ended without being asked to. Nothing of it works afterwards. */
   readonly onCrash: (error: Error) => void;
 };
 
 type Pending = { resolve(value: unknown): void; reject(error: Error): void };
+
+/**
+ * A process that exits joins its threads, and one that sleeps in epoll_wait does not notice. One
+ * listener for all workers: with more than ten Node warns of a leak.
+ */
+const stopsAtExit = new Set<() => void>();
+
+function stopAll(): void {
+  for (const stop of stopsAtExit) stop();
+}
 
 /** The control half of a data-plane worker: starts it, asks it things, stops it. */
 export class DataPlaneWorker implements PlaneRunner {
@@ -30,7 +44,7 @@ export class DataPlaneWorker implements PlaneRunner {
   readonly #mailboxFd: Fd;
   readonly #pending = new Map<number, Pending>();
   readonly #options: DataPlaneWorkerOptions;
-  readonly #wakeAtExit: () => void;
+  readonly #stopAtExit: () => void;
   #nextId = 1;
   #ended: Error | null = null;
   readonly #exited: Promise<void>;
@@ -46,6 +60,8 @@ export class DataPlaneWorker implements PlaneRunner {
       mailbox: port2,
       mailboxFd: this.#mailboxFd.number,
       spinMs: options.spinMs,
+      core: options.core ?? null,
+      alarm: options.alarm ?? null,
       options: options.planeOptions,
     };
     const isUnbuilt = import.meta.url.endsWith('.ts');
@@ -67,12 +83,12 @@ export class DataPlaneWorker implements PlaneRunner {
     });
     this.#worker.once('error', (error) => this.#end(error as Error));
     this.#worker.once('exit', (code) => this.#end(new Error(`exit code ${code}`)));
-    // A process that exits joins its threads, and one that sleeps in epoll_wait does not notice.
-    this.#wakeAtExit = () => {
+    this.#stopAtExit = () => {
       this.#port.postMessage({ id: 0, op: 'stop', payload: undefined } satisfies WorkerRequest);
       signalEventfd(this.#mailboxFd.number);
     };
-    process.once('exit', this.#wakeAtExit);
+    if (stopsAtExit.size === 0) process.once('exit', stopAll);
+    stopsAtExit.add(this.#stopAtExit);
   }
 
   attachVring(vring: VringAttach): Promise<void> {
@@ -113,7 +129,9 @@ export class DataPlaneWorker implements PlaneRunner {
 
   /** Asks the plane. Requests are carried out in the order in which they were made. */
   request<T>(op: string, payload: unknown): Promise<T> {
-    if (this.#ended !== null) return Promise.reject(this.#ended);
+    const ended = this.#ended;
+    // An answer says that nobody touches what it is about: so does this one.
+    if (ended !== null) return this.#exited.then(() => Promise.reject(ended));
     const id = this.#nextId++;
     return new Promise<T>((resolve, reject) => {
       this.#pending.set(id, { resolve: resolve as Pending['resolve'], reject });
@@ -132,7 +150,8 @@ export class DataPlaneWorker implements PlaneRunner {
     }
     this.#worker.ref();
     await this.#exited;
-    process.removeListener('exit', this.#wakeAtExit);
+    stopsAtExit.delete(this.#stopAtExit);
+    if (stopsAtExit.size === 0) process.removeListener('exit', stopAll);
     this.#port.close();
     this.#mailboxFd.close();
   }

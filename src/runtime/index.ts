@@ -14,6 +14,8 @@ export {
   type GroupQueue,
   type GroupRule,
   LOADS_BYTES,
+  type MemberContext,
+  type RefusedMove,
   WorkerGroup,
   type WorkerGroupOptions,
 } from './worker-group.ts';

@@ -1,4 +1,5 @@
 /** A plane for the tests of the worker: one source per vring, whose kicks it counts. */
+import { lockTicket } from '../sys/ticket-lock.hot.ts';
 import { DRAINING, type DataPlane, type PlaneContext, type VringAttach } from './data-plane.ts';
 
 class TestPlane implements DataPlane {
@@ -50,8 +51,15 @@ class TestPlane implements DataPlane {
     if (name === 'event') this.#context.emit({ kind: 'fault', device: 1, index: 2, code: -3 });
     if (name === 'outstanding') this.#outstanding = payload as number;
     if (name === 'throw') throw new Error(`no ${String(payload)}`);
+    if (name === 'lock') lockTicket(payload as Int32Array, 0);
+    if (name === 'crash') this.poll = () => this.#crash();
+    if (name === 'busy' || name === 'crash') this.awake = 1;
     if (name === 'busy') this.poll = () => this.#spin();
     return undefined;
+  }
+
+  #crash(): never {
+    throw new Error('a mistake of ours');
   }
 
   #spin(): number {

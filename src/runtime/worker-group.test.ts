@@ -1,53 +1,83 @@
-import { deepEqual, equal, rejects } from 'node:assert/strict';
+import { deepEqual, equal, fail, match, rejects } from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate, setTimeout } from 'node:timers/promises';
+import { DataPlaneWorker } from './data-plane-worker.ts';
 import type { PlaneEvent, VringAttach } from './data-plane.ts';
 import { type GroupMember, LOADS_BYTES, WorkerGroup } from './worker-group.ts';
 
-/** Two members; the second takes no ring, and a ring stands at `released` when it is let go of. */
-function groupOf(attached: string[], released: number | null): WorkerGroup {
+/**
+ * Two members; the second takes no ring, and the first, let go of a ring that stands at 7, so many.
+ */
+function groupOf(options: { takesBack?: number; releases?: boolean } = {}) {
+  let { takesBack = 9 } = options;
+  const { releases = true } = options;
+  const attached: string[] = [];
+  const refused: string[] = [];
   const member = (name: number): GroupMember =>
     ({
       attachVring: async ({ config }: VringAttach) => {
         if (name === 1) throw new Error('no room');
+        if (config.base > 0 && takesBack-- === 0) throw new Error('none here either');
         attached.push(`${name}: ${config.base}`);
       },
-      request: async () =>
-        released === null ? null : { base: released, started: true, counters: {} },
+      detachVring: async () => 1000 + name,
+      request: async () => (releases ? { base: 7, started: true, counters: {} } : null),
       close: async () => undefined,
     }) as unknown as GroupMember;
-  return new WorkerGroup({
+  const group = new WorkerGroup({
     count: 2,
     start: member,
     isShared: () => false,
     ruleOf: () => ({ to: 'each' }),
     onEvent: () => undefined,
+    onCrash: (error) => fail(error),
+    onRefused: ({ device, index, from, to, cause, lost }) =>
+      refused.push(`${device}:${index} ${from}-${to} ${cause.message}${lost ? ', lost' : ''}`),
     loads: new SharedArrayBuffer(LOADS_BYTES),
     balanceMs: 0,
   });
+  return { group, attached, refused };
 }
 
 const RING = { device: 3, index: 1, config: { base: 0 } } as unknown as VringAttach;
 
-test('a queue that its new worker cannot take goes on at the old one', async () => {
-  const attached: string[] = [];
-  const group = groupOf(attached, 7);
+test('a queue that its new worker cannot take goes on at the old one, and is told once', async () => {
+  const { group, attached, refused } = groupOf();
+  await group.attachVring(RING);
+  for (let tries = 0; tries < 2; tries++) await rejects(group.move(3, 1, 1), /no room/);
+  deepEqual(attached, ['0: 0', '0: 7', '0: 7']);
+  deepEqual(refused, ['3:1 0-1 no room']);
+  equal(group.queues()[0]?.member, 0);
+  deepEqual(group.moves(), [
+    { taken: 0, refused: 0 },
+    { taken: 0, refused: 2 },
+  ]);
+  equal(await group.detachVring(3, 1), 1000);
   await group.attachVring(RING);
   await rejects(group.move(3, 1, 1), /no room/);
-  deepEqual(attached, ['0: 0', '0: 7']);
-  equal(group.queues()[0]?.member, 0);
-  equal(group.moves, 0);
+  equal(refused.length, 2, 'another ring');
+  await group.close();
+});
+
+test('a queue that nobody can take keeps its place for who attaches it anew', async () => {
+  const { group, attached, refused } = groupOf({ takesBack: 0 });
+  await group.attachVring(RING);
+  await rejects(group.move(3, 1, 1), /no room/);
+  deepEqual(refused, ['3:1 0-1 no room, lost']);
+  equal(await group.move(3, 1, 1), false, 'it is nowhere');
+  equal(await group.detachVring(3, 1), 7);
+  await group.attachVring(RING);
+  deepEqual(attached, ['0: 0', '0: 0']);
   await group.close();
 });
 
 test('a queue that is not let go of stays where it is', async () => {
-  const attached: string[] = [];
-  const group = groupOf(attached, null);
+  const { group, attached } = groupOf({ releases: false });
   await group.attachVring(RING);
   equal(await group.move(3, 1, 1), false);
   deepEqual(attached, ['0: 0']);
   equal(group.queues()[0]?.member, 0);
-  equal(group.moves, 0);
+  deepEqual(group.moves()[1], { taken: 0, refused: 0 });
   await group.close();
 });
 
@@ -65,13 +95,15 @@ test('what a driver set is passed on, and who told it hears when all know', asyn
     }) as unknown as GroupMember;
   const group = new WorkerGroup({
     count: 3,
-    start: (name, onEvent) => {
+    start: (name, { onEvent }) => {
       tell.push(onEvent);
       return member(name);
     },
     isShared: () => false,
     ruleOf: () => ({ to: 'each' }),
     onEvent: () => undefined,
+    onCrash: (error) => fail(error),
+    onRefused: () => undefined,
     loads: new SharedArrayBuffer(LOADS_BYTES),
     balanceMs: 0,
   });
@@ -103,6 +135,8 @@ test('a queue that must stay does not keep the others where they are', async () 
     isShared: () => false,
     ruleOf: () => ({ to: 'each' }),
     onEvent: () => undefined,
+    onCrash: (error) => fail(error),
+    onRefused: () => undefined,
     loads,
     balanceMs: 5,
   });
@@ -115,7 +149,145 @@ test('a queue that must stay does not keep the others where they are', async () 
   const cells = new Float64Array(loads);
   cells[slots.get(5)!] = 900;
   cells[slots.get(1)!] = 1000;
-  for (let tries = 0; group.moves === 0 && tries < 400; tries++) await setTimeout(5);
+  for (let tries = 0; group.moves()[1]!.taken === 0 && tries < 400; tries++) await setTimeout(5);
   deepEqual(owned(), [[1, 0], [3, 1], [5, 1], [7, 1]]); // prettier-ignore
+  await group.close();
+});
+
+test('a queue that a worker refused stays for a while, and others move', async () => {
+  const loads = new SharedArrayBuffer(LOADS_BYTES);
+  const cells = new Float64Array(loads);
+  const slots = new Map<number, number>();
+  const member = (name: number): GroupMember =>
+    ({
+      attachVring: async ({ index, loadSlot }: VringAttach) => {
+        if (name === 1 && index === 1) throw new Error('no room');
+        slots.set(index, loadSlot!);
+      },
+      request: async () => ({ base: 0, started: true, counters: {} }),
+      close: async () => undefined,
+    }) as unknown as GroupMember;
+  const group = new WorkerGroup({
+    count: 2,
+    start: member,
+    isShared: () => false,
+    ruleOf: () => ({ to: 'each' }),
+    onEvent: () => undefined,
+    onCrash: (error) => fail(error),
+    onRefused: ({ index }) => equal(index, 1),
+    loads,
+    balanceMs: 5,
+  });
+  for (const index of [1, 3, 5, 7]) await group.attachVring({ ...RING, index });
+  const moved = async (): Promise<void> => {
+    for (let tries = 0; group.moves()[1]!.taken === 0 && tries < 400; tries++) {
+      cells[slots.get(1)!]! += 1000;
+      cells[slots.get(5)!]! += 1000;
+      await setTimeout(5);
+    }
+  };
+  await moved();
+  deepEqual(group.moves()[1], { taken: 1, refused: 1 });
+  const owners = group.queues().map(({ member: owner }) => owner);
+  deepEqual(owners, [0, 1, 1, 1]);
+  await group.close();
+});
+
+test('while all are asked of rings none moves, and one that does is waited for', async () => {
+  const loads = new SharedArrayBuffer(LOADS_BYTES);
+  const cells = new Float64Array(loads);
+  const steps: string[] = [];
+  const resume = new Map<string, () => void>();
+  const step = async (name: string): Promise<void> => {
+    steps.push(name);
+    await new Promise<void>((resolve) => resume.set(name, resolve));
+  };
+  const slots = new Map<number, number>();
+  const member = (name: number): GroupMember =>
+    ({
+      attachVring: async ({ index, loadSlot, resumed }: VringAttach) => {
+        if (resumed) steps.push(`${index} moved to ${name}`);
+        slots.set(index, loadSlot!);
+      },
+      request: async (op: string) => {
+        await step(op);
+        return op === 'releaseVring' ? { base: 0, started: true, counters: {} } : name;
+      },
+      close: async () => undefined,
+    }) as unknown as GroupMember;
+  const group = new WorkerGroup({
+    count: 2,
+    start: member,
+    isShared: () => false,
+    ruleOf: () => ({ to: 'first', still: true }),
+    onEvent: () => undefined,
+    onCrash: (error) => fail(error),
+    onRefused: () => undefined,
+    loads,
+    balanceMs: 5,
+  });
+  let busy = [1, 5];
+  const until = async (count: number, most = 400): Promise<void> => {
+    for (let tries = 0; tries < most && steps.length < count; tries++) {
+      for (const index of busy) cells[slots.get(index)!]! += 1000;
+      await setTimeout(5);
+    }
+  };
+  for (const index of [1, 3, 5, 7]) await group.attachVring({ ...RING, index });
+  await until(1);
+  const asked = group.request('status', null);
+  await setTimeout(30);
+  deepEqual(steps, ['releaseVring'], 'the question waits');
+  resume.get('releaseVring')!();
+  await until(3);
+  const [, moved, ...after] = steps;
+  match(moved!, /^[15] moved to 1$/);
+  deepEqual(after, ['status']);
+  busy = [Number(moved![0]), 3]; // both at the second
+  await until(4, 20);
+  equal(steps.length, 3, 'no move, with all reason for one');
+  resume.get('status')!();
+  equal(await asked, 0);
+  await until(4);
+  equal(steps[3], 'releaseVring');
+  resume.get('releaseVring')!();
+  await group.close();
+});
+
+test('a worker that ends with a lock takes those with it that wait for it', async () => {
+  const crashes: Error[] = [];
+  const group = new WorkerGroup({
+    count: 3,
+    start: (name, context) =>
+      new DataPlaneWorker({
+        name: `test-plane-${name}`,
+        planeModule: new URL('./test-plane.ts', import.meta.url),
+        planeOptions: null,
+        spinMs: 0,
+        ...context,
+      }),
+    isShared: () => false,
+    // Two wait for the lock of the first; nobody hears more of them.
+    ruleOf: (op) => ({ to: op === 'lock' ? 'first-first' : 'first' }),
+    onEvent: () => undefined,
+    onRefused: () => undefined,
+    onCrash: (error) => crashes.push(error),
+    loads: new SharedArrayBuffer(LOADS_BYTES),
+    balanceMs: 0,
+  });
+  await group.counters();
+  const gone = { message: 'data-plane worker "test-plane-0" ended: a mistake of ours' };
+  const waiting = group.request('lock', new Int32Array(new SharedArrayBuffer(8)));
+  const answer = rejects(waiting, /another thread ended, and may have held our lock/);
+  await setTimeout(50);
+  equal(crashes.length, 0, 'they wait');
+  await group.request('crash', null);
+  await answer;
+  for (let tries = 0; crashes.length === 0 && tries < 400; tries++) await setTimeout(5);
+  deepEqual(
+    crashes.map(({ message }) => message),
+    [gone.message],
+  );
+  await rejects(group.counters(), gone);
   await group.close();
 });

@@ -1,3 +1,5 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { ALARM_WORDS, raiseLockAlarm } from '../sys/lock-wait.ts';
 import type { IotlbUpdate } from '../vhost-user/index.ts';
 import { SHARED_RING_WORDS } from '../virtqueue/shared-ring.hot.ts';
 import type { PlaneEvent, ResumedVring, VringAttach, WorkerCounters } from './data-plane.ts';
@@ -9,6 +11,14 @@ export interface GroupMember extends PlaneRunner {
   counters(): Promise<WorkerCounters>;
 }
 
+/** What a group gives its members. */
+export type MemberContext = {
+  /** Raised when one ended, whose locks are never let go of: who waits gives up (lock-wait.ts). */
+  readonly alarm: Int32Array;
+  onEvent(event: PlaneEvent): void;
+  onCrash(error: Error): void;
+};
+
 /** Who carries a request of the plane out, and what its answer is. */
 export type GroupRule = {
   /**
@@ -16,6 +26,8 @@ export type GroupRule = {
    * it alone receives from an uplink, whose frames no other may meet before or after it knows it.
    */
   readonly to: 'first' | 'each' | 'first-last' | 'first-first';
+  /** No ring moves meanwhile: one that does would be in two answers, or in none. */
+  readonly still?: boolean;
   payload?(payload: never, member: number): unknown;
   /** Default: the first worker's answer. */
   merge?(results: readonly never[]): unknown;
@@ -23,16 +35,23 @@ export type GroupRule = {
 
 export type WorkerGroupOptions = {
   readonly count: number;
-  start(member: number, onEvent: (event: PlaneEvent) => void): GroupMember;
+  start(member: number, context: MemberContext): GroupMember;
   /** Rings that every worker writes; each other one belongs to one worker. */
   isShared(vring: VringAttach): boolean;
   ruleOf(op: string): GroupRule;
   onEvent(event: PlaneEvent): void;
+  /** Once per queue, until it moves. */
+  onRefused(refused: RefusedMove): void;
+  /** A worker ended by itself, and all others with it; told once. */
+  onCrash(error: Error): void;
   /** LOADS_BYTES; the plane adds up there what it takes from a ring. */
   readonly loads: SharedArrayBuffer;
   /** How often queues are looked at, milliseconds; 0: they stay where they are. */
   readonly balanceMs: number;
 };
+
+/** Longest that workers which end with another one are waited for, milliseconds. */
+const CLOSE_MS = 2000;
 
 /** Slots of workers come first: load that belongs to no queue. */
 const FIRST_SLOT = 16;
@@ -41,6 +60,8 @@ export const LOADS_BYTES = LOAD_SLOTS * Float64Array.BYTES_PER_ELEMENT;
 
 /** Periods that a queue stays where it was moved to: its driver and caches settle meanwhile. */
 const REST_PERIODS = 3;
+/** Periods that a queue stays which a worker could not take: each try stops it for a moment. */
+const REFUSED_PERIODS = 60;
 
 export type GroupQueue = {
   readonly device: number;
@@ -48,6 +69,20 @@ export type GroupQueue = {
   readonly member: number;
   /** What was taken from it in the last period. */
   readonly load: number;
+};
+
+/** Rings that went to a worker so far, and those that it could not take. */
+export type GroupMoves = { readonly taken: number; readonly refused: number };
+
+/** A ring that a worker could not take. */
+export type RefusedMove = {
+  readonly device: number;
+  readonly index: number;
+  readonly from: number;
+  readonly to: number;
+  readonly cause: Error;
+  /** Its old worker could not take it back: nobody has it until it is attached anew. */
+  readonly lost: boolean;
 };
 
 type Entry = {
@@ -58,6 +93,11 @@ type Entry = {
   counted: number;
   load: number;
   rest: number;
+  /** Periods for which it stays, and lets others move meanwhile: a worker could not take it. */
+  barred: number;
+  refused: boolean;
+  /** No worker has it; it stands where `attach` says. */
+  lost: boolean;
   /** What is asked about a ring happens one after the other, moves included. */
   last: Promise<unknown>;
 };
@@ -69,6 +109,9 @@ type Entry = {
  *
  * A ring moves as if it were stopped and started: its worker lets go of it between two rounds, with
  * nothing out, and the next one begins where that ended. Its eventfd counts what nobody heard.
+ *
+ * A worker that ends by itself takes the others with it: it may have held a lock, and what a ring
+ * that it was working on looks like nobody knows. Requests are answered when all threads are gone.
  */
 export class WorkerGroup implements PlaneRunner {
   readonly #options: WorkerGroupOptions;
@@ -77,17 +120,25 @@ export class WorkerGroup implements PlaneRunner {
   readonly #freeSlots = Array.from({ length: LOAD_SLOTS - FIRST_SLOT }, (_, i) => i + FIRST_SLOT);
   readonly #loads: Float64Array;
   readonly #ownCounted = new Float64Array(FIRST_SLOT);
+  readonly #alarm = new Int32Array(new SharedArrayBuffer(ALARM_WORDS * 4));
+  #isEnding = false;
   #timer: NodeJS.Timeout | null = null;
   #moving: Promise<unknown> = Promise.resolve();
-  /** Rings that went to another worker so far. */
-  moves = 0;
+  /** Requests under way during which no ring moves. */
+  #asking = 0;
+  readonly #moves: { taken: number; refused: number }[];
 
   constructor(options: WorkerGroupOptions) {
     this.#options = options;
     const { count } = options;
     this.#loads = new Float64Array(options.loads);
+    this.#moves = Array.from({ length: count }, () => ({ taken: 0, refused: 0 }));
     this.#members = Array.from({ length: count }, (_, member) =>
-      options.start(member, (event) => this.#heard(event, member)),
+      options.start(member, {
+        alarm: this.#alarm,
+        onEvent: (event) => this.#heard(event, member),
+        onCrash: (error) => void this.#crashed(error),
+      }),
     );
     if (count === 1 || options.balanceMs === 0) return;
     this.#timer = setInterval(() => this.#balance(), options.balanceMs);
@@ -101,8 +152,13 @@ export class WorkerGroup implements PlaneRunner {
       .map(({ attach: { device, index }, member, load }) => ({ device, index, member, load }));
   }
 
+  /** By worker: which took rings of others, or could not. */
+  moves(): readonly GroupMoves[] {
+    return this.#moves.map((moves) => ({ ...moves }));
+  }
+
   counters(): Promise<WorkerCounters[]> {
-    return Promise.all(this.#members.map((member) => member.counters()));
+    return this.#each((member) => member.counters());
   }
 
   async attachVring(vring: VringAttach): Promise<void> {
@@ -115,6 +171,9 @@ export class WorkerGroup implements PlaneRunner {
       counted: 0,
       load: 0,
       rest: 0,
+      barred: 0,
+      refused: false,
+      lost: false,
       last: Promise.resolve(),
     };
     if (entry.slot !== 0) {
@@ -139,11 +198,15 @@ export class WorkerGroup implements PlaneRunner {
     return await this.#serially(entry, async () => {
       this.#entries.delete(key);
       if (entry.slot !== 0) this.#freeSlots.push(entry.slot);
+      if (entry.lost) return entry.attach.config.base;
       if (entry.member >= 0) return await this.#members[entry.member]!.detachVring(device, index);
       // The last to let go is the one who knows where the ring stands.
       const [first, ...others] = this.#members;
-      await Promise.all(others.map((member) => member.detachVring(device, index)));
-      return await first!.detachVring(device, index);
+      const told = others.map((member) => member.detachVring(device, index));
+      await Promise.allSettled(told); // if one failed, the first must let go all the same
+      const base = await first!.detachVring(device, index);
+      await Promise.all(told);
+      return base;
     });
   }
 
@@ -178,24 +241,47 @@ export class WorkerGroup implements PlaneRunner {
   }
 
   async request<T>(op: string, payload: unknown): Promise<T> {
-    const { to, payload: payloadOf, merge } = this.#options.ruleOf(op);
+    const { still = false, ...rule } = this.#options.ruleOf(op);
+    if (!still) return (await this.#carryOut(rule, op, payload)) as T;
+    this.#asking++;
+    await this.#moving;
+    return (await this.#carryOut(rule, op, payload).finally(() => this.#asking--)) as T;
+  }
+
+  async #carryOut(rule: GroupRule, op: string, payload: unknown): Promise<unknown> {
+    const { to, payload: payloadOf, merge } = rule;
     const ask = (member: number): Promise<unknown> =>
       this.#members[member]!.request(op, payloadOf?.(payload as never, member) ?? payload);
-    if (this.#members.length === 1 || to === 'first') return (await ask(0)) as T;
+    if (this.#members.length === 1 || to === 'first') return await ask(0);
     const others = (): Promise<unknown[]> =>
-      Promise.all(this.#members.slice(1).map((_, at) => ask(at + 1)));
+      allOf(this.#members.slice(1).map((_, at) => ask(at + 1)));
     let results: unknown[];
     if (to === 'first-first') results = [await ask(0), ...(await others())];
     else if (to === 'first-last') results = (await others()).concat(await ask(0)).toReversed();
-    else results = await Promise.all([ask(0), others()]).then(([one, more]) => [one, ...more]);
-    return (merge === undefined ? results[0] : merge(results as never[])) as T;
+    else results = await allOf(this.#members.map((_, member) => ask(member)));
+    return merge === undefined ? results[0] : merge(results as never[]);
   }
 
   async close(): Promise<void> {
+    this.#stopTimer();
+    this.#isEnding = true;
+    await this.#moving;
+    await this.#each((member) => member.close());
+  }
+
+  #stopTimer(): void {
     if (this.#timer !== null) clearInterval(this.#timer);
     this.#timer = null;
-    await this.#moving.catch(() => undefined);
-    await this.#each((member) => member.close());
+  }
+
+  async #crashed(error: Error): Promise<void> {
+    raiseLockAlarm(this.#alarm);
+    if (this.#isEnding) return;
+    this.#isEnding = true;
+    this.#stopTimer();
+    const closed = this.#each((member) => member.close());
+    await Promise.race([closed, sleep(CLOSE_MS, undefined, { ref: false })]);
+    this.#options.onCrash(error);
   }
 
   /** Gives a ring to another worker; false where it is shared, gone, broken, or has an IOTLB. */
@@ -203,7 +289,8 @@ export class WorkerGroup implements PlaneRunner {
     const entry = this.#entries.get(keyOf(device, index));
     if (entry === undefined || entry.member < 0 || entry.attach.iotlb) return false;
     return await this.#serially(entry, async () => {
-      if (this.#entries.get(keyOf(device, index)) !== entry || entry.member === to) return false;
+      if (this.#entries.get(keyOf(device, index)) !== entry || entry.lost) return false;
+      if (entry.member === to) return false;
       const owner = entry.member;
       const from = this.#members[owner]!;
       const ring = { device, index };
@@ -216,12 +303,24 @@ export class WorkerGroup implements PlaneRunner {
         await this.#members[to]!.attachVring(entry.attach);
       } catch (error) {
         entry.member = owner; // who had it goes on where it stopped
-        await from.attachVring(entry.attach);
+        await this.#takeBack(entry, to, error as Error);
         throw error;
       }
-      this.moves++;
+      this.#moves[to]!.taken++;
+      entry.refused = false;
       return true;
     });
+  }
+
+  async #takeBack(entry: Entry, to: number, cause: Error): Promise<void> {
+    const { attach, member: from } = entry;
+    this.#moves[to]!.refused++;
+    entry.barred = REFUSED_PERIODS;
+    await this.#members[from]!.attachVring(attach).catch(() => (entry.lost = true));
+    const { refused, lost } = entry;
+    entry.refused = true;
+    const { device, index } = attach;
+    if (!refused || lost) this.#options.onRefused({ device, index, from, to, cause, lost });
   }
 
   /** Loads are read where the workers write them: nobody is woken for that. */
@@ -239,11 +338,13 @@ export class WorkerGroup implements PlaneRunner {
       entry.load = counted - entry.counted;
       entry.counted = counted;
       if (entry.rest > 0) entry.rest--;
-      if (entry.attach.iotlb) others[entry.member]! += entry.load; // stays where it is
+      const stays = entry.attach.iotlb || entry.lost || entry.barred > 0;
+      if (entry.barred > 0) entry.barred--;
+      if (stays) others[entry.member]! += entry.load;
       else queues.push({ device, index, member: entry.member, load: entry.load, entry });
     }
     const isResting = queues.some(({ entry }) => entry.rest > 0);
-    const move = isResting ? null : balance(queues, others);
+    const move = isResting || this.#asking > 0 ? null : balance(queues, others);
     if (move === null) return;
     move.queue.entry.rest = REST_PERIODS;
     this.#moving = this.move(move.queue.device, move.queue.index, move.to).catch(() => undefined);
@@ -277,7 +378,7 @@ export class WorkerGroup implements PlaneRunner {
   }
 
   #each<T>(work: (member: GroupMember) => Promise<T>): Promise<T[]> {
-    return Promise.all(this.#members.map(work));
+    return allOf(this.#members.map(work));
   }
 
   #heard(event: PlaneEvent, from: number): void {
@@ -291,6 +392,12 @@ export class WorkerGroup implements PlaneRunner {
       .then(() => this.#members[from]!.request('driverHeard', { port: event.device }))
       .catch(() => undefined);
   }
+}
+
+/** When one fails, the others are waited for all the same: they may still use what it is about. */
+async function allOf<T>(answers: readonly Promise<T>[]): Promise<T[]> {
+  await Promise.allSettled(answers);
+  return await Promise.all(answers);
 }
 
 function newRecord(): Int32Array {

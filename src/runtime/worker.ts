@@ -14,8 +14,10 @@ import { assert } from '../base/assert.ts';
 import { messageOf, VringError } from '../base/errors.ts';
 import { Epoll } from '../sys/epoll.ts';
 import { drainEventfd } from '../sys/eventfd.ts';
+import { heedLockAlarm } from '../sys/lock-wait.ts';
 import {
   pauseWatch,
+  pinThread,
   setThreadName,
   threadCpuSeconds,
   watchThread,
@@ -37,6 +39,10 @@ export type WorkerBoot = {
   readonly mailbox: MessagePort;
   readonly mailboxFd: number;
   readonly spinMs: number;
+  /** The one that the thread runs on; null: any. */
+  readonly core: number | null;
+  /** Raised when a thread ended with which it shares locks. */
+  readonly alarm: Int32Array | null;
   readonly options: unknown;
 };
 
@@ -248,6 +254,8 @@ class WorkerLoop {
 
 const boot = workerData as WorkerBoot;
 setThreadName(boot.name);
+if (boot.core !== null) pinThread(boot.core);
+if (boot.alarm !== null) heedLockAlarm(boot.alarm);
 const { createPlane } = (await import(boot.planeModule)) as { createPlane: CreatePlane };
 flushCompileCache(); // for the next worker; this one never returns to where Node would write it
 new WorkerLoop(boot, createPlane).run();

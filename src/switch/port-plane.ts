@@ -43,4 +43,6 @@ export interface PortPlane {
   transmit(batch: FrameBatch, list: Int32Array, count: number): number;
   /** Publishes what `transmit` and `release` did, and notifies the other side if it asked. */
   flush(): void;
+  /** `flush` left frames that the next one may send: it is called in each round until then. */
+  readonly isUnsent?: boolean;
 }

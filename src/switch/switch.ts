@@ -235,15 +235,23 @@ export class Switch {
     this.#settle();
   }
 
-  /** Publishes and notifies on every port that was touched since the last time. */
+  /** Publishes and notifies on every port that was touched since the last time, or is unsent. */
   flush(): void {
-    for (let k = 0; k < this.#unflushedCount; k++) {
+    const count = this.#unflushedCount;
+    this.#unflushedCount = 0;
+    for (let k = 0; k < count; k++) {
       const index = this.#unflushed[k];
       this.#isUnflushed[index] = 0;
       const port = this.#ports[index];
-      if (port !== null) port.plane.flush();
+      if (port === null) continue;
+      port.plane.flush();
+      if (port.plane.isUnsent === true) this.#markUnflushed(index);
     }
-    this.#unflushedCount = 0;
+  }
+
+  /** Ports that the next `flush` has something to do for. */
+  get unflushed(): number {
+    return this.#unflushedCount;
   }
 
   #port(index: number): Port {

@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import {
   arena,
+  claimFaults,
   CopyPlan,
   createMemfd,
   type Fd,
@@ -127,6 +128,9 @@ async function survivesTruncation(fd: Fd, pageBytes: number, pages: number): Pro
   );
   assert.deepEqual(result, { sum: 77, back: 1.5, faults: 2 });
   assert.equal(regionFaults()[region], 2);
+  const claim = 's.claimFaults(data.region)';
+  const claims = [await inWorker(`return ${claim};`, { region }), claimFaults(region)];
+  assert.deepEqual(claims, [true, false], 'one thread tells');
   assert.equal(view.getFloat64(at), 1.5, 'both threads see the same pages');
 
   assert.equal(bytes[at + size + HUGE], 0xbb);

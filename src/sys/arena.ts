@@ -23,6 +23,7 @@ export type RegionHandle = number;
 /** Index in `regionFaults()` for faults in arena memory that no region covers: our own bugs. */
 export const STRAY_FAULTS = 0;
 
+const FAULTS_CLAIMED = 0x8000_0000;
 const SYSTEM_PAGE_BYTES = 4096; // mmap of the arena's own zeros; larger system pages refuse it
 
 let ours: Arena | null = null;
@@ -108,7 +109,8 @@ export function regionGeneration(handle: RegionHandle): number {
 /**
  * Faults per RegionHandle, live and shared by all threads (read with `Atomics.load`). Not 0 means
  * that the memory was truncated by its owner and is zeros of our own now; entry STRAY_FAULTS
- * counts accesses outside of every region. A handle starts at 0 when it is mapped.
+ * counts accesses outside of every region. A handle starts at 0 when it is mapped. The topmost bit
+ * belongs to `claimFaults`.
  */
 export function regionFaults(): Uint32Array {
   if (faults !== null) return faults;
@@ -116,6 +118,11 @@ export function regionFaults(): Uint32Array {
   assert(typeof buffer === 'object');
   faults = new Uint32Array(buffer);
   return faults;
+}
+
+/** True for the first of all threads that find faults of a region: it counts and tells them. */
+export function claimFaults(handle: RegionHandle): boolean {
+  return Atomics.or(regionFaults(), handle, FAULTS_CLAIMED) < FAULTS_CLAIMED;
 }
 
 /**

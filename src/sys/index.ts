@@ -2,6 +2,7 @@
 export {
   arena,
   arenaHostAddress,
+  claimFaults,
   CopyPlan,
   mapPrivateAt,
   mapRegionAt,
@@ -108,6 +109,7 @@ export type { TapOffloads, TapOptions, TapState } from './tap.ts';
 export {
   enterNetns,
   hurryThread,
+  onlineCores,
   pinThread,
   pauseWatch,
   processCpuSeconds,

@@ -1,4 +1,5 @@
 /** Name, CPU time, affinity and network namespace of the calling thread. */
+import { readFileSync } from 'node:fs';
 import { getPriority, setPriority } from 'node:os';
 import { CLONE_NEWNET } from '../wire/linux.ts';
 import { check } from './errors.ts';
@@ -38,6 +39,17 @@ export function processCpuSeconds(): number {
  */
 export function pinThread(cpu: number): void {
   check('sched_setaffinity', native.pinThread(cpu), () => `cpu ${cpu}`);
+}
+
+/** Cores that the host has running, whoever may use them; cpu-list format of sysfs: `0-3,6`. */
+export function onlineCores(): ReadonlySet<number> {
+  const cores = new Set<number>();
+  const list = readFileSync('/sys/devices/system/cpu/online', 'latin1').trim();
+  for (const range of list.split(',')) {
+    const [from, to = from] = range.split('-').map(Number) as [number, number?];
+    for (let core = from; core <= to; core++) cores.add(core);
+  }
+  return cores;
 }
 
 /**

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
+import { heedLockAlarm, raiseLockAlarm } from './lock-wait.ts';
 import { LOCK_WORDS, lockTicket, unlockTicket } from './ticket-lock.hot.ts';
 
 const TURNS = 5000;
@@ -53,4 +54,14 @@ test('who came first goes first', () => {
   unlockTicket(words, 0);
   lockTicket(words, 0);
   assert.deepEqual([...words], [-0x7fff_ffff, -0x8000_0000]);
+});
+
+test('who waits for a thread that ended gives up', () => {
+  const words = new Int32Array(new SharedArrayBuffer(LOCK_WORDS * 4));
+  const alarm = new Int32Array(new SharedArrayBuffer(4));
+  heedLockAlarm(alarm);
+  raiseLockAlarm(alarm);
+  lockTicket(words, 0); // free: nobody is asked
+  assert.throws(() => lockTicket(words, 0), /^VringError: another thread ended, and may have held/);
+  heedLockAlarm(new Int32Array(1));
 });

@@ -106,7 +106,13 @@ test('an interface that is down, or is not there', { skip }, () => {
   ip('link', 'set', 'va', 'down');
   new Sender().send(near.plane, [makeFrame(1, 100)]);
   strictEqual(near.plane.counters.txDropDown, 1);
+  const frames = Array.from({ length: 500 }, (_, i) => makeFrame(i, 60));
+  new Sender().send(near.plane, frames);
+  strictEqual(near.plane.counters.txDropDown, 501, 'each once, though there are 240 slots');
   ip('link', 'set', 'va', 'up');
+  using far = open('vb');
+  strictEqual(new Sender().send(near.plane, frames), 500);
+  deepStrictEqual(takeFrames(far.plane, newBatch(), 500), frames, 'nothing of before');
   const gone = { interfaceIndex: 4711, queues: 1, qdiscBypass: true };
   throws(() => PacketSockets.open(gone), { errnoName: 'ENODEV' });
 });

@@ -3,7 +3,14 @@ import type { FrameBatch } from '../switch/index.ts';
 import { arena } from '../sys/arena.ts';
 import { ringSend, takePacketDrops } from '../sys/packet-socket.ts';
 import { TP_STATUS_USER } from '../wire/packet.ts';
-import { PacketCursor, PacketSlots, readBlock, writeSlots } from './packet.hot.ts';
+import {
+  hasUnsent,
+  PacketCursor,
+  PacketSlots,
+  readBlock,
+  takeBack,
+  writeSlots,
+} from './packet.hot.ts';
 import {
   PACKET_BLOCK_BYTES,
   PACKET_BLOCKS,
@@ -187,30 +194,31 @@ export class PacketPlane extends QueuedPlane<PacketQueuePlace, PacketQueue> {
     this.detach();
   }
 
-  /** What the kernel does not take now stays in its slots, and is sent with the next flush. */
+  /** What the kernel does not take is dropped: nobody would have it sent, if no frame came. */
   #send(queue: PacketQueue): void {
-    const { slots } = queue;
-    let sent = 0;
+    const { slots, tx } = queue;
+    const { counters } = this;
     for (let tries = 0; tries < SEND_TRIES; tries++) {
       const result = ringSend(queue.fd);
       if (result >= 0) {
+        if (hasUnsent(tx, slots)) continue; // too much is under way (sock_alloc_send_skb)
         // The kernel skips frames that it refuses (PACKET_LOSS), and does not say how many.
-        if (sent === 0 && result < slots.pendingBytes) this.counters.txDropRefused++;
+        if (tries === 0 && result < slots.pendingBytes) counters.txDropRefused++;
         slots.pending = 0;
         slots.pendingBytes = 0;
         return;
       }
-      sent = 1;
       if (result === -ENETDOWN || result === -ENXIO || result === -ENODEV) {
-        this.counters.txDropDown += slots.pending;
-        slots.pending = 0;
-        slots.pendingBytes = 0;
+        // Once after it was down, the socket says so of itself (packet_notifier, sock_error).
+        if (tries === 0) continue;
+        counters.txDropDown += takeBack(tx, slots);
         return;
       }
       if (result !== -EAGAIN && result !== -ENOBUFS) {
-        this.counters.txDropError++;
+        counters.txDropError += takeBack(tx, slots);
         return;
       }
     }
+    counters.txDropBusy += takeBack(tx, slots);
   }
 }

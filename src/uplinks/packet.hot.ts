@@ -253,6 +253,29 @@ export function writeSlots(
   return k;
 }
 
+/** Did the kernel leave frames in their slots? It takes them in order, so the last one tells. */
+export function hasUnsent(words: Int32Array, slots: PacketSlots): boolean {
+  const { at, next } = slots;
+  return words[(at[next === 0 ? at.length - 1 : next - 1] >> 2) + STATUS] === SEND_REQUEST;
+}
+
+/**
+ * Empties the slots whose frames the kernel did not take. Returns how many. What is written next
+ * goes where the kernel looks next: it stopped at the first of them.
+ */
+export function takeBack(words: Int32Array, slots: PacketSlots): number {
+  const { at } = slots;
+  let count = 0;
+  while (count < at.length && hasUnsent(words, slots)) {
+    slots.next = slots.next === 0 ? at.length - 1 : slots.next - 1;
+    words[(at[slots.next] >> 2) + STATUS] = 0;
+    count++;
+  }
+  slots.pending = 0;
+  slots.pendingBytes = 0;
+  return count;
+}
+
 /** The virtio-net header in front of a frame. */
 function writeOffload(halves: Uint16Array, at: number, batch: FrameBatch, i: number): void {
   const needsCsum = batch.offload[i] & NEEDS_CSUM;

@@ -130,6 +130,26 @@ test('detached and attached again, it counts on', { skip }, async () => {
   far[Symbol.dispose]();
 });
 
+test('an interface that goes down for a while sends again', { skip }, async () => {
+  using near = await open('va', 'native', 1500);
+  ip('link', 'set', 'va', 'down');
+  const before = Array.from({ length: 2000 }, (_, i) => makeFrame(i, 60));
+  const kept = new Sender().send(near.plane, before);
+  ip('link', 'set', 'va', 'up');
+  using far = openPeer('vb');
+  const after = Array.from({ length: 100 }, (_, i) => makeFrame(i, 70));
+  strictEqual(new Sender().send(near.plane, after), 100);
+  const frames = [...before.slice(0, kept), ...after];
+  deepStrictEqual(takeFrames(far.plane, newBatch(), frames.length), frames);
+  strictEqual(near.plane.counters.txDropBusy, 2000 - kept, 'what found no chunk');
+  strictEqual(near.plane.counters.txDropDown, 0, 'what did was sent');
+  ip('link', 'set', 'va', 'down');
+  new Sender().send(near.plane, after);
+  near.plane.detach();
+  strictEqual(near.plane.counters.txDropDown, 100, 'what no call will send any more');
+  ip('link', 'set', 'va', 'up');
+});
+
 test('what cannot be had is said by name, and leaves nothing behind', { skip }, async () => {
   setMtu(1500);
   const options = openOptions('va', 'auto', 1500);

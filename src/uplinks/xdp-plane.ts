@@ -40,6 +40,9 @@ const ENOBUFS = 105;
 const FRAMES_PER_SEND = 32;
 const SEND_TRIES = 2 * Math.ceil(XDP_TX_ENTRIES / FRAMES_PER_SEND);
 
+/** Flushes that leave frames before the worker may sleep with them: some milliseconds. */
+const REFUSALS_MAX = 100;
+
 /** One socket with its four rings. */
 class XdpQueue {
   readonly fd: number;
@@ -94,6 +97,8 @@ function ringOf(place: XdpRingPlace, entries: number): XdpRing {
  */
 export class XdpPlane extends QueuedPlane<XdpQueuePlace, XdpQueue> {
   readonly accepts = 0;
+  /** Flushes in a row after which the ring still had frames. */
+  #refusals = 0;
 
   constructor(options: XdpPlaneOptions) {
     super(options);
@@ -142,7 +147,7 @@ export class XdpPlane extends QueuedPlane<XdpQueuePlace, XdpQueue> {
     const { tx, completion, sender } = queue;
     if (sender.freeCount < XDP_TX_ENTRIES / 2) reapCompletions(completion, sender);
     let written = writeDescriptors(tx, sender, batch, list, count, this.plan);
-    if (written < count && sender.isDirty) {
+    if (written < count && (sender.isDirty || this.#unsent(queue) > 0)) {
       // All chunks are in use; some are free again when the kernel was told of them.
       this.#send(queue);
       reapCompletions(completion, sender);
@@ -167,6 +172,11 @@ export class XdpPlane extends QueuedPlane<XdpQueuePlace, XdpQueue> {
     return count - from;
   }
 
+  /** Entries of the ring cannot be taken back: the kernel is asked again until it has them. */
+  get isUnsent(): boolean {
+    return this.#refusals > 0 && this.#refusals < REFUSALS_MAX;
+  }
+
   flush(): void {
     const queue = this.queues[0];
     if (queue !== undefined && queue.sender.isDirty) this.#send(queue);
@@ -186,6 +196,13 @@ export class XdpPlane extends QueuedPlane<XdpQueuePlace, XdpQueue> {
     }
   }
 
+  override detach(): void {
+    const queue = this.queues[0];
+    if (queue !== undefined) this.counters.txDropDown += this.#unsent(queue);
+    this.#refusals = 0;
+    super.detach();
+  }
+
   close(): void {
     this.detach();
   }
@@ -193,22 +210,25 @@ export class XdpPlane extends QueuedPlane<XdpQueuePlace, XdpQueue> {
   /** What the kernel does not take now stays in the ring, and is sent with the next flush. */
   #send(queue: XdpQueue): void {
     const { tx, sender } = queue;
+    const refusals = this.#refusals;
+    this.#refusals = 0;
     publish(tx, sender);
     if ((Atomics.load(tx.words, tx.flagsAt) & XDP_RING_NEED_WAKEUP) === 0) return;
     for (let tries = 0; tries < SEND_TRIES; tries++) {
       const result = ringSend(queue.fd);
-      if (result === -ENETDOWN || result === -ENXIO || result === -ENODEV) {
-        this.counters.txDropDown += this.#unsent(queue);
-        return;
+      if (result >= 0) return;
+      if (result === -ENETDOWN || result === -ENXIO || result === -ENODEV) return; // later
+      if (result === -EAGAIN || result === -EBUSY) {
+        if (this.#unsent(queue) === 0) return;
+        continue;
       }
-      if (result < 0 && result !== -EAGAIN && result !== -EBUSY) {
-        if (result !== -ENOBUFS) this.counters.txDropError++;
-        sender.isDirty = true; // once more with the next flush
-        return;
-      }
-      if (result >= 0 || this.#unsent(queue) === 0) return;
+      if (result === -ENOBUFS) break;
+      this.counters.txDropError++;
+      sender.isDirty = true; // once more with the next frame
+      return;
     }
     sender.isDirty = true;
+    this.#refusals = refusals + 1;
   }
 
   /** Entries that the kernel did not take yet. */

@@ -1,9 +1,11 @@
 /**
  * Several threads write one receive queue, and a driver that checks what it gets: every number of
- * every thread once, each thread's in its order.
+ * every thread once, each thread's in its order. And that they have it in turn.
  */
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { test } from 'node:test';
+import { setTimeout } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { BATCH } from '../base/limits.ts';
 import { yieldThread } from '../sys/thread.ts';
@@ -138,4 +140,58 @@ test('a fault and an open call go with the lock', () => {
   assert.equal(needsCall(pair.device), false, 'it was asked');
   assert.equal(takeChains(pair.device, chains, 1), -3);
   unlockRing(pair.device, words);
+});
+
+const TURNS = 300;
+
+/** Has the ring until the other thread waits for it, so often. */
+const TURNS_BODY = `
+const { workerData } = await import('node:worker_threads');
+const { DeviceQueue } = await import(workerData.base + 'device-queue.ts');
+const { lockRing, unlockRing } = await import(workerData.base + 'shared-ring.hot.ts');
+const { yieldThread } = await import(workerData.base + '../sys/thread.ts');
+const { config, map, memory, shared, order, turns } = workerData;
+const q = new DeviceQueue({ ...config, base: 0 }, map, memory);
+for (let turn = 0; turn < turns; turn++) {
+  lockRing(q, shared);
+  order[order[0]++] = 2;
+  while (Atomics.load(shared, 0) - shared[1] < 2) yieldThread();
+  unlockRing(q, shared);
+}
+`;
+
+test('who waits for a ring has the next turn', { timeout: 30_000 }, async (t) => {
+  const memory = new SharedArrayBuffer(4096 + queuePairBytes({ size: 8 }));
+  const pair = new QueuePair({ size: 8, memory: { buffer: memory, offset: 4096 } });
+  const shared = new Int32Array(new SharedArrayBuffer(SHARED_RING_WORDS * 4));
+  /** First where it ends: who had the ring, one after the other. */
+  const order = new Int32Array(new SharedArrayBuffer(4 * (2 * TURNS + 2)));
+  order[0] = 1;
+  const base = new URL('./', import.meta.url).href;
+  const { config, map, device } = pair;
+  const workerData = { base, config, map, memory, shared, order, turns: TURNS };
+  lockRing(device, shared);
+  const url = new URL(`data:text/javascript,${encodeURIComponent(TURNS_BODY)}`);
+  const worker = new Worker(url, { workerData });
+  const ended = once(worker, 'exit');
+  t.after(() => worker.terminate());
+  while (Atomics.load(shared, 0) < 2) await setTimeout(5); // it waits
+  const deadlineMs = performance.now() + 20_000;
+  for (let turn = 0; turn < TURNS; turn++) {
+    order[order[0]++] = 1;
+    while (Atomics.load(shared, 0) - shared[1] < 2) {
+      yieldThread();
+      assert.ok(performance.now() < deadlineMs, 'the other thread comes back');
+    }
+    unlockRing(device, shared); // and at once again
+    lockRing(device, shared);
+    assert.equal(order[order[0] - 1], 2, `turn ${turn} was for who waited`);
+  }
+  unlockRing(device, shared);
+  await ended;
+  const had = Array.from(order.subarray(1, order[0]));
+  assert.deepEqual(
+    had,
+    Array.from({ length: 2 * TURNS }, (_, at) => 1 + (at % 2)),
+  );
 });

@@ -1,8 +1,9 @@
 /**
  * Real Linux guests in QEMU on our ports. Each test boots two; together they cover every pair of
  * {port listens, connects} x {1, 2 queue pairs} x {split, packed} x {mergeable buffers or not}.
+ * Where both have two queue pairs the switch has two workers.
  */
-import { equal, ok } from 'node:assert/strict';
+import { equal, match, ok } from 'node:assert/strict';
 import { test, type TestContext } from 'node:test';
 import { LinuxGuest, type GuestNic } from '../../src/vmm/index.ts';
 import { NetNamespace } from '../peers/netns.ts';
@@ -83,7 +84,9 @@ function peersMissing(t: TestContext): boolean {
 }
 
 for (const [first, second] of PAIRS) {
-  test(`two guests: ${word(first)} and ${word(second)}`, async (t) => {
+  const workers = Math.min(first.queuePairs, second.queuePairs);
+  const by = workers === 1 ? '' : `, ${workers} workers`;
+  test(`two guests: ${word(first)} and ${word(second)}${by}`, async (t) => {
     if (peersMissing(t)) return;
     await using scratch = new Scratch();
     const attachments = [first, second] as const;
@@ -99,7 +102,8 @@ for (const [first, second] of PAIRS) {
     );
     const ports = attachments.map((a, i) => portSpec(`p${i}`, paths[i] as string, a));
     const control = scratch.path('control');
-    const vswitch = scratch.own(await SwitchProcess.start({ ports, control }));
+    const args = ['--workers', `${workers}`];
+    const vswitch = scratch.own(await SwitchProcess.start({ ports, control, args }));
     await Promise.all(guests.map((guest) => guest.waitReady()));
     const [a, b] = guests as [LinuxGuest, LinuxGuest];
 
@@ -115,11 +119,36 @@ for (const [first, second] of PAIRS) {
     await checkPing(b, 'fd00::1');
     await checkBulk(a, b, '10.0.0.2', BULK_MIB);
     await checkBulk(b, a, '10.0.0.1', BULK_MIB);
+    if (workers > 1) {
+      await pingByBothQueues(a, '10.0.0.2');
+      await pingByBothQueues(b, '10.0.0.1');
+      for (const { queues } of await vswitch.ports()) {
+        const sent = queues.filter(({ name }) => name.startsWith('transmitq'));
+        equal(sent.length, 2);
+        for (const { counters } of sent) ok(counters['chains']! >= PINGS, 'each queue was used');
+      }
+      for (const { id, queues } of await vswitch.workers()) {
+        ok(
+          queues.some(({ index }) => index % 2 === 1),
+          `worker ${id} has a transmit queue`,
+        );
+      }
+    }
     for (const port of await vswitch.portsByCommand()) {
       equal(port.state, 'up');
       ok((port.counters['rxBytes'] ?? 0) > BULK_MIB * 2 ** 20, 'the stream went through the port');
     }
   });
+}
+
+const PINGS = 20;
+
+/** A guest sends by the queue of the processor that the sender runs on. */
+async function pingByBothQueues(from: LinuxGuest, address: string): Promise<void> {
+  for (const mask of [1, 2]) {
+    const ping = `taskset ${mask} ping -c ${PINGS} -i 0.02 -W 10 ${address}`;
+    match(await from.check(ping), new RegExp(`${PINGS} packets received, 0% packet loss`));
+  }
 }
 
 test('guests and the host over a TAP; one reboots and dies, the other goes on', async (t) => {

@@ -4,48 +4,16 @@
  */
 import { deepEqual, equal, match, ok } from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
-import type {
-  MessageEvent,
-  RecordedEvent,
-  RecordingHeader,
-  ReplayReport,
-} from '../../src/recorder/index.ts';
+import type { ReplayReport } from '../../src/recorder/index.ts';
 import { LinuxGuest } from '../../src/vmm/index.ts';
 import { Testpmd, vhostVdev, virtioUserVdev } from '../peers/dpdk.ts';
+import { checkMessages, startRecorder } from '../peers/recording.ts';
 import { requirePeer, requireRoot } from '../peers/require-peer.ts';
 import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
-import { Host, ip4, runVring, VringProcess } from '../peers/software-guest.ts';
+import { Host, ip4, runVring } from '../peers/software-guest.ts';
 import { startSwitch } from '../peers/switch.ts';
 import { checkPing } from '../peers/traffic.ts';
-
-type Recorded = {
-  readonly header: RecordingHeader;
-  readonly events: readonly RecordedEvent[];
-  readonly messages: readonly (RecordedEvent & MessageEvent)[];
-};
-
-/** A recorder as a process; `end` stops it and reads what it wrote. */
-async function startRecorder(
-  scratch: Scratch,
-  upstream: string,
-  ...args: string[]
-): Promise<{ socket: string; out: string; end: () => Promise<Recorded> }> {
-  const [socket, out] = [scratch.path('rec.sock'), scratch.path('out.jsonl')];
-  const names = ['--socket', socket, '--upstream', upstream, '--out', out];
-  const recorder = scratch.own(new VringProcess('record', ...names, '--json', ...args));
-  await recorder.says(/"event":"ready"/);
-  const end = async (): Promise<Recorded> => {
-    const { code } = await recorder.close();
-    equal(code, 0, recorder.err);
-    const [first, ...lines] = readFileSync(out, 'utf8').trimEnd().split('\n');
-    const events = lines.map((line) => JSON.parse(line) as RecordedEvent);
-    const messages = events.filter((each) => each.event === 'message');
-    return { header: JSON.parse(first!) as RecordingHeader, events, messages };
-  };
-  return { socket, out, end };
-}
 
 async function replay(
   out: string,
@@ -59,21 +27,6 @@ async function replay(
   } = await runVring('replay', out, '--socket', socket, '--compare', '--json', ...args);
   ok(text !== '', err);
   return { status, report: JSON.parse(text) as ReplayReport };
-}
-
-/** Nothing odd between two peers that know the protocol, and every answer has its question. */
-function checkMessages({ messages }: Recorded): void {
-  deepEqual(
-    messages.flatMap(({ seq, name, problem }) =>
-      problem === undefined ? [] : [seq, name, problem],
-    ),
-    [],
-  );
-  const replies = messages.filter(({ kind }) => kind === 'reply');
-  ok(replies.length >= 3);
-  for (const { name, replyTo } of replies) {
-    equal(messages.find(({ seq }) => seq === replyTo)?.name, name);
-  }
 }
 
 test('software guest and switch: rings, pcapng, and a replay that answers the same', async (t) => {

@@ -9,6 +9,7 @@ import { runTraffic } from '../../src/guest/index.ts';
 import { findProgram } from '../../src/vmm/index.ts';
 import { execFileSync } from 'node:child_process';
 import { readPcapng, type CapturedFrame } from '../peers/pcapng.ts';
+import { startCapture } from '../peers/recording.ts';
 import { requireRoot } from '../peers/require-peer.ts';
 import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
 import { Host, VringProcess, ip4, ip6, macOf, runVring } from '../peers/software-guest.ts';
@@ -17,16 +18,6 @@ import { SwitchProcess, startSwitch, vring } from '../peers/switch.ts';
 /** The ICMP type of an IPv4 echo, or -1. */
 const echoType = ({ bytes }: CapturedFrame): number =>
   bytes.readUInt16BE(12) === 0x0800 && bytes[23] === 1 ? bytes[34]! : -1;
-
-/** Starts `vring capture` and waits until the switch says so. */
-async function startCapture(vswitch: SwitchProcess, port: string, ...args: string[]) {
-  const started = async () =>
-    (await vswitch.events()).filter((event) => event.kind === 'capture').length;
-  const before = await started();
-  const capture = new VringProcess('capture', port, ...args, '--control', vswitch.control);
-  await waitFor('the capture', 5000, async () => (await started()) > before);
-  return capture;
-}
 
 test('capture of a port', { timeout: 60_000 }, async (t) => {
   await using scratch = new Scratch();

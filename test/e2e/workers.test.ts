@@ -3,13 +3,21 @@
  * workers share, queues that move under load, and a hand-over. Traffic is numbered: nothing may be
  * lost, doubled or reordered.
  */
-import { deepEqual, equal, ok } from 'node:assert/strict';
+import { deepEqual, doesNotMatch, equal, match, ok } from 'node:assert/strict';
+import { cpSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { test } from 'node:test';
 import { runTraffic } from '../../src/guest/index.ts';
+import * as sink from '../../src/guest/sink.hot.ts';
+import { MAX_FLOWS } from '../../src/guest/test-frame.ts';
+import { readPcapng } from '../peers/pcapng.ts';
+import { checkMessages, startCapture, startRecorder } from '../peers/recording.ts';
 import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
 import { Host, type HostOptions, VringProcess, macOf } from '../peers/software-guest.ts';
-import { startSwitch, type SwitchProcess } from '../peers/switch.ts';
+import { startSwitch, SwitchProcess } from '../peers/switch.ts';
 
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const TWO = ['--workers', '2'];
 const NO_LOSS = { lost: 0, repeated: 0, reordered: 0, corrupt: 0 };
 
@@ -45,6 +53,26 @@ async function flood(
   stop.abort();
   const { good, lost, repeated, reordered, corrupt } = (await sink).records;
   return { good, lost, repeated, reordered, corrupt };
+}
+
+/** What the receiver would have said of frames that were captured on their way to it. */
+function judgeRecords(frames: readonly Uint8Array[]) {
+  const counters = new Float64Array(sink.SINK_COUNTERS);
+  const runs = new Int32Array(MAX_FLOWS).fill(-1);
+  const next = new Uint32Array(MAX_FLOWS);
+  const seen = new Int32Array((MAX_FLOWS * sink.SINK_WINDOW) / 32);
+  for (const frame of frames) {
+    const view = new DataView(frame.buffer, frame.byteOffset, frame.length);
+    const [start, length] = [Float64Array.of(0), Int32Array.of(frame.length)];
+    sink.checkFrames(view, start, length, 1, runs, next, seen, counters, 1, 0);
+  }
+  return {
+    good: counters[sink.SINK_RECORDS],
+    lost: counters[sink.SINK_LOST],
+    repeated: counters[sink.SINK_REPEATED],
+    reordered: counters[sink.SINK_REORDERED],
+    corrupt: counters[sink.SINK_CORRUPT],
+  };
 }
 
 /** By which workers frames reached a receive queue cannot be seen, but that all took some can. */
@@ -123,6 +151,35 @@ for (const packed of [false, true]) {
   });
 }
 
+test('two workers in one capture, and a recorded session', { timeout: 60_000 }, async () => {
+  await using scratch = new Scratch();
+  const vswitch = await startSwitch(scratch, { a: ',queues=2', one: '' }, TWO);
+  const options: HostOptions = { notify: 'manual', ringSize: 1024 };
+  const a = scratch.own(await Host.join(scratch.path('a'), 1, { ...options, queuePairs: 2 }));
+  const recorder = await startRecorder(scratch, scratch.path('one'), '--rings');
+  const one = await Host.join(recorder.socket, 2, options);
+  one.guest.announce();
+  const sending = (await vswitch.workers()).filter(({ queues }) =>
+    queues.some(({ port, index }) => port === 'a' && index % 2 === 1),
+  );
+  equal(sending.length, 2, 'each worker has a queue of the sender');
+  const frames = 10_000; // all of them fit into the ring of a capture
+  const file = scratch.path('both.pcapng');
+  const capture = await startCapture(vswitch, 'one', '-w', file, '--count', `${frames}`);
+  scratch.own(capture);
+  const got = await flood(one, 2, [{ from: a, frames, rate: 10_000 }]);
+  deepEqual(got, { good: frames, ...NO_LOSS });
+  const ended = await Promise.race([capture.ended(), sleep(5000)]);
+  deepEqual(ended, { code: 0, signal: null });
+  const captured = readPcapng(readFileSync(file));
+  ok(captured.every(({ direction, fullBytes }) => direction === 2 && fullBytes === 200));
+  const judged = judgeRecords(captured.map(({ bytes }) => bytes));
+  deepEqual(judged, { good: frames, ...NO_LOSS });
+  await one.close();
+  await vswitch.waitState('one', 'listening');
+  checkMessages(await recorder.end());
+});
+
 test('a hand-over between switches with two workers', { timeout: 60_000 }, async () => {
   await using scratch = new Scratch();
   const vswitch = await startSwitch(scratch, { a: ',queues=2', b: '' }, TWO);
@@ -138,3 +195,48 @@ test('a hand-over between switches with two workers', { timeout: 60_000 }, async
   });
   deepEqual(got, { good: 30_000, ...NO_LOSS });
 });
+
+test('a worker that ends with a lock ends the switch, and nobody waits for it', async () => {
+  await using scratch = new Scratch();
+  const root = treeWith(scratch, 'src/devices/net/net-port.ts', [
+    '    const result = this.#result;\n', // the lock of the receive queue was taken before
+    "    if (batch.frameLen[list[0]] === 999) throw new Error('a mistake of ours');\n",
+  ]);
+  const ports = ['a', 'b', 'one'].map((name) => `${name}=vhost-user:${scratch.path(name)}`);
+  const control = scratch.path('control');
+  const vswitch = scratch.own(await SwitchProcess.start({ ports, control, args: TWO, root }));
+  const hosts: Host[] = [];
+  for (const [at, name] of ['a', 'b', 'one'].entries()) {
+    const options: HostOptions = { notify: 'manual', ringSize: 1024 };
+    hosts.push(scratch.own(await Host.join(scratch.path(name), at + 1, options)));
+    hosts.at(-1)!.guest.announce();
+  }
+  const [a, b] = hosts as [Host, Host];
+  const send = (from: Host, sizeBytes: number, frames: number): Promise<unknown> => {
+    const generate = { sizeBytes, targetMac: macOf(3), frames, rate: 10_000 };
+    return runTraffic({ guest: from.guest, generate }).catch(() => 'the switch is gone');
+  };
+  const others = send(b, 200, 100_000);
+  await sleep(100);
+  const startedMs = performance.now();
+  await send(a, 999, 1);
+  deepEqual(await vswitch.ended(), { code: 1, signal: null });
+  ok(performance.now() - startedMs < 4000, 'no session is given up on');
+  match(vswitch.log, /the data plane failed: data-plane worker "vring-plane-0" ended: a mistake/);
+  doesNotMatch(vswitch.log, /giving up/);
+  equal(await others, 'the switch is gone');
+});
+
+/** A copy of the sources with something after the one place where `before` stands. */
+function treeWith(scratch: Scratch, file: string, [before, more]: [string, string]): string {
+  const root = scratch.path('tree');
+  for (const name of ['src', 'package.json']) {
+    cpSync(join(ROOT, name), join(root, name), { recursive: true });
+  }
+  for (const name of ['node_modules', 'native', 'build'])
+    symlinkSync(join(ROOT, name), join(root, name));
+  const parts = readFileSync(join(root, file), 'utf8').split(before);
+  equal(parts.length, 2, `${file} has it once`);
+  writeFileSync(join(root, file), parts.join(before + more));
+  return root;
+}

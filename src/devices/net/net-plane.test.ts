@@ -558,6 +558,24 @@ test('memory that is gone is told of once, whenever in a round that is found', (
   regionFaults()[memory.handle] = 0;
 });
 
+test('memory that is gone is told of by one of the workers that find it', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  const first = plane;
+  makePlane(2);
+  send(queue, 0);
+  regionFaults()[memory.handle] = 1; // as after a SIGBUS
+  const counts = [first, plane].map((each) => {
+    each.attachVring({ ...attach, regions: [memory.handle] });
+    each.poll(0);
+    assert.equal(each.command('releaseVring', { device: 0, index: TRANSMITQ }), null, 'broken');
+    return (each.command('portStatus', { port: 0 }) as Status).counters['faults'];
+  });
+  assert.deepEqual(counts, [1, 0]);
+  assert.equal(events.length, 1);
+  regionFaults()[memory.handle] = 0;
+  first.close();
+});
+
 /** The timer of the plane's rests is over. */
 const restOver = (nowMs: number): void => plane.ready(REST_TOKEN, nowMs);
 const restTimer = (): number | undefined =>
@@ -632,6 +650,21 @@ test('without a descriptor for the timer the policy is refused, and the plane go
   assert.equal(called(), 1);
   plane.poll(2 * SPIN_MS);
   assert.equal(status().counters['sleeps'], 1, 'it has the policy that it had');
+});
+
+test('a ring whose kicks nobody can watch is not attached, and can be later', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  watched.set = () => {
+    throw new Error('ENOSPC'); // as epoll_ctl does
+  };
+  assert.throws(() => plane.attachVring(attach), /ENOSPC/);
+  assert.deepEqual(status().vrings, []);
+  assert.equal(plane.awake, 0);
+  watched = new Map();
+  plane.attachVring(attach);
+  send(queue, 0);
+  plane.poll(0);
+  assert.equal(called(), 1);
 });
 
 test('a port without a policy spins as the worker is told to, and then sleeps', () => {

@@ -103,7 +103,8 @@ export class NetPlane implements DataPlane {
   }
 
   get awake(): number {
-    return this.#suspended ? 0 : this.#sources.awake.length + this.#calls.count;
+    if (this.#suspended) return 0;
+    return this.#sources.awake.length + this.#calls.count + this.#switch.unflushed;
   }
 
   poll(nowMs: number): number {
@@ -129,7 +130,7 @@ export class NetPlane implements DataPlane {
         this.#arm(source, nowMs);
       } else source.pace.spinning = true;
     }
-    if (work > 0) {
+    if (work > 0 || this.#switch.unflushed > 0) {
       this.#switch.flush();
       this.lull = work < BUSY_FRAMES ? 1 : lull;
     }
@@ -154,15 +155,15 @@ export class NetPlane implements DataPlane {
     const port = this.#netPort(device);
     assert(port.vring(index) === null, () => `vring ${index} of device ${device} is attached`);
     const vring = new NetVring(attach, arena().buffer);
-    port.attach(vring, attach.features);
-    this.#changeIotlb(device, (iotlb) => iotlb.attach(attach));
     const kind = port.kindOf(index, attach.features);
     const source = this.#addSource(device, kind, vring, true, attach.loadSlot);
+    this.#sources.watchKicks(source, vring, this.#context);
+    port.attach(vring, attach.features);
+    this.#changeIotlb(device, (iotlb) => iotlb.attach(attach));
     this.#vringSources[device][index] = source;
     if (attach.kickFd < 0) {
       port.changed(vring, true); // a driver that does not kick is polled
     } else {
-      this.#context.watch(attach.kickFd, source.token);
       // The ring may still say what a device before us said: that it wants no kicks. Asked for
       // them, the driver either kicks or has added something already.
       if (!vring.started && vring.requestKicks()) port.changed(vring, false);
@@ -420,8 +421,7 @@ export class NetPlane implements DataPlane {
 
   /** The switch's rules for the port, its counters and addresses stay as they are. */
   #attachUplink({ port, queues }: AttachUplink): void {
-    const plane = this.#uplinks[port] as AttachedPlane<unknown>;
-    plane.attach(queues);
+    (this.#uplinks[port] as AttachedPlane<unknown>).attach(queues);
     this.#watches[port]?.begin();
     this.#sources.wake(this.#vringSources[port][0] as Source, performance.now());
   }

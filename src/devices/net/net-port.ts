@@ -1,7 +1,7 @@
 import { BATCH, MAX_FRAME_BYTES } from '../../base/limits.ts';
 import type { FrameBatch } from '../../switch/frame-batch.ts';
 import type { PortPlane } from '../../switch/port-plane.ts';
-import { type CopyPlan, arena, regionFaults } from '../../sys/arena.ts';
+import { type CopyPlan, arena, claimFaults, regionFaults } from '../../sys/arena.ts';
 import { signalCall } from '../../sys/vring-call.ts';
 import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
 import { orderUsed, putUsed, takeChains } from '../../virtqueue/device.hot.ts';
@@ -439,8 +439,9 @@ export class NetPort implements PortPlane {
         other.break(FAULT_MEMORY_GONE);
         other.touched = false; // a call that is held is not made, nor this found once more
       }
-      this.counters.faults++;
       this.#update();
+      if (!claimFaults(region)) return true; // another worker has said so
+      this.counters.faults++;
       const { device } = this.#options;
       this.#options.emit({ kind: 'fault', device, index: -1, code: FAULT_MEMORY_GONE });
       return true;

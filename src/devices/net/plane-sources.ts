@@ -1,3 +1,4 @@
+import type { PlaneContext } from '../../runtime/data-plane.ts';
 import { hasAvailable } from '../../virtqueue/device.hot.ts';
 import type { NetVring } from './net-vring.ts';
 import type { SourcePace } from './port-policy.ts';
@@ -50,6 +51,18 @@ export class PlaneSources {
     if (source.kind === 'uplink') this.#uplinksAsleep--;
     this.#byToken[source.token] = null;
     this.#freeTokens.push(source.token);
+  }
+
+  /** @throws SysError where the kernel watches no more; neither source nor ring is left then. */
+  watchKicks(source: Source, vring: NetVring, { watch }: Pick<PlaneContext, 'watch'>): void {
+    if (vring.kickFd < 0) return;
+    try {
+      watch(vring.kickFd, source.token);
+    } catch (thrown) {
+      this.remove(source);
+      vring.detach();
+      throw thrown;
+    }
   }
 
   /** Polled from now on; its driver need not kick. */

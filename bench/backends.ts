@@ -163,7 +163,13 @@ function ovsKind(name: string, otherConfig: Readonly<Record<string, string>>): B
     isInstalled: () => OvsDpdk.isInstalled(),
     async start(scenario, folder) {
       const ports = portNames(scenario);
-      const ovs = await OvsDpdk.start({ folder, ports, workerCore: BACKEND_CORE, otherConfig });
+      const ovs = await OvsDpdk.start({
+        folder,
+        ports,
+        workerCore: BACKEND_CORE,
+        otherConfig,
+        ownNetwork: true, // several are up at a time
+      });
       return {
         sockets: ports.map((port) => ovs.socketPath(port)),
         pids: ovs.pids,

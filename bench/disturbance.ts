@@ -5,7 +5,13 @@
  */
 import { readFileSync, readdirSync } from 'node:fs';
 
-type ThreadTimes = { readonly runNs: number; readonly waitNs: number };
+type ThreadTimes = {
+  readonly name: string;
+  readonly runNs: number;
+  readonly waitNs: number;
+  /** Times that it gave its core away because it had nothing to do: it slept. */
+  readonly sleeps: number;
+};
 
 export type Snapshot = {
   readonly atMs: number;
@@ -19,7 +25,13 @@ export function snapshot(pids: readonly number[]): Snapshot {
     for (const id of readdirSync(folder)) {
       try {
         const [run, wait] = readFileSync(`${folder}/${id}/schedstat`, 'utf8').split(' ');
-        threads.set(`${pid}/${id}`, { runNs: Number(run), waitNs: Number(wait) });
+        const status = readFileSync(`${folder}/${id}/status`, 'utf8');
+        threads.set(`${pid}/${id}`, {
+          name: /^Name:\s+(.*)$/m.exec(status)?.[1] ?? '',
+          runNs: Number(run),
+          waitNs: Number(wait),
+          sleeps: Number(/^voluntary_ctxt_switches:\s+(\d+)$/m.exec(status)?.[1]),
+        });
       } catch {
         continue; // the thread ended, or the kernel has no schedstats
       }
@@ -28,13 +40,16 @@ export function snapshot(pids: readonly number[]): Snapshot {
   return { atMs: performance.now(), threads };
 }
 
-/** The largest share of the time, 0 .. 1, that a busy thread waited for its core. */
-export function waitingShare(before: Snapshot, after: Snapshot): number {
+/**
+ * The largest share of the time, 0 .. 1, that a busy thread waited for its core: one that ran for
+ * more than `busyShare` of the time.
+ */
+export function waitingShare(before: Snapshot, after: Snapshot, busyShare = 0.25): number {
   const elapsedNs = (after.atMs - before.atMs) * 1e6;
   let worst = 0;
   for (const [id, now] of after.threads) {
     const then = before.threads.get(id);
-    if (then === undefined || now.runNs - then.runNs < elapsedNs / 4) continue;
+    if (then === undefined || now.runNs - then.runNs < elapsedNs * busyShare) continue;
     worst = Math.max(worst, (now.waitNs - then.waitNs) / elapsedNs);
   }
   return worst;
@@ -45,6 +60,27 @@ export function runShare(before: Snapshot, after: Snapshot): number {
   let runNs = 0;
   for (const [id, now] of after.threads) runNs += now.runNs - (before.threads.get(id)?.runNs ?? 0);
   return runNs / ((after.atMs - before.atMs) * 1e6);
+}
+
+/** How often all threads slept in between. */
+export function sleepsBetween(before: Snapshot, after: Snapshot): number {
+  let sleeps = 0;
+  for (const [id, now] of after.threads)
+    sleeps += now.sleeps - (before.threads.get(id)?.sleeps ?? 0);
+  return sleeps;
+}
+
+/** "node-MainThread 0.2 ms in 1 turn": each thread that ran in between. */
+export function threadsText(before: Snapshot, after: Snapshot): string {
+  const lines: string[] = [];
+  for (const [id, { name, runNs, sleeps }] of after.threads) {
+    const then = before.threads.get(id) ?? { runNs: 0, sleeps: 0 };
+    if (runNs === then.runNs) continue;
+    lines.push(
+      `${name} ${((runNs - then.runNs) / 1e6).toFixed(1)} ms, ${sleeps - then.sleeps} sleeps`,
+    );
+  }
+  return lines.join('; ');
 }
 
 /**

@@ -341,9 +341,9 @@ export const SwitchInput = mapping(
     )
       .prefault({})
       .meta({ description: 'The MAC table.' }),
-    spinMicroseconds: int(0, 10000, 'microseconds')
-      .default(50)
-      .meta({ description: 'How long a worker polls an empty queue before it sleeps.' }),
+    spinMicroseconds: int(0, 10000, 'microseconds').default(50).meta({
+      description: 'How long a worker polls an empty queue before it sleeps; see docs/latency.md.',
+    }),
     policy: policy()
       .default(DEFAULT_POLICY)
       .meta({ description: 'What ports are tuned for that do not say it themselves.' }),

@@ -1,6 +1,6 @@
 /** What the switch costs when nothing happens, and what it keeps when much has happened. */
 import { equal, ok } from 'node:assert/strict';
-import { test } from 'node:test';
+import { test, type TestContext } from 'node:test';
 import { Testpmd, virtioUserVdev } from '../peers/dpdk.ts';
 import { requirePeer, requireRoot } from '../peers/require-peer.ts';
 import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
@@ -10,6 +10,11 @@ const IDLE_PORTS = 10;
 const IDLE_SECONDS = 4;
 /** The clock of /proc/PID/stat ticks 100 times a second: two ticks are noise. */
 const IDLE_CPU_SECONDS = 0.02;
+/**
+ * Of all threads together. The timers of a switch at rest are node's look at connections (30 s)
+ * and V8's at its memory (8 s, until some minutes after the load); each may wake a few threads.
+ */
+const IDLE_WAKEUPS = 3 * IDLE_SECONDS;
 
 const FRAMES = 1_000_000;
 /** A leak of 16 bytes per frame would show; the collector's own ups and downs stay below. */
@@ -29,8 +34,8 @@ test(`${IDLE_PORTS} connected idle ports take no processor time`, async (t) => {
   const testpmd = scratch.own(await Testpmd.start({ vdevs, args, mbufs: 32_768 }));
   for (const name of names) await vswitch.waitState(name, 'up');
 
-  await t.test('connected, before any frame', () => checkIdle(vswitch));
-  await t.test('again after frames were there', async () => {
+  await t.test('connected, before any frame', (t) => checkIdle(t, vswitch));
+  await t.test('again after frames were there', async (t) => {
     await testpmd.command('set fwd rxonly');
     await testpmd.start(1);
     await waitFor('frames at every port', 5000, async () => {
@@ -38,16 +43,19 @@ test(`${IDLE_PORTS} connected idle ports take no processor time`, async (t) => {
     });
     await testpmd.stop();
     await sleep(500);
-    await checkIdle(vswitch);
+    await checkIdle(t, vswitch);
   });
 });
 
-async function checkIdle(vswitch: SwitchProcess): Promise<void> {
+async function checkIdle(t: TestContext, vswitch: SwitchProcess): Promise<void> {
   await sleep(1000); // the polls of the API are over
-  const before = vswitch.cpuSeconds();
+  const before = { cpuSeconds: vswitch.cpuSeconds(), sleeps: vswitch.sleeps() };
   await sleep(IDLE_SECONDS * 1000);
-  const used = vswitch.cpuSeconds() - before;
+  const used = vswitch.cpuSeconds() - before.cpuSeconds;
+  const wakeups = vswitch.sleeps() - before.sleeps;
+  t.diagnostic(`${used.toFixed(2)} s of processor time, ${wakeups} wake-ups`);
   ok(used <= IDLE_CPU_SECONDS, `${used.toFixed(2)} s of processor time in ${IDLE_SECONDS} s`);
+  ok(wakeups <= IDLE_WAKEUPS, `${wakeups} wake-ups in ${IDLE_SECONDS} s`);
 }
 
 test(`memory does not grow over ${FRAMES / 1e6} million frames`, async (t) => {

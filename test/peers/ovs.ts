@@ -25,6 +25,8 @@ export type OvsOptions = {
   readonly workerCore: number;
   readonly memoryMib?: number;
   readonly queues?: number;
+  /** A network namespace of its own: its `ovs-netdev` device is there once in each. */
+  readonly ownNetwork?: boolean;
   /** More of `other_config`, see ovs-vswitchd.conf.db(5). */
   readonly otherConfig?: Readonly<Record<string, string>>;
 };
@@ -110,10 +112,13 @@ export class OvsDpdk {
     };
     const words = Object.entries(settings).map(([key, value]) => `other_config:${key}=${value}`);
     await this.vsctl('--no-wait', 'set', 'Open_vSwitch', '.', ...words);
-    this.#spawn(DPDK_BUILD, [
+    const command = [
+      ...(options.ownNetwork === true ? [requireProgram('unshare'), '--net'] : []),
+      DPDK_BUILD,
       `unix:${join(this.#folder, 'db.sock')}`,
       `--unixctl=${join(this.#folder, 'vswitchd.ctl')}`,
-    ]);
+    ];
+    this.#spawn(command[0]!, command.slice(1));
     const bridge = ['--', 'set', 'bridge', 'br0', 'datapath_type=netdev'];
     await this.vsctl('add-br', 'br0', ...bridge);
     for (const port of options.ports) {

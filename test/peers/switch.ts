@@ -1,6 +1,6 @@
 /** `vring switch` as a process of its own, started through the command line as a user would. */
 import { execFile, type ChildProcess } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { request } from 'node:http';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -103,7 +103,9 @@ export class SwitchProcess {
   async api<T>(path: string, method = 'GET', body?: unknown): Promise<T> {
     const { promise, resolve, reject } = Promise.withResolvers<T>();
     const headers = { 'content-type': 'application/json' };
-    const outgoing = request({ socketPath: this.control, path, method, headers }, (answer) => {
+    // No connection is kept: its end, seconds later, would be work of a switch that has none.
+    const target = { socketPath: this.control, path, method, headers, agent: false };
+    const outgoing = request(target, (answer) => {
       let text = '';
       answer.setEncoding('utf8').on('data', (chunk: string) => (text += chunk));
       answer.on('end', () => {
@@ -156,6 +158,16 @@ export class SwitchProcess {
     const stat = readFileSync(`/proc/${this.pid}/stat`, 'utf8');
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     return (Number(fields[11]) + Number(fields[12])) / 100; // USER_HZ is 100 on every Linux
+  }
+
+  /** Times that any of its threads went to sleep so far: all wake-ups but those still to come. */
+  sleeps(): number {
+    let sleeps = 0;
+    for (const id of readdirSync(`/proc/${this.pid}/task`)) {
+      const status = readFileSync(`/proc/${this.pid}/task/${id}/status`, 'utf8');
+      sleeps += Number(/^voluntary_ctxt_switches:\s+(\d+)$/m.exec(status)?.[1]);
+    }
+    return sleeps;
   }
 
   /** Resident memory without the guests' shared memory, in bytes. */

@@ -680,6 +680,7 @@ test('a port without a policy spins as the worker is told to, and then sleeps', 
   assert.equal(status().counters['spinsRewarded'], 1);
   for (const nowMs of [10, 20, 30]) {
     const before = status().counters['spinsUnrewarded']!;
+    for (let i = 0; i < 5; i++) add(queue, TRANSMITQ, 100);
     send(queue, nowMs);
     plane.poll(nowMs);
     plane.poll(nowMs + SPIN_MS / 2);
@@ -688,6 +689,30 @@ test('a port without a policy spins as the worker is told to, and then sleeps', 
     assert.equal(plane.awake, 0);
     assert.equal(status().counters['spinsUnrewarded'], before + 1);
   }
+});
+
+test('a port without a policy does not spin while its frames are farther apart than that', () => {
+  const { queue, attach } = ring(TRANSMITQ, []);
+  plane.attachVring(attach);
+  const frameAt = (nowMs: number): number => {
+    send(queue, nowMs);
+    plane.poll(nowMs);
+    plane.poll(nowMs + SPIN_MS / 2);
+    const { awake } = plane;
+    plane.poll(nowMs + 1.5 * SPIN_MS);
+    assert.equal(plane.awake, 0);
+    return awake;
+  };
+  for (let i = 1; i <= 4; i++) frameAt(10 * i);
+  const before = status().counters['spinsUnrewarded']!;
+  for (let i = 5; i <= 9; i++) assert.equal(frameAt(10 * i), 0, 'to sleep at once');
+  assert.equal(status().counters['spinsUnrewarded'], before);
+  assert.equal(status().counters['sleeps'], 9);
+  for (let burst = 10; burst <= 16; burst++) {
+    for (let i = 1; i <= 5; i++) add(queue, TRANSMITQ, 100);
+    frameAt(10 * burst);
+  }
+  assert.equal(frameAt(170), 1, 'bursts make it spin again');
 });
 
 test('a port that is tuned for latency calls before its round ends', () => {

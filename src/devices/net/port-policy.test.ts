@@ -29,15 +29,61 @@ test('a source whose gaps are not known yet spins as long as the worker says, or
   deepEqual(spins, [WORKER_SPIN_MS, WORKER_SPIN_MS, WORKER_SPIN_MS, 0]);
 });
 
+let chains = 0;
+
+/** Sleeps with so many frames each, after a gap before the first of them. */
+function wakeups(pace: SourcePace, count: number, gapMs: number, framesEach: number): void {
+  for (let i = 0; i < count; i++) {
+    pace.woken(gapMs);
+    pace.rests((chains += framesEach));
+    pace.asleep();
+  }
+}
+
 for (const policy of ['balanced', 'throughput'] as const) {
-  test(`${policy}: the worker's spin, whatever the gaps are`, () => {
+  test(`${policy}: the worker's spin, but not while frames are farther apart`, () => {
     const { pace } = source(policy);
-    for (const gapMs of [0.002, 10 * WORKER_SPIN_MS, 1000]) {
-      frames(pace, 10, gapMs);
-      equal(pace.spinMs, WORKER_SPIN_MS);
-    }
+    wakeups(pace, 10, 0.9 * WORKER_SPIN_MS, 1);
+    equal(pace.spinMs, WORKER_SPIN_MS);
+    wakeups(pace, 20, 2 * WORKER_SPIN_MS, 1);
+    equal(pace.spinMs, 0);
+    wakeups(pace, 20, 0.9 * WORKER_SPIN_MS, 1);
+    equal(pace.spinMs, WORKER_SPIN_MS);
   });
 }
+
+test('balanced: long gaps with bursts after them are spun for', () => {
+  const { pace } = source('balanced');
+  for (const gapMs of [2 * WORKER_SPIN_MS, 1000]) {
+    wakeups(pace, 20, gapMs, 16);
+    equal(pace.spinMs, WORKER_SPIN_MS);
+  }
+  wakeups(pace, 20, 2 * WORKER_SPIN_MS, 1);
+  equal(pace.spinMs, 0);
+  wakeups(pace, 2, 2 * WORKER_SPIN_MS, 64);
+  equal(pace.spinMs, WORKER_SPIN_MS);
+});
+
+test('balanced: frames that spins see count, and a silence is soon forgotten', () => {
+  const { pace } = source('balanced');
+  for (let i = 0; i < 20; i++) {
+    pace.woken(2 * WORKER_SPIN_MS);
+    for (let spin = 0; spin < 3; spin++) pace.rewarded(0.4 * WORKER_SPIN_MS);
+    equal(pace.rests((chains += 3)), false);
+    equal(pace.rests((chains += 1)), false); // one more came before the kick was asked for
+    pace.asleep();
+    equal(pace.spinMs, WORKER_SPIN_MS, 'four frames in 3.2 spins');
+  }
+  wakeups(pace, 1, 60_000, 1);
+  wakeups(pace, 8, 0.5 * WORKER_SPIN_MS, 1);
+  equal(pace.spinMs, WORKER_SPIN_MS);
+});
+
+test('balanced: a source whose frames nobody counts spins as long as the worker says', () => {
+  const { pace } = source('balanced');
+  frames(pace, 50, 1000);
+  equal(pace.spinMs, WORKER_SPIN_MS);
+});
 
 test('latency: one pause in a stream of frames changes little', () => {
   const { pace } = source('latency');

@@ -10,7 +10,8 @@
  * |--------------|-----------------------------------------|------------------------------|
  * | `latency`    | four gaps, up to LATENCY_SPIN_MS, and   | when a batch is written      |
  * |              | never less than the worker's spin       |                              |
- * | `balanced`   | the worker's spin                       | at the end of the round      |
+ * | `balanced`   | the worker's spin; none while frames    | at the end of the round      |
+ * |              | come more seldom than that              |                              |
  * | `throughput` | as balanced                             | wait for more (call-hold.ts) |
  * | `power`      | none; rests                             | as throughput                |
  *
@@ -19,9 +20,12 @@
  * costs a wake-up by a timer, so one that served no more than a kick would have is not repeated for
  * the next RESTS_SKIPPED times.
  *
- * The others spin as long as the worker is told to. Ending that where gaps are longer saved two
- * thirds of a core at 10,000 frames a second, and halved the rate of two guests that share two
- * processors with the switch, whose gaps are other threads' turns (docs/latency.md).
+ * A transmit queue of the others spins as long as the worker is told to, but not while its frames
+ * are farther apart than that, on average: at 10,000 frames a second next to no spin saw one, and
+ * all of them cost four times what the wake-ups do. The average is of the time for each frame, not
+ * of the gaps that sleeps and spins see: two guests that share two processors with the switch have
+ * gaps that are other threads' turns, and many frames after each; they had half the rate when long
+ * gaps ended the spins (docs/latency.md).
  *
  * A round of BUSY_FRAMES is followed by as many within microseconds. Looking for them all the time
  * takes the line of avail.idx from the driver with every look, which made it slower than we are, so
@@ -57,6 +61,9 @@ const GAPS_AVERAGED = 4;
 
 /** Most that a gap counts, in longest ones that pay: five short ones make up for a pause. */
 const LONGEST_GAP = 4;
+
+/** One over the weight of what came before the newest sleep, where spins end for seldom frames. */
+const SLEEPS_AVERAGED = 8;
 
 /** What the sources of one port have in common. */
 export class PortPace {
@@ -97,6 +104,12 @@ export class SourcePace {
   #chainsBefore = 0;
   #rested = false;
   #restsSkipped = 0;
+  /** Since it last slept. */
+  #frames = 0;
+  #elapsedMs = 0;
+  /** The same before that, older sleeps with less weight. */
+  #framesBefore = 0;
+  #elapsedBeforeMs = 0;
 
   constructor(port: PortPace, workerSpinMs: number) {
     this.#port = port;
@@ -108,6 +121,7 @@ export class SourcePace {
   /** Nothing is known of the gaps: it spins as the worker does. */
   policyChanged(): void {
     this.#gapMs = 0;
+    this.#framesBefore = this.#elapsedBeforeMs = 0;
     this.lull = this.#port.policy === 'latency' ? 1 : BUSY_LULL;
     this.spinMs = this.#port.policy === 'power' ? 0 : this.#workerSpinMs;
   }
@@ -123,6 +137,7 @@ export class SourcePace {
   rests(chains: number): boolean {
     const served = chains - this.#chainsBefore;
     this.#chainsBefore = chains;
+    this.#frames += served;
     if (this.#rested && served <= 1) this.#restsSkipped = RESTS_SKIPPED;
     this.#rested = false;
     if (this.#port.policy !== 'power' || served === 0) return false;
@@ -140,6 +155,8 @@ export class SourcePace {
     this.#port.counters.sleeps++;
     if (this.spinning) this.#port.counters.spinsUnrewarded++;
     this.spinning = false;
+    const { policy } = this.#port;
+    if (policy === 'balanced' || policy === 'throughput') this.#endVainSpins();
   }
 
   /** A kick woke it, so long after its last frame. */
@@ -148,11 +165,24 @@ export class SourcePace {
   }
 
   #learn(gapMs: number): void {
+    this.#elapsedMs += Math.min(gapMs, this.#workerSpinMs * LONGEST_GAP);
     if (this.#port.policy !== 'latency') return;
     const counted = Math.min(gapMs, LATENCY_SPIN_MS * LONGEST_GAP);
     this.#gapMs += (counted - this.#gapMs) / GAPS_AVERAGED;
     const pays = this.#gapMs <= LATENCY_SPIN_MS;
     const spinMs = pays ? Math.min(LATENCY_SPIN_MS, this.#gapMs * GAPS_PER_SPIN) : 0;
     this.spinMs = Math.max(this.#workerSpinMs, spinMs);
+  }
+
+  /** It spins on while a frame takes no longer than a spin, on average. Uplinks count no frames. */
+  #endVainSpins(): void {
+    if (this.#frames > 0) {
+      const kept = 1 - 1 / SLEEPS_AVERAGED;
+      this.#framesBefore = this.#framesBefore * kept + this.#frames;
+      this.#elapsedBeforeMs = this.#elapsedBeforeMs * kept + this.#elapsedMs;
+      const pays = this.#elapsedBeforeMs <= this.#framesBefore * this.#workerSpinMs;
+      this.spinMs = pays ? this.#workerSpinMs : 0;
+    }
+    this.#frames = this.#elapsedMs = 0;
   }
 }

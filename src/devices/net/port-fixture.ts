@@ -113,13 +113,14 @@ export class FixtureRing {
   add(
     readable: readonly (readonly [number, number])[],
     writable: readonly (readonly [number, number])[],
+    indirect = false,
   ): number {
     const toBuffer = ([gpa, len]: readonly [number, number]): { gpa: number; len: number } => ({
       gpa,
       len,
     });
     this.batch.clear();
-    this.batch.addChain(readable.map(toBuffer), writable.map(toBuffer));
+    this.batch.addChain(readable.map(toBuffer), writable.map(toBuffer), indirect);
     assert(addChains(this.queue, this.batch, 0, 1) === 1, 'the ring has room');
     publish(this.queue);
     return this.batch.id[0];

@@ -26,13 +26,15 @@ import {
   judgeFrames,
   measureFrames,
   reflectFrames,
+  SPECIAL_CSUM,
+  SPECIAL_FRAME,
 } from './forward.hot.ts';
 import { FRAME_BATCH_BYTES, FrameBatch } from './frame-batch.ts';
 import type { FrameTap } from './frame-tap.ts';
 import { fetchMacs } from './mac-table.hot.ts';
 import { HEAD_ENTRIES, MacTable } from './mac-table.ts';
 import { OFFLOAD_FULL, OFFLOAD_READY, OFFLOAD_SCRATCH_BYTES, SoftwareOffload } from './offload.ts';
-import type { PortPlane } from './port-plane.ts';
+import { ACCEPT_CSUM, type PortPlane } from './port-plane.ts';
 import { FloodSets, type PortVlan, VlanRules } from './vlan.ts';
 
 /** What the switch must know of a port beside its plane. */
@@ -350,7 +352,7 @@ export class Switch {
       return;
     }
     const { accepts, maxFrameBytes } = plane;
-    if (this.#isPlain(maxFrameBytes) && untagged === plainVlan) {
+    if (this.#isPlain(accepts, maxFrameBytes) && untagged === plainVlan) {
       const bytes = list === this.#all ? this.#facts[FACT_BYTES] : UNKNOWN;
       this.#send(port, batch, list, count, bytes);
       this.#markUnflushed(port.index);
@@ -358,7 +360,7 @@ export class Switch {
     }
     this.#settle(); // what an earlier port gets is read from the headers that are edited now
     // Tags edited for this port are there for the next one, too: no frame is plain any more.
-    this.#facts[FACT_SPECIAL] = 1;
+    this.#facts[FACT_SPECIAL] = SPECIAL_FRAME;
     let from = 0;
     while (from < count) {
       const end = plainRun(batch, list, from, count, accepts, maxFrameBytes, untagged);
@@ -374,8 +376,10 @@ export class Switch {
   }
 
   /** True when every frame of the batch can be delivered as it is where tags need no edit. */
-  #isPlain(maxFrameBytes: number): boolean {
-    return this.#facts[FACT_SPECIAL] === 0 && this.#facts[FACT_LONGEST] <= maxFrameBytes;
+  #isPlain(accepts: number, maxFrameBytes: number): boolean {
+    const special = this.#facts[FACT_SPECIAL];
+    if (special !== 0 && (special !== SPECIAL_CSUM || (accepts & ACCEPT_CSUM) === 0)) return false;
+    return this.#facts[FACT_LONGEST] <= maxFrameBytes;
   }
 
   #slice(list: Int32Array, from: number, end: number): Int32Array {

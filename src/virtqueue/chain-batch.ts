@@ -39,9 +39,10 @@ export class ChainBatch {
   /** 1: rows of a uniform batch are left unfilled; who needs them calls `fillRows`. */
   readonly lazy: number;
   /**
-   * 1: rows hold head, slots and written only. 2: and there are no segments, nobody needs them. Of
-   * a ring with a log such rows have the first and last guest page that was written where others
-   * have `segFirst` and `readSegs`.
+   * 1: rows hold head, slots and written only. 2: and there are no segments, nobody needs them, so
+   * that a chain that was read may have been of several, and take several slots. Of a ring with a
+   * log such rows have the first and last guest page that was written where others have `segFirst`
+   * and `readSegs`.
    */
   unfilled = 0;
 

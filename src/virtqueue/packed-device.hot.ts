@@ -328,8 +328,7 @@ export function putUsedPacked(
         covered = 0;
       }
     } else if (batch.uniform === UNIFORM_READ) {
-      i = end - 1; // one slot each
-      covered = i - first;
+      while (i < end - 1) covered += rows[i++ + SLOTS]; // lists have several
     }
   }
   if (q.logged !== 0) logBuffers(q, batch, first, count);

@@ -113,6 +113,7 @@ function writeSplit(
   let delta = mapDelta[range] * UNIT;
   const plain = batch.plain !== 0;
   const logged = q.logged !== 0;
+  let offloads = 0; // of all frames
   let r = plan.count & 0xffff;
   // Each array once before the loop, which is too long for V8 to peel: its checks are done then.
   chainRows[firstRow] = rows[0] ^ desc[0] ^ list[0] ^ segLen[0] ^ headerWords[0] ^ avail[0];
@@ -144,8 +145,8 @@ function writeSplit(
       delta = mapDelta[range] * UNIT;
     }
     if (!plain) {
-      if (segments > 1) break;
-      if (((rows[frame + OFFLOAD] & flagMask) | rows[frame + GSO_TYPE]) !== 0) break;
+      if (rows[frame + GSO_TYPE] !== 0 || r + segments >= capacity) break;
+      offloads |= rows[frame + OFFLOAD];
     }
     const to = (address + delta) * 4294967296;
     const header = (rows[frame + HEADER_AT] - HDR_BYTES) | 0;
@@ -164,6 +165,16 @@ function writeSplit(
       ranges[r + capacity] = to + own;
       ranges[r + 2 * capacity] = segLen[segment];
       r++;
+      if (segments !== 1) {
+        let behind = to + own;
+        for (let s = segment + 1; s < segment + segments; s++) {
+          behind += segLen[s - 1];
+          ranges[r] = segOffset[s];
+          ranges[r + capacity] = behind;
+          ranges[r + 2 * capacity] = segLen[s];
+          r++;
+        }
+      }
     }
     const row = (n + firstRow) | 0;
     chainRows[row + CHAIN_HEAD] = head;
@@ -174,6 +185,7 @@ function writeSplit(
     }
   }
   plan.count = r;
+  if ((offloads & flagMask) !== 0) writeOffloads(batch, list, n, flagMask);
   if (range < mapCount) {
     q.lastRange = range;
     q.lastAllowed = permission[range];
@@ -212,6 +224,7 @@ function writePacked(
   let delta = mapDelta[range] * UNIT;
   const plain = batch.plain !== 0;
   const logged = q.logged !== 0;
+  let offloads = 0; // of all frames
   let r = plan.count & 0xffff;
   // Each array once before the loop, which is too long for V8 to peel: its checks are done then.
   chainRows[firstRow] = rows[0] ^ desc[0] ^ list[0] ^ segLen[0] ^ headerWords[0];
@@ -242,8 +255,8 @@ function writePacked(
       delta = mapDelta[range] * UNIT;
     }
     if (!plain) {
-      if (segments > 1) break;
-      if (((rows[frame + OFFLOAD] & flagMask) | rows[frame + GSO_TYPE]) !== 0) break;
+      if (rows[frame + GSO_TYPE] !== 0 || r + segments >= capacity) break;
+      offloads |= rows[frame + OFFLOAD];
     }
     const to = (address + delta) * 4294967296;
     const header = (rows[frame + HEADER_AT] - HDR_BYTES) | 0;
@@ -262,6 +275,16 @@ function writePacked(
       ranges[r + capacity] = to + own;
       ranges[r + 2 * capacity] = segLen[segment];
       r++;
+      if (segments !== 1) {
+        let behind = to + own;
+        for (let s = segment + 1; s < segment + segments; s++) {
+          behind += segLen[s - 1];
+          ranges[r] = segOffset[s];
+          ranges[r + capacity] = behind;
+          ranges[r + 2 * capacity] = segLen[s];
+          r++;
+        }
+      }
     }
     const row = (n + firstRow) | 0;
     chainRows[row + CHAIN_HEAD] = id;
@@ -278,6 +301,7 @@ function writePacked(
     }
   }
   plan.count = r;
+  if ((offloads & flagMask) !== 0) writeOffloads(batch, list, n, flagMask);
   if (range < mapCount) {
     q.lastRange = range;
     q.lastAllowed = permission[range];
@@ -285,4 +309,21 @@ function writePacked(
   q.nextAvail = slot;
   q.availWrap = wrap;
   return n;
+}
+
+/**
+ * Into the headers of frames `list[0 .. count)` what is left to the receiver: after the loop, which
+ * has enough arrays, and before the copies.
+ */
+function writeOffloads(batch: FrameBatch, list: Int32Array, count: number, flagMask: number): void {
+  const { rows, headerWords, csumStart, csumOffset, gsoHeaderLen } = batch;
+  for (let k = 0; k < count; k++) {
+    const frame = list[k];
+    const offload = rows[frame + OFFLOAD] & flagMask;
+    if (offload === 0) continue;
+    const word = (rows[frame + HEADER_AT] - HDR_BYTES) >> 2;
+    headerWords[word] = offload | (gsoHeaderLen[frame] << 16);
+    headerWords[word + 1] = csumStart[frame] << 16;
+    headerWords[word + 2] = ONE_BUFFER | csumOffset[frame];
+  }
 }

@@ -331,6 +331,7 @@ class World {
       const link = this.isWrong() ? r.next(65536) : packed ? r.next(size) : next;
       view.setBigUint64(at, this.address(), true);
       view.setUint32(at + 8, this.length(writes), true);
+      if (!writes && chance(r, 15)) flags = (flags & ~3) | this.table(guest, at, packed);
       view.setUint16(at + 12, packed ? link : flags, true);
       view.setUint16(at + 14, packed ? flags : link, true);
     }
@@ -348,6 +349,28 @@ class World {
     }
     if (chance(r, 10)) view.setUint16(availOffset, r.next(4), true);
     if (chance(r, 80)) this.kick(guest, index);
+  }
+
+  /** Makes the descriptor at `at` point to a table that is written here; INDIRECT, its flag. */
+  table(guest: Guest, at: number, packed: boolean): number {
+    const r = this.random;
+    const { view } = arena();
+    const range = r.next(2);
+    const slot = SLOTS_AT + r.next(SLOTS) * SLOT_BYTES;
+    const entries = 1 + r.next(chance(r, 90) ? 4 : 40);
+    for (let k = 0; k < entries; k++) {
+      const entry = guest.offset(range) + slot + 16 * k;
+      let flags = k + 1 < entries ? 1 : 0;
+      if (this.isWrong()) flags = r.next(8);
+      view.setBigUint64(entry, this.address(), true);
+      view.setUint32(entry + 8, k === 0 && chance(r, 50) ? 12 : this.length(false), true);
+      view.setUint16(entry + (packed ? 14 : 12), flags, true);
+      view.setUint16(entry + (packed ? 12 : 14), this.isWrong() ? r.next(entries) : k + 1, true);
+      if (!packed && (flags & 1) === 0) view.setUint16(entry + 14, 0, true);
+    }
+    view.setBigUint64(at, BigInt(GPAS[range]! + slot), true);
+    view.setUint32(at + 8, this.isWrong() ? r.next(700) : 16 * entries, true);
+    return 4;
   }
 
   kick(guest: Guest, index: number): void {

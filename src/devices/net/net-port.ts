@@ -12,6 +12,7 @@ import { VIRTIO_F_VERSION_1, hasFeature } from '../../wire/virtio.ts';
 import type { CallHold } from './call-hold.ts';
 import { ControlQueue } from './control-queue.ts';
 import { NetDevice } from './net-device.ts';
+import { readParts } from './direct-parts.hot.ts';
 import { readDirect } from './direct-read.hot.ts';
 import { spreadFlows } from './flow-hash.hot.ts';
 import type { NetPlaneState } from './net-state.ts';
@@ -27,7 +28,7 @@ import { ReceiveFilter } from './receive-filter.ts';
 import { type WriteResult, writeFrames } from './write-frames.hot.ts';
 
 const ETHERNET_BYTES = 14; // a tag comes on top, as the switch counts
-/** Batches in the general way after one that met a chain of another shape. */
+/** Batches that may be of parts, after one that met a chain of another shape. */
 const DIRECT_PAUSE = 8;
 
 /**
@@ -244,7 +245,7 @@ export class NetPort implements PortPlane {
     const frames =
       direct > 0
         ? copyHeaders(this.#plan, batch, direct, this.#hdrLen, this.#hostOffloads)
-        : readFrames(this.#arena.view, chains, this.#plan, batch, this.#hdrLen, this.#hostOffloads);
+        : readFrames(chains, this.#plan, batch, this.#hdrLen, this.#hostOffloads);
     if (frames < 0) {
       batch.count = 0;
       this.#receiving = null;
@@ -265,14 +266,20 @@ export class NetPort implements PortPlane {
     if (vring.queue.fault !== 0) return -1;
     if (vring.directAfter > 0) {
       vring.directAfter--;
-      return -1;
+      return this.#readParts(vring, batch);
     }
     batch.plain = 1;
     const frames = readDirect(vring.queue, this.#readChains, this.#plan, batch);
     if (frames >= 0) return frames;
     // A driver that mixes shapes would get a batch for each change between them.
     vring.directAfter = DIRECT_PAUSE;
-    return frames === -1 ? -1 : ~frames;
+    return frames === -1 ? this.#readParts(vring, batch) : ~frames;
+  }
+
+  /** As `#readDirect`, also of chains that are lists and tables. */
+  #readParts(vring: NetVring, batch: FrameBatch): number {
+    const frames = readParts(vring.queue, this.#readChains, this.#plan, batch);
+    return frames < -1 ? ~frames : frames;
   }
 
   release(): void {

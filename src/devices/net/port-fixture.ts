@@ -12,10 +12,12 @@ import { arena } from '../../sys/arena.ts';
 import {
   addChains,
   DriverBatch,
+  type DriverConfig,
   DriverQueue,
   publish,
   reapUsed,
   ringLayout,
+  tableBytes,
   UsedBatch,
 } from '../../virtqueue/driver/index.ts';
 import { VIRTIO_F_VERSION_1, featureSet, hasFeature } from '../../wire/virtio.ts';
@@ -30,6 +32,8 @@ import { NetVring } from './net-vring.ts';
 import type { PortScratch } from './port-scratch.ts';
 
 const RING_BYTES = 64 * 1024;
+/** Where indirect tables are in them. */
+const TABLES_AT = RING_BYTES / 2;
 /** Where a driver behind an IOMMU has its first page. */
 const IOVA = 2 ** 40;
 
@@ -39,6 +43,8 @@ export type FixtureOptions = {
   readonly ringSize?: number;
   /** Bytes of each buffer. */
   readonly bufferBytes?: number;
+  /** Entries of an indirect table for each descriptor; none without VIRTIO_RING_F_INDIRECT_DESC. */
+  readonly tableEntries?: number;
   readonly mtu?: number;
   readonly mac?: Uint8Array;
   /** With a dirty log, of used rings too. */
@@ -63,10 +69,11 @@ export class FixtureRing {
     size: number,
     features: bigint,
     extras: Pick<VringAttach, 'map' | 'iotlb' | 'log'>,
+    tables?: DriverConfig['tables'],
   ) {
     const packed = hasFeature(features, VIRTIO_F_RING_PACKED);
     const layout = ringLayout(size, packed);
-    assert(layout.totalBytes <= RING_BYTES);
+    assert(layout.totalBytes <= TABLES_AT);
     const config = {
       size,
       packed,
@@ -77,7 +84,10 @@ export class FixtureRing {
       availOffset: at + layout.availAt,
       usedOffset: at + layout.usedAt,
     };
-    this.queue = new DriverQueue(config, arena().buffer);
+    this.queue = new DriverQueue(
+      { ...config, ...(tables !== undefined && { tables }) },
+      arena().buffer,
+    );
     const attach = {
       device: 0,
       index,
@@ -103,13 +113,14 @@ export class FixtureRing {
   add(
     readable: readonly (readonly [number, number])[],
     writable: readonly (readonly [number, number])[],
+    indirect = false,
   ): number {
     const toBuffer = ([gpa, len]: readonly [number, number]): { gpa: number; len: number } => ({
       gpa,
       len,
     });
     this.batch.clear();
-    this.batch.addChain(readable.map(toBuffer), writable.map(toBuffer));
+    this.batch.addChain(readable.map(toBuffer), writable.map(toBuffer), indirect);
     assert(addChains(this.queue, this.batch, 0, 1) === 1, 'the ring has room');
     publish(this.queue);
     return this.batch.id[0];
@@ -172,8 +183,15 @@ export class PortFixture {
       const log = this.log === null ? null : this.#logOf(this.log, usedAt);
       const iotlb = this.#iommuPageBytes > 0;
       const extras = { iotlb, map: iotlb ? EMPTY_ADDRESS_MAP : this.map, log };
-      this.rings.push(new FixtureRing(this.port, index, at, size, this.features, extras));
+      const tables = this.#tablesAt(at + TABLES_AT, options.tableEntries ?? 0, size);
+      this.rings.push(new FixtureRing(this.port, index, at, size, this.features, extras, tables));
     }
+  }
+
+  #tablesAt(offset: number, entries: number, size: number): DriverConfig['tables'] {
+    if (entries === 0) return undefined;
+    assert(tableBytes(size, entries) <= RING_BYTES - TABLES_AT);
+    return { offset, gpa: this.iova(offset), entries };
   }
 
   #logOf(memory: PrivateMemory, usedGpa: number): VringAttach['log'] {

@@ -11,7 +11,6 @@
  */
 import type { ChainBatch } from '../../virtqueue/chain-batch.ts';
 import type { FrameBatch } from '../../switch/frame-batch.ts';
-import { copySmall } from '../../memory/copy.hot.ts';
 import type { CopyPlan } from '../../sys/arena.ts';
 import { fillRows } from '../../virtqueue/chain-segments.hot.ts';
 
@@ -29,6 +28,7 @@ const UNIFORM_READ = 1;
 const CHAIN_SEG_FIRST = 512; // columns of ChainBatch.rows
 const READ_SEGS = 768;
 const WRITE_SEGS = 1024;
+const READ_BYTES = 1280;
 const HEADER_AT = 0; //         columns of FrameBatch.rows
 const HEADER_LEN = 64;
 const FRAME_LEN = 128;
@@ -59,9 +59,8 @@ export const HOST_USO = 32;
  * the number of frames or a negative fault: the driver broke the queue. `plan` is empty after it.
  */
 export function readFrames(
-  arena: DataView,
   chains: ChainBatch,
-  plan: CopyPlan, // empty; room for a range per chain
+  plan: CopyPlan, // empty; room for a range per segment
   batch: FrameBatch,
   hdrLen: number, //  bytes of the virtio-net header: 12, or 10 for a legacy driver
   allowed: number, // HOST_* bits that were negotiated
@@ -72,7 +71,7 @@ export function readFrames(
   let found = simple;
   if (simple < chains.count) {
     if (chains.unfilled !== 0) fillRows(chains, chains.count);
-    found = collectFrames(arena, chains, plan, batch, hdrLen, simple);
+    found = collectFrames(chains, plan, batch, hdrLen, simple);
   }
   if (found <= 0) {
     plan.count = 0; // ports share it: what is left would be copied with the next one's frames
@@ -155,65 +154,68 @@ function collectSimple(
   return i;
 }
 
-/** First pass, chains of any shape from `start` on. Returns how many frames are in the batch. */
+/**
+ * First pass, chains of any shape from `start` on. Returns how many frames are in the batch. What
+ * is copied of a frame may be in several segments: the virtio-net header often has its own.
+ */
 function collectFrames(
-  arena: DataView,
   chains: ChainBatch,
   plan: CopyPlan,
   batch: FrameBatch,
   hdrLen: number,
   start: number,
 ): number {
-  const { count, readBytes, writeSegs, readSegs } = chains;
-  const { segFirst: chainFirst, segOffset: chainOffset, segLen: chainLen } = chains;
+  const { count, rows: chainRows, segOffset: chainOffset, segLen: chainLen } = chains;
   const { segOffset, segLen, rows } = batch;
-  const { source, target, length } = plan;
+  const { ranges, capacity } = plan;
   const slots = batch.headersAt + SLOT_START - hdrLen;
-  let ranges = plan.count;
+  const most = hdrLen + COPY_BYTES;
+  let r = plan.count;
   let frames = batch.count;
   let segments = batch.segments;
+  let sum = batch.bytes;
+  let several = 0;
   for (let i = start; i < count; i++) {
-    if (writeSegs[i] !== 0) return FAULT_CHAIN_DIRECTION;
-    const bytes = readBytes[i] - hdrLen;
+    if (chainRows[i + WRITE_SEGS] !== 0) return FAULT_CHAIN_DIRECTION;
+    const bytes = chainRows[i + READ_BYTES] - hdrLen;
     if (bytes < 0) return FAULT_CHAIN_SHORT;
     if (bytes > FRAME_MAX) continue;
-    const copied = bytes < COPY_BYTES ? bytes : COPY_BYTES;
-    const need = hdrLen + copied;
-    const first = chainFirst[i];
-    const firstLen = chainLen[first];
-    const segmentsBefore = segments;
-    if (firstLen >= need) {
-      const from = chainOffset[first];
-      source[ranges] = from;
-      target[ranges] = slots + frames * SLOT_BYTES;
-      length[ranges++] = need;
-      if (firstLen > need) {
-        segOffset[segments] = from + need;
-        segLen[segments++] = firstLen - need;
+    const first = segments;
+    const end = chainRows[i + CHAIN_SEG_FIRST] + chainRows[i + READ_SEGS];
+    const target = slots + frames * SLOT_BYTES;
+    let done = 0;
+    for (let s = chainRows[i + CHAIN_SEG_FIRST]; s < end; s++) {
+      const from = chainOffset[s];
+      const len = chainLen[s];
+      const take = len < most - done ? len : most - done;
+      if (take > 0) {
+        ranges[r] = from;
+        ranges[r + capacity] = target + done;
+        ranges[r + 2 * capacity] = take;
+        r++;
+        done += take;
       }
-      const end = first + readSegs[i];
-      for (let s = first + 1; s < end; s++) {
-        segOffset[segments] = chainOffset[s];
-        segLen[segments++] = chainLen[s];
+      if (take < len) {
+        segOffset[segments] = from + take;
+        segLen[segments++] = len - take;
       }
-    } else {
-      const at = frames * SLOT_BYTES + SLOT_START - hdrLen;
-      segments = gatherFrame(arena, chains, i, batch, at, need, segments);
     }
     rows[frames + HEADER_AT] = frames * SLOT_BYTES + SLOT_START;
-    rows[frames + HEADER_LEN] = copied;
+    rows[frames + HEADER_LEN] = done - hdrLen;
     rows[frames + FRAME_LEN] = bytes;
-    rows[frames + SEG_FIRST] = segmentsBefore;
-    rows[frames + SEG_COUNT] = segments - segmentsBefore;
+    rows[frames + SEG_FIRST] = first;
+    rows[frames + SEG_COUNT] = segments - first;
     rows[frames + OFFLOAD] = 0;
     rows[frames + GSO_TYPE] = 0;
-    if (segments - segmentsBefore > 1) batch.plain = 0;
-    batch.bytes += bytes;
+    if (segments - first > 1) several = 1;
+    sum += bytes;
     if (bytes > batch.longest) batch.longest = bytes;
     if (bytes < batch.shortest) batch.shortest = bytes;
     frames++;
   }
-  plan.count = ranges;
+  if (several !== 0) batch.plain = 0;
+  plan.count = r;
+  batch.bytes = sum;
   batch.count = frames;
   batch.segments = segments;
   return frames;
@@ -227,11 +229,36 @@ function allZero(batch: FrameBatch, count: number): boolean {
   return (flags & 0xffff) === 0;
 }
 
+/**
+ * Second pass, headers of 12 bytes from the first on that leave a checksum to us or nothing: what
+ * Linux sends, nearly always. Returns how many. Calls nothing.
+ */
+function judgeChecksums(batch: FrameBatch, count: number, allowed: number): number {
+  const { headerWords, rows, gsoSize, gsoHeaderLen, csumStart, csumOffset } = batch;
+  const known = (allowed & HOST_CSUM) === 0 ? HDR_DATA_VALID : HDR_DATA_VALID | HDR_NEEDS_CSUM;
+  let i = 0;
+  for (; i < count; i++) {
+    const word = i * SLOT_WORDS + 1;
+    const first = headerWords[word]; // flags | gso_type << 8 | hdr_len << 16
+    if ((first & (0xff00 | HDR_NEEDS_CSUM) & ~known) !== 0) break;
+    rows[i + OFFLOAD] = first & known;
+    rows[i + GSO_TYPE] = 0;
+    if ((first & 0xff) === 0) continue;
+    const second = headerWords[word + 1]; // gso_size | csum_start << 16
+    gsoHeaderLen[i] = first >>> 16;
+    gsoSize[i] = second;
+    csumStart[i] = second >>> 16;
+    csumOffset[i] = headerWords[word + 2];
+  }
+  return i;
+}
+
 /** Second pass: the virtio-net headers. Frames that are refused are closed up over. */
 function judgeHeaders(batch: FrameBatch, count: number, hdrLen: number, allowed: number): number {
   const { headerView, offload, gsoType } = batch;
-  let kept = 0;
-  for (let i = 0; i < count; i++) {
+  const simple = hdrLen === HDR_BYTES ? judgeChecksums(batch, count, allowed) : 0;
+  let kept = simple;
+  for (let i = simple; i < count; i++) {
     const at = i * SLOT_BYTES + SLOT_START - hdrLen;
     const flags = headerView.getUint16(at, true); // flags | gso_type << 8
     if (kept !== i) moveFrame(batch, i, kept);
@@ -254,33 +281,6 @@ function moveFrame(batch: FrameBatch, from: number, to: number): void {
   batch.frameLen[to] = batch.frameLen[from];
   batch.segFirst[to] = batch.segFirst[from];
   batch.segCount[to] = batch.segCount[from];
-}
-
-/** The first `need` bytes of chain `i` lie in several segments. Returns the new segment count. */
-function gatherFrame(
-  arena: DataView,
-  chains: ChainBatch,
-  i: number,
-  batch: FrameBatch,
-  at: number,
-  need: number,
-  segments: number,
-): number {
-  const first = chains.segFirst[i];
-  const end = first + chains.readSegs[i];
-  let done = 0;
-  for (let s = first; s < end; s++) {
-    const offset = chains.segOffset[s];
-    const len = chains.segLen[s];
-    const take = len < need - done ? len : need - done;
-    if (take > 0) copySmall(batch.headerView, at + done, arena, offset, take);
-    done += take;
-    if (take < len) {
-      batch.segOffset[segments] = offset + take;
-      batch.segLen[segments++] = len - take;
-    }
-  }
-  return segments;
 }
 
 /**

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes a fresh clone ready to run: dependencies from the lock file and the native addon.
-# Called by `npm start` and `npm test`; a second call costs a fraction of a second.
+# Called by `npm start`, `npm test` and `npm run bench`; a second call costs a fraction of a second.
 set -eu
 cd "$(dirname "$0")/.."
 

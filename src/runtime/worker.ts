@@ -74,8 +74,8 @@ const PAUSE_MS = 0.02;
 
 /**
  * Rounds with work, and work, after which the clock is read: a reading is a double on the heap, and
- * with the collector's part 3 % of a busy worker (64 bytes, one port and pairs, interleaved). What a
- * round is told of the time may be that old.
+ * with the collector's part 3 % of a busy worker (64 bytes, one port and pairs, interleaved). What
+ * a round is told of the time may be that old.
  */
 const CLOCK_ROUNDS = 4;
 const CLOCK_WORK = 256;

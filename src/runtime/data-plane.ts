@@ -128,6 +128,8 @@ export interface DataPlane {
   poll(nowMs: number): number;
   /** How many sources are awake; with none the worker sleeps until a descriptor is readable. */
   readonly awake: number;
+  /** Rounds with work in a row that may all be told the time of the first (1). */
+  readonly roundsOfClock?: number;
   /** `Atomics.pause`s before an empty round is repeated (1), while it is worth no system call. */
   readonly lull?: number;
   /**

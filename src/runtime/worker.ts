@@ -73,11 +73,10 @@ const WATCH_MS = 20;
 const PAUSE_MS = 0.02;
 
 /**
- * Rounds with work, and work, after which the clock is read: a reading is a double on the heap, and
- * with the collector's part 3 % of a busy worker (64 bytes, one port and pairs, interleaved). What
- * a round is told of the time may be that old.
+ * Work after which the clock is read, however many rounds a plane would do without: a reading is a
+ * double on the heap, and with the collector's part 3 % of a busy worker with one reading a round
+ * (64 bytes, one port and pairs, interleaved).
  */
-const CLOCK_ROUNDS = 4;
 const CLOCK_WORK = 256;
 
 /** Some 20 ns each: the processor does nothing meanwhile, and reads no line of the driver's. */
@@ -127,6 +126,7 @@ class WorkerLoop {
     let startedMs = checkedMs;
     let workedMs = checkedMs;
     let peekedMs = checkedMs;
+    const { roundsOfClock = 1 } = plane;
     let rounds = 0; // with work, since the clock was read
     let worked = 0;
     while (this.#running) {
@@ -134,7 +134,7 @@ class WorkerLoop {
       this.#polls++;
       if (work > 0) {
         worked += work;
-        if (++rounds < CLOCK_ROUNDS && worked < CLOCK_WORK) continue;
+        if (++rounds < roundsOfClock && worked < CLOCK_WORK) continue;
       }
       const nowMs = performance.now();
       if (rounds > 0) {

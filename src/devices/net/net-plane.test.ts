@@ -587,7 +587,7 @@ test('a port that saves power does not spin: it rests, then sleeps; its calls co
   setPolicy('power');
   send(queue, 0);
   plane.poll(0);
-  plane.poll(0.001);
+  plane.poll(0); // rounds share a reading of the clock
   assert.equal(called(), 1);
   assert.equal(plane.awake, 0);
   assert.equal(add(queue, TRANSMITQ, 100), false, 'no kick is asked for');

@@ -71,6 +71,7 @@ export class NetPlane implements DataPlane {
   readonly #news: DriverNews;
   /** Sources of each vring, so that they can be found again: [device][index]. */
   readonly #vringSources: (Source | null)[][] = [];
+  readonly roundsOfClock = 4; // 16 us where queues are full
   lull = 1;
   readonly #worker: number;
   readonly #workers: number;
@@ -88,8 +89,7 @@ export class NetPlane implements DataPlane {
     const { macTable, counters, scratchAt } = options;
     this.#rests = new RestTimer(context);
     this.#news = new DriverNews(context.emit, (device) => this.#netPorts[device] ?? null);
-    this.#worker = options.worker ?? 0;
-    this.#workers = options.workers ?? 1;
+    [this.#worker, this.#workers] = [options.worker ?? 0, options.workers ?? 1];
     this.#loads = new Float64Array(options.loads ?? new SharedArrayBuffer(8));
     const { view, bytes } = arena();
     this.#switch = new Switch({
@@ -126,7 +126,7 @@ export class NetPlane implements DataPlane {
         if (source.pace.spinning) source.pace.rewarded(nowMs - source.lastWorkMs);
         source.lastWorkMs = nowMs;
         this.#loads[source.loadSlot] += done;
-      } else if (!source.spins || nowMs - source.lastWorkMs > source.pace.spinMs) {
+      } else if (!source.spins || nowMs - source.lastWorkMs >= source.pace.spinMs) {
         this.#arm(source, nowMs);
       } else source.pace.spinning = true;
     }

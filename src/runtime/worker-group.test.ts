@@ -3,7 +3,16 @@ import { test } from 'node:test';
 import { setImmediate, setTimeout } from 'node:timers/promises';
 import { DataPlaneWorker } from './data-plane-worker.ts';
 import type { PlaneEvent, VringAttach } from './data-plane.ts';
-import { type GroupMember, LOADS_BYTES, WorkerGroup } from './worker-group.ts';
+import { type GroupMember, type GroupRule, LOADS_BYTES, WorkerGroup } from './worker-group.ts';
+
+/** What a group is told of where nothing happens to it; of a crash the test fails. */
+const UNEVENTFUL = {
+  isShared: () => false,
+  ruleOf: (): GroupRule => ({ to: 'each' }),
+  onEvent: () => undefined,
+  onCrash: (error: Error) => fail(error),
+  onRefused: () => undefined,
+};
 
 /**
  * Two members; the second takes no ring, and the first, let go of a ring that stands at 7, so many.
@@ -25,12 +34,9 @@ function groupOf(options: { takesBack?: number; releases?: boolean } = {}) {
       close: async () => undefined,
     }) as unknown as GroupMember;
   const group = new WorkerGroup({
+    ...UNEVENTFUL,
     count: 2,
     start: member,
-    isShared: () => false,
-    ruleOf: () => ({ to: 'each' }),
-    onEvent: () => undefined,
-    onCrash: (error) => fail(error),
     onRefused: ({ device, index, from, to, cause, lost }) =>
       refused.push(`${device}:${index} ${from}-${to} ${cause.message}${lost ? ', lost' : ''}`),
     loads: new SharedArrayBuffer(LOADS_BYTES),
@@ -94,16 +100,12 @@ test('what a driver set is passed on, and who told it hears when all know', asyn
       close: async () => undefined,
     }) as unknown as GroupMember;
   const group = new WorkerGroup({
+    ...UNEVENTFUL,
     count: 3,
     start: (name, { onEvent }) => {
       tell.push(onEvent);
       return member(name);
     },
-    isShared: () => false,
-    ruleOf: () => ({ to: 'each' }),
-    onEvent: () => undefined,
-    onCrash: (error) => fail(error),
-    onRefused: () => undefined,
     loads: new SharedArrayBuffer(LOADS_BYTES),
     balanceMs: 0,
   });
@@ -130,13 +132,9 @@ test('a queue that must stay does not keep the others where they are', async () 
       close: async () => undefined,
     }) as unknown as GroupMember;
   const group = new WorkerGroup({
+    ...UNEVENTFUL,
     count: 2,
     start: member,
-    isShared: () => false,
-    ruleOf: () => ({ to: 'each' }),
-    onEvent: () => undefined,
-    onCrash: (error) => fail(error),
-    onRefused: () => undefined,
     loads,
     balanceMs: 5,
   });
@@ -168,12 +166,9 @@ test('a queue that a worker refused stays for a while, and others move', async (
       close: async () => undefined,
     }) as unknown as GroupMember;
   const group = new WorkerGroup({
+    ...UNEVENTFUL,
     count: 2,
     start: member,
-    isShared: () => false,
-    ruleOf: () => ({ to: 'each' }),
-    onEvent: () => undefined,
-    onCrash: (error) => fail(error),
     onRefused: ({ index }) => equal(index, 1),
     loads,
     balanceMs: 5,
@@ -216,13 +211,10 @@ test('while all are asked of rings none moves, and one that does is waited for',
       close: async () => undefined,
     }) as unknown as GroupMember;
   const group = new WorkerGroup({
+    ...UNEVENTFUL,
     count: 2,
     start: member,
-    isShared: () => false,
     ruleOf: () => ({ to: 'first', still: true }),
-    onEvent: () => undefined,
-    onCrash: (error) => fail(error),
-    onRefused: () => undefined,
     loads,
     balanceMs: 5,
   });
@@ -257,6 +249,7 @@ test('while all are asked of rings none moves, and one that does is waited for',
 test('a worker that ends with a lock takes those with it that wait for it', async () => {
   const crashes: Error[] = [];
   const group = new WorkerGroup({
+    ...UNEVENTFUL,
     count: 3,
     start: (name, context) =>
       new DataPlaneWorker({
@@ -266,11 +259,8 @@ test('a worker that ends with a lock takes those with it that wait for it', asyn
         spinMs: 0,
         ...context,
       }),
-    isShared: () => false,
     // Two wait for the lock of the first; nobody hears more of them.
     ruleOf: (op) => ({ to: op === 'lock' ? 'first-first' : 'first' }),
-    onEvent: () => undefined,
-    onRefused: () => undefined,
     onCrash: (error) => crashes.push(error),
     loads: new SharedArrayBuffer(LOADS_BYTES),
     balanceMs: 0,

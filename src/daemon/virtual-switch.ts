@@ -6,7 +6,7 @@ import { EventEmitter } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ConfigError, VringError } from '../base/errors.ts';
 import { MAX_PORTS } from '../base/limits.ts';
-import { CaptureStream } from '../capture/index.ts';
+import type { CaptureStream } from '../capture/index.ts';
 import type { NetPortStatus } from '../devices/net/index.ts';
 import type { PlaneEvent, WorkerGroup } from '../runtime/index.ts';
 import { MacTable } from '../switch/index.ts';
@@ -21,15 +21,10 @@ import {
   monotonicMs,
   type PortPlan,
 } from './hand-over-format.ts';
+import { PortCaptures } from './port-captures.ts';
 import { portCounters } from './port-counters.ts';
-import {
-  ERR_CAPTURE_BUSY,
-  ERR_PORT_LIMIT,
-  type PortUpdate,
-  type SwitchControl,
-  portExists,
-  portNotFound,
-} from './switch-control.ts';
+import { endpointOf, PortTable } from './port-table.ts';
+import { type PortUpdate, type SwitchControl, portExists } from './switch-control.ts';
 import {
   entryOf,
   type PortContext,
@@ -71,11 +66,11 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   readonly #workers: SwitchWorkers;
   readonly #worker: WorkerGroup;
   readonly #macTable: MacTable;
-  readonly #entries: (PortEntry | null)[] = [];
+  readonly #table = new PortTable();
   /** Of the port that has the number, or had it last. */
   readonly #queuePairs: number[] = [];
   readonly #events: SwitchEvent[] = [];
-  readonly #captures = new Map<number, CaptureStream>();
+  readonly #captures: PortCaptures;
   /** Changes of the set of ports happen one after the other. */
   #changes: Promise<unknown> = Promise.resolve();
   #closed = false;
@@ -110,6 +105,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       },
     });
     this.#worker = this.#workers.group;
+    this.#captures = new PortCaptures(this.#worker);
   }
 
   /**
@@ -144,9 +140,8 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       self.#events.push(...events);
       await self.#worker.request('suspend', undefined);
       for (const plan of plans.ports) {
-        while (self.#entries.length <= plan.number) self.#entries.push(null);
         const port = self.#create(plan.config, plan.number);
-        self.#entries[plan.number] = entryOf(port, self.#config);
+        self.#table.set(plan.number, entryOf(port, self.#config));
         await port.adopt(plan, fds);
       }
       await self.disks.adopt(plans, fds);
@@ -164,7 +159,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     this.#calmDown ??= hurryThread();
     await this.#worker.request('learnMacs', words);
     await Promise.all([
-      ...state.ports.map((each) => this.#entries[each.number]?.port.restore(each, fds)),
+      ...state.ports.map((each) => this.#table.at(each.number)?.port.restore(each, fds)),
       this.disks.restore(state, fds),
     ]);
   }
@@ -204,7 +199,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
    */
   async rehearse(): Promise<void> {
     const numbers = [MAX_PORTS - 1, MAX_PORTS - 2];
-    if (numbers.some((number) => (this.#entries[number] ?? null) !== null)) return;
+    if (numbers.some((number) => this.#table.at(number) !== null)) return;
     const failed = (error: Error): void => {
       this.#report('rehearsal-failed', null, `the pause will be longer: ${error.message}`);
     };
@@ -242,7 +237,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     this.#closed = true;
     this.#calmDown?.();
     this.#calmDown = null;
-    for (const capture of this.#captures.values()) capture.close();
+    this.#captures.close();
     const ports = this.#ports().map((port) => port.surrender());
     await Promise.allSettled([...ports, this.disks.surrender()]);
     await this.#workers.close();
@@ -262,14 +257,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       this.#refuseTwins(config);
       const problem = workersProblem(config.kind, this.#config.workers ?? 1);
       if (problem !== null) throw new ConfigError('kind', problem);
-      let number = this.#entries.findIndex((entry) => entry === null);
-      if (number === -1) number = this.#entries.length;
-      if (number >= MAX_PORTS) {
-        throw new VringError(
-          ERR_PORT_LIMIT,
-          `port ${config.name}: a switch has ${MAX_PORTS} ports at most; remove one first`,
-        );
-      }
+      const number = this.#table.freeNumber(config.name);
       const port = this.#create(config, number);
       this.#workers.clearCounters(number);
       try {
@@ -280,7 +268,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
         throw error;
       }
       const entry = entryOf(port, this.#config);
-      this.#entries[number] = entry;
+      this.#table.set(number, entry);
       this.#report('port-added', config.name, `added, ${endpointOf(config)}`);
       return await this.#status(entry);
     });
@@ -288,7 +276,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
 
   removePort(name: string): Promise<void> {
     return this.#exclusively(async () => {
-      const entry = this.#entry(name);
+      const entry = this.#table.named(name);
       await this.#remove(entry);
       this.#report('port-removed', name, 'removed');
     });
@@ -296,7 +284,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
 
   updatePort(name: string, update: PortUpdate): Promise<PortStatus> {
     return this.#exclusively(async () => {
-      const entry = this.#entry(name);
+      const entry = this.#table.named(name);
       if (update.vlan !== undefined || update.policy !== undefined) {
         const { vlan = entry.vlan, policy = entry.policy } = update;
         const settings = settingsOf({ ...entry.port.config, vlan }, policy);
@@ -316,18 +304,17 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   }
 
   async ports(): Promise<PortStatus[]> {
-    const entries = this.#entries.filter((entry) => entry !== null);
-    return await Promise.all(entries.map((entry) => this.#status(entry)));
+    return await Promise.all(this.#table.entries().map((entry) => this.#status(entry)));
   }
 
   /** What Linux made of the device of a VDUSE port; null for others. */
   presence(name: string): (VdpaPresence & { readonly resumed: boolean }) | null {
-    const { port } = this.#entry(name);
+    const { port } = this.#table.named(name);
     return port instanceof VdusePort ? port.presence : null;
   }
 
   async port(name: string): Promise<PortStatus> {
-    return await this.#status(this.#entry(name));
+    return await this.#status(this.#table.named(name));
   }
 
   async macTable(): Promise<MacEntry[]> {
@@ -338,7 +325,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   }
 
   async flushMacTable(port?: string): Promise<number> {
-    const number = port === undefined ? {} : { port: this.#entry(port).port.number };
+    const number = port === undefined ? {} : { port: this.#table.named(port).port.number };
     return await this.#worker.request<number>('flushMacs', number);
   }
 
@@ -348,30 +335,12 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
 
   /** One capture per port at a time; it ends with the port. */
   capture(name: string, options: { snapLen: number }): Promise<CaptureStream> {
-    return this.#exclusively(() => this.#startCapture(this.#entry(name).port, options.snapLen));
-  }
-
-  async #startCapture(port: SwitchPort, snapLen: number): Promise<CaptureStream> {
-    const { name } = port.config;
-    if (this.#captures.has(port.number)) {
-      throw new VringError(
-        ERR_CAPTURE_BUSY,
-        `port ${name} is being captured already; end that capture first`,
-        { recovery: 'retry' },
-      );
-    }
-    const stream = new CaptureStream({
-      interfaceName: name,
-      snapLen,
-      onClose: () => {
-        this.#captures.delete(port.number);
-        void this.#worker.request('stopCapture', { port: port.number }).catch(() => undefined);
-      },
+    return this.#exclusively(async () => {
+      const { port } = this.#table.named(name);
+      const stream = await this.#captures.start(name, port.number, options.snapLen);
+      this.#report('capture', name, `capture started, ${options.snapLen} bytes per frame`);
+      return stream;
     });
-    this.#captures.set(port.number, stream);
-    await this.#worker.request('startCapture', { port: port.number, ring: stream.ring });
-    this.#report('capture', name, `capture started, ${snapLen} bytes per frame`);
-    return stream;
   }
 
   events(): SwitchEvent[] {
@@ -384,19 +353,19 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     this.#closed = true;
     await this.#changes.catch(() => undefined);
     const failures: unknown[] = []; // a data plane that failed fails each
-    for (const entry of this.#entries) {
-      if (entry !== null) await this.#remove(entry).catch((error) => failures.push(error));
+    for (const entry of this.#table.entries()) {
+      await this.#remove(entry).catch((error) => failures.push(error));
     }
     await this.disks.close().finally(() => this.#workers.close());
     if (failures.length > 0) throw failures[0];
   }
 
   #nameOf(number: number): string | null {
-    return this.#entries[number]?.port.config.name ?? null;
+    return this.#table.at(number)?.port.config.name ?? null;
   }
 
   #ports(): SwitchPort[] {
-    return this.#entries.flatMap((entry) => entry?.port ?? []);
+    return this.#table.entries().map(({ port }) => port);
   }
 
   #create(
@@ -409,8 +378,8 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
       worker: this.#worker,
       workers: this.#config.workers ?? 1,
       number,
-      vlan: () => this.#entries[number]?.vlan ?? config.vlan,
-      policy: () => this.#entries[number]?.policy ?? policyOf(config, this.#config),
+      vlan: () => this.#table.at(number)?.vlan ?? config.vlan,
+      policy: () => this.#table.at(number)?.policy ?? policyOf(config, this.#config),
       learned: () => this.#macTable.list().filter((entry) => entry.port === number),
       switchCounters: () => this.#workers.counters(number),
       report,
@@ -422,12 +391,12 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   }
 
   async #remove(entry: PortEntry): Promise<void> {
-    this.#captures.get(entry.port.number)?.close();
+    this.#captures.end(entry.port.number);
     // Sessions first: they ask the worker to let go of their rings.
     await entry.port.close();
     await this.#worker.request('removePort', { port: entry.port.number });
     entry.port.release();
-    this.#entries[entry.port.number] = null;
+    this.#table.set(entry.port.number, null);
   }
 
   async #status(entry: PortEntry): Promise<PortStatus> {
@@ -437,20 +406,8 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     return { ...port.status(plane), vlan: entry.vlan, policy: entry.policy, counters };
   }
 
-  #entry(name: string): PortEntry {
-    const entry = this.#entries.find((candidate) => candidate?.port.config.name === name);
-    if (entry === null || entry === undefined) throw portNotFound(name);
-    return entry;
-  }
-
   #refuseTwins(config: PortConfig): void {
-    for (const entry of this.#entries) {
-      const other = entry?.port.config;
-      if (other === undefined) continue;
-      if (other.name === config.name) throw portExists(`the name ${config.name}`, other.name);
-      if (endpointOf(other) === endpointOf(config))
-        throw portExists(endpointOf(config), other.name);
-    }
+    this.#table.refuseTwins(config);
     const disk = config.kind === 'vhost-user' ? this.disks.ownerOf(config.path) : null;
     if (disk !== null) throw portExists(endpointOf(config), `(${disk})`);
   }
@@ -463,7 +420,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   }
 
   #planeEvent(event: PlaneEvent): void {
-    const port = this.#entries[event.device]?.port;
+    const port = this.#table.at(event.device)?.port;
     if (port === undefined) return;
     if (event.kind === 'fault') {
       const where = event.index === -1 ? 'its memory' : `queue ${event.index}`;
@@ -492,9 +449,4 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     this.#changes = done.catch(() => undefined);
     return done;
   }
-}
-
-function endpointOf(config: PortConfig): string {
-  if ('interface' in config) return `interface ${config.interface}`;
-  return config.kind === 'vduse' ? `VDUSE device ${config.device}` : `socket ${config.path}`;
 }

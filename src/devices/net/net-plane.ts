@@ -18,13 +18,7 @@ import type {
 import type { IotlbUpdate } from '../../vhost-user/index.ts';
 import { MacTable, Switch } from '../../switch/index.ts';
 import { CaptureTap, type CaptureRing } from '../../capture/index.ts';
-import {
-  type AttachedPlane,
-  PacketPlane,
-  TapPlane,
-  type UplinkPlane,
-  XdpPlane,
-} from '../../uplinks/index.ts';
+import { TapPlane, type UplinkPlane } from '../../uplinks/index.ts';
 import { arena } from '../../sys/arena.ts';
 import { hurryThread } from '../../sys/thread.ts';
 import type { PortIotlb } from './port-iotlb.ts';
@@ -43,6 +37,7 @@ import type {
 } from './net-commands.ts';
 import { NetPort } from './net-port.ts';
 import type { NetPlaneState } from './net-state.ts';
+import { NetUplinks, uplinkPlaneOf } from './net-uplinks.ts';
 import { NetVring } from './net-vring.ts';
 import {
   BUSY_FRAMES,
@@ -55,7 +50,6 @@ import {
 import { REST_TOKEN, RestTimer } from './rest-timer.ts';
 import { PlaneSources, type Source } from './plane-sources.ts';
 import { PortScratch } from './port-scratch.ts';
-import { UplinkWatch } from './uplink-watch.ts';
 
 export class NetPlane implements DataPlane {
   readonly #context: PlaneContext;
@@ -63,8 +57,7 @@ export class NetPlane implements DataPlane {
   readonly #sources = new PlaneSources();
   readonly #netPorts: (NetPort | null)[] = [];
   readonly #portScratch = new PortScratch(true);
-  readonly #uplinks: (UplinkPlane | null)[] = [];
-  readonly #watches: (UplinkWatch | null)[] = [];
+  readonly #uplinks: NetUplinks;
   readonly #paces: PortPace[] = [];
   readonly #calls = new CallHold<NetVring>();
   readonly #rests: RestTimer<Source>;
@@ -88,6 +81,7 @@ export class NetPlane implements DataPlane {
     const options = context.options as NetPlaneOptions;
     const { macTable, counters, scratchAt } = options;
     this.#rests = new RestTimer(context);
+    this.#uplinks = new NetUplinks(context, this.#sources);
     this.#news = new DriverNews(context.emit, (device) => this.#netPorts[device] ?? null);
     [this.#worker, this.#workers] = [options.worker ?? 0, options.workers ?? 1];
     this.#loads = new Float64Array(options.loads ?? new SharedArrayBuffer(8));
@@ -239,9 +233,9 @@ export class NetPlane implements DataPlane {
       case 'addUplinkPort':
         return this.#addUplinkPort(payload as AddUplinkPort);
       case 'attachUplink':
-        return this.#attachUplink(payload as AttachUplink);
+        return this.#uplinks.attach(payload as AttachUplink);
       case 'detachUplink':
-        return this.#detachUplink((payload as { port: number }).port);
+        return this.#uplinks.detach((payload as { port: number }).port);
       case 'removePort':
         return this.#removePort((payload as { port: number }).port);
       case 'updatePort':
@@ -304,7 +298,7 @@ export class NetPlane implements DataPlane {
 
   #work(source: Source): number {
     if (source.kind === 'uplink')
-      return this.#watches[source.port]!.worked(this.#switch.forward(source.port));
+      return this.#uplinks.watch(source.port)!.worked(this.#switch.forward(source.port));
     const port = this.#netPorts[source.port] as NetPort;
     const vring = source.vring as NetVring;
     if (source.kind === 'control') {
@@ -344,7 +338,7 @@ export class NetPlane implements DataPlane {
         return;
       }
     }
-    this.#watches[source.port]?.begin();
+    this.#uplinks.watch(source.port)?.begin();
     source.pace.asleep();
     this.#sources.toSleep(source);
   }
@@ -403,65 +397,34 @@ export class NetPlane implements DataPlane {
   }
 
   #addUplinkPort({ port, settings, uplink }: AddUplinkPort): void {
-    const plane = uplink.kind === 'packet' ? new PacketPlane(uplink) : new XdpPlane(uplink);
-    this.#addUplink(port, plane, settings, false);
+    this.#addUplink(port, uplinkPlaneOf(uplink), settings, false);
   }
 
   #addUplink(port: number, plane: UplinkPlane, settings: NetPortSettings, isOthers: boolean): void {
-    this.#uplinks[port] = plane;
-    this.#vringSources[port] = [];
     this.#switch.addPort(port, plane, settings);
     this.#paces[port] = new PortPace(settings.policy);
-    if (isOthers) return;
-    const source = this.#addSource(port, 'uplink', null, plane.spins);
-    this.#vringSources[port] = [source];
-    this.#watches[port] = new UplinkWatch(this.#context, plane, source.token);
-    this.#sources.wake(source, performance.now());
-  }
-
-  /** The switch's rules for the port, its counters and addresses stay as they are. */
-  #attachUplink({ port, queues }: AttachUplink): void {
-    (this.#uplinks[port] as AttachedPlane<unknown>).attach(queues);
-    this.#watches[port]?.begin();
-    this.#sources.wake(this.#vringSources[port][0] as Source, performance.now());
-  }
-
-  #detachUplink(port: number): void {
-    const plane = this.#uplinks[port] as AttachedPlane<unknown>;
-    this.#watches[port]?.end();
-    plane.detach();
+    const source = isOthers ? null : this.#addSource(port, 'uplink', null, plane.spins);
+    this.#vringSources[port] = source === null ? [] : [source];
+    this.#uplinks.add(port, plane, source);
   }
 
   #removePort(port: number): void {
     // First what cannot fail: from here on nobody sends to the port.
     this.#switch.removePort(port);
-    const uplink = this.#uplinks[port] ?? null;
     const sources = this.#vringSources[port] ?? [];
-    this.#uplinks[port] = null;
     this.#vringSources[port] = [];
-    if (uplink !== null) {
-      for (const source of sources) this.#sources.remove(source as Source);
-      this.#watches[port]?.end();
-      this.#watches[port] = null;
-      uplink.close();
-    } else {
+    if (!this.#uplinks.remove(port)) {
       assert(sources.every((source) => source === null || source === undefined));
     }
     this.#netPorts[port] = null;
   }
 
   #setLink(link: { port: number; up: boolean; mtu?: number }): void {
-    const uplink = this.#uplinks[link.port] ?? null;
-    const port = this.#netPorts[link.port] ?? uplink;
-    if (port === null || port === undefined) return;
+    const port = this.#netPorts[link.port] ?? this.#uplinks.plane(link.port);
+    if (port === null) return;
     port.linkUp = link.up;
     if (link.mtu !== undefined) port.mtu = link.mtu;
-    // What the host queued while the link was down was announced then, and is not again.
-    if (uplink !== null) {
-      for (const source of this.#vringSources[link.port]) {
-        if (source !== null) this.#sources.wake(source, performance.now());
-      }
-    }
+    this.#uplinks.wake(link.port);
   }
 
   #loadState({ port, state, switchCounters }: LoadNetState): void {
@@ -470,8 +433,7 @@ export class NetPlane implements DataPlane {
   }
 
   #loadUplinkCounters({ port, counters, switchCounters }: LoadUplinkCounters): void {
-    const own = this.#uplinks[port]?.counters ?? ({} as Record<string, number>);
-    for (const name of Object.keys(own) as (keyof typeof own)[]) own[name] = counters[name] ?? 0;
+    this.#uplinks.loadCounters(port, counters);
     this.#switch.raiseCounters(port, switchCounters);
   }
 
@@ -481,9 +443,8 @@ export class NetPlane implements DataPlane {
       const counters = { ...net.counters, ...this.#paces[port].counters };
       return { counters, vrings: net.status() };
     }
-    const uplink = this.#uplinks[port];
-    uplink?.readKernelCounters();
-    return { counters: { ...uplink?.counters, ...this.#paces[port]?.counters }, vrings: [] };
+    const counters = { ...this.#uplinks.counters(port), ...this.#paces[port]?.counters };
+    return { counters, vrings: [] };
   }
 
   #netPort(device: number): NetPort {

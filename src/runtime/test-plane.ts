@@ -51,7 +51,8 @@ class TestPlane implements DataPlane {
     if (name === 'event') this.#context.emit({ kind: 'fault', device: 1, index: 2, code: -3 });
     if (name === 'outstanding') this.#outstanding = payload as number;
     if (name === 'throw') throw new Error(`no ${String(payload)}`);
-    if (name === 'lock') lockTicket(payload as Int32Array, 0);
+    if (name === 'lock' || name === 'lock-throw') lockTicket(payload as Int32Array, 0);
+    if (name === 'lock-throw') throw new Error('a mistake with a lock in our hands');
     if (name === 'crash') this.poll = () => this.#crash();
     if (name === 'busy' || name === 'crash') this.awake = 1;
     if (name === 'busy') this.poll = () => this.#spin();

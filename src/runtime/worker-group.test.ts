@@ -246,11 +246,11 @@ test('while all are asked of rings none moves, and one that does is waited for',
   await group.close();
 });
 
-test('a worker that ends with a lock takes those with it that wait for it', async () => {
-  const crashes: Error[] = [];
-  const group = new WorkerGroup({
+/** Real threads; two wait for the lock of the first, and nobody hears more of them. */
+function threadsOf(count: number, crashes: Error[]): WorkerGroup {
+  return new WorkerGroup({
     ...UNEVENTFUL,
-    count: 3,
+    count,
     start: (name, context) =>
       new DataPlaneWorker({
         name: `test-plane-${name}`,
@@ -259,12 +259,16 @@ test('a worker that ends with a lock takes those with it that wait for it', asyn
         spinMs: 0,
         ...context,
       }),
-    // Two wait for the lock of the first; nobody hears more of them.
-    ruleOf: (op) => ({ to: op === 'lock' ? 'first-first' : 'first' }),
+    ruleOf: (op) => ({ to: op.startsWith('lock') ? 'first-first' : 'first' }),
     onCrash: (error) => crashes.push(error),
     loads: new SharedArrayBuffer(LOADS_BYTES),
     balanceMs: 0,
   });
+}
+
+test('a worker that ends with a lock takes those with it that wait for it', async () => {
+  const crashes: Error[] = [];
+  const group = threadsOf(3, crashes);
   await group.counters();
   const gone = { message: 'data-plane worker "test-plane-0" ended: a mistake of ours' };
   const waiting = group.request('lock', new Int32Array(new SharedArrayBuffer(8)));
@@ -278,6 +282,19 @@ test('a worker that ends with a lock takes those with it that wait for it', asyn
     crashes.map(({ message }) => message),
     [gone.message],
   );
+  await rejects(group.counters(), gone);
+  await group.close();
+});
+
+test('a request that fails with a lock in its hands ends its worker, and so all', async () => {
+  const crashes: Error[] = [];
+  const group = threadsOf(2, crashes);
+  await group.counters();
+  const lock = new Int32Array(new SharedArrayBuffer(8));
+  const gone = /"test-plane-0" ended: a mistake with a lock in our hands/;
+  await rejects(group.request('lock-throw', lock), gone);
+  for (let tries = 0; crashes.length === 0 && tries < 400; tries++) await setTimeout(5);
+  match(crashes[0]!.message, gone);
   await rejects(group.counters(), gone);
   await group.close();
 });

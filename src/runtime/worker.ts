@@ -15,6 +15,7 @@ import { messageOf, VringError } from '../base/errors.ts';
 import { Epoll } from '../sys/epoll.ts';
 import { drainEventfd } from '../sys/eventfd.ts';
 import { heedLockAlarm } from '../sys/lock-wait.ts';
+import { locksHeld } from '../sys/ticket-lock.hot.ts';
 import {
   pauseWatch,
   pinThread,
@@ -198,6 +199,9 @@ class WorkerLoop {
         }
         this.#mailbox.postMessage({ id, result } satisfies WorkerReply);
       } catch (thrown) {
+        // A lock that was not let go of is nobody's any more: this thread ends, and who waits for
+        // that lock hears of it (lock-wait.ts).
+        if (locksHeld() > 0) throw thrown;
         const code = thrown instanceof VringError ? thrown.code : 'ERR_VRING_WORKER';
         const error = { code, message: messageOf(thrown) };
         this.#mailbox.postMessage({ id, error } satisfies WorkerReply);

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import { heedLockAlarm, raiseLockAlarm } from './lock-wait.ts';
-import { LOCK_WORDS, lockTicket, unlockTicket } from './ticket-lock.hot.ts';
+import { LOCK_WORDS, locksHeld, lockTicket, unlockTicket } from './ticket-lock.hot.ts';
 
 const TURNS = 5000;
 
@@ -54,6 +54,7 @@ test('who came first goes first', () => {
   unlockTicket(words, 0);
   lockTicket(words, 0);
   assert.deepEqual([...words], [-0x7fff_ffff, -0x8000_0000]);
+  unlockTicket(words, 0);
 });
 
 test('who waits for a thread that ended gives up', () => {
@@ -62,6 +63,10 @@ test('who waits for a thread that ended gives up', () => {
   heedLockAlarm(alarm);
   raiseLockAlarm(alarm);
   lockTicket(words, 0); // free: nobody is asked
+  assert.equal(locksHeld(), 1);
   assert.throws(() => lockTicket(words, 0), /^VringError: another thread ended, and may have held/);
+  assert.equal(locksHeld(), 1, 'the one that it waited for is not its own');
+  unlockTicket(words, 0);
+  assert.equal(locksHeld(), 0);
   heedLockAlarm(new Int32Array(1));
 });

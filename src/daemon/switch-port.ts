@@ -54,6 +54,28 @@ export function entryOf(port: SwitchPort, config: SwitchConfig): PortEntry {
   return { port, vlan: port.config.vlan, policy: policyOf(port.config, config) };
 }
 
+/** In each worker, or in none: one that has no descriptor left for a policy refuses it. */
+export async function setRules(
+  worker: Pick<PlaneRunner, 'request'>,
+  entry: PortEntry,
+  change: { readonly vlan?: VlanConfig; readonly policy?: PortPolicy },
+): Promise<void> {
+  const { port, vlan, policy } = entry;
+  const before = { vlan, policy };
+  const tell = async (rules: typeof before): Promise<void> => {
+    const settings = settingsOf({ ...port.config, vlan: rules.vlan }, rules.policy);
+    await worker.request('updatePort', { port: port.number, settings });
+  };
+  const rules = { vlan: change.vlan ?? vlan, policy: change.policy ?? policy };
+  try {
+    await tell(rules);
+  } catch (error) {
+    await tell(before); // for which each has all that it needs
+    throw error;
+  }
+  Object.assign(entry, rules);
+}
+
 /** What the port says, or else its switch. */
 export function policyOf(port: Pick<PortConfig, 'policy'>, config: SwitchConfig): PortPolicy {
   return port.policy ?? config.policy ?? DEFAULT_POLICY;

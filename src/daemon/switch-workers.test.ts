@@ -1,12 +1,15 @@
 import assert from 'node:assert/strict';
-import { readdirSync, readFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
+import type { NetPlaneState } from '../devices/net/index.ts';
 import { PrivateMemory } from '../memory/index.ts';
 import type { VringAttach } from '../runtime/index.ts';
 import { MacTable } from '../switch/index.ts';
 import { VIRTIO_NET_F_MQ } from '../wire/virtio-net.ts';
 import { VIRTIO_F_VERSION_1, featureSet } from '../wire/virtio.ts';
 import { onlineCores } from '../sys/index.ts';
+import { requirePeer } from '../../test/peers/require-peer.ts';
 import { SwitchWorkers, type SwitchWorkersOptions } from './switch-workers.ts';
 
 const PAIRS = 2;
@@ -50,6 +53,59 @@ test('a core that a worker may not have ends it, and says so', async () => {
   await assert.rejects(workers.group.counters(), { message: refusal });
   await workers.close();
   assert.match(crashes.join(), refusal);
+});
+
+const SETTINGS = { vlan: { mode: 'access', vid: 1 }, macLimit: 16, reflect: false } as const;
+const PORT = { port: 0, settings: SETTINGS, queuePairs: 1, mtu: 1500, mac: null, linkUp: true };
+
+test('a guest that comes back finds what was counted, and nothing twice', async () => {
+  const workers = start({ count: 2 });
+  await workers.group.request('addNetPort', PORT);
+  const save = () => workers.group.request<NetPlaneState>('saveState', { port: 0 });
+  const load = (state: NetPlaneState) =>
+    workers.group.request('loadState', { port: 0, state, switchCounters: {} });
+  const dropped = async () => (await save()).counters['txDropNoBuffer'];
+  const fresh = await save();
+  const counted = { ...fresh, counters: { ...fresh.counters, txDropNoBuffer: 5 } };
+  await workers.group.request('loadDriver', { port: 0, state: counted }); // 5 in each of them
+  const away = await save();
+  assert.equal(away.counters['txDropNoBuffer'], 10);
+  await load(away);
+  assert.equal(await dropped(), 10);
+  await load({ ...away, counters: { ...away.counters, txDropNoBuffer: 7 } });
+  assert.equal(await dropped(), 10, 'what it has counted itself');
+  await load({ ...away, counters: { ...away.counters, txDropNoBuffer: 12 } });
+  assert.equal(await dropped(), 12);
+  await workers.close();
+});
+
+test('a port that one worker has no descriptor for is in none', { timeout: 20_000 }, async (t) => {
+  if (!requirePeer(t, 'prlimit')) return;
+  const workers = start({ count: 2 });
+  const power = { ...PORT, settings: { ...SETTINGS, policy: 'power' } };
+  await workers.group.counters(); // both run
+  const limit = (soft: string): unknown =>
+    execFileSync('prlimit', ['--pid', String(process.pid), `--nofile=${soft}:`]);
+  const before = /^NOFILE\D*(\d+)/m.exec(
+    String(
+      execFileSync('prlimit', ['--raw', '--output', 'RESOURCE,SOFT', '--pid', String(process.pid)]),
+    ),
+  )![1]!;
+  const fds: number[] = [];
+  limit('300');
+  try {
+    assert.throws(() => {
+      for (;;) fds.push(openSync('/dev/null', 'r'));
+    }, /EMFILE/);
+    closeSync(fds.pop()!); // for the timer of one worker
+    await assert.rejects(workers.group.request('addNetPort', power), /EMFILE/);
+    closeSync(fds.pop()!);
+    await workers.group.request('addNetPort', power);
+  } finally {
+    for (const fd of fds) closeSync(fd);
+    limit(before);
+    await workers.close();
+  }
 });
 
 function start(options: Partial<SwitchWorkersOptions>): SwitchWorkers {

@@ -2,7 +2,7 @@
  * The data-plane workers of a switch: a group that looks like one. Who of them carries out what is
  * asked of a switch, and what the answers of several come to.
  */
-import type { NetPlaneOptions, NetPortStatus } from '../devices/net/index.ts';
+import type { LoadNetState, NetPlaneOptions, NetPortStatus } from '../devices/net/index.ts';
 import { NET_PLANE_MODULE, NetDevice, PARKED_FRAMES_BYTES } from '../devices/net/index.ts';
 import { PrivateMemory } from '../memory/index.ts';
 import {
@@ -131,20 +131,27 @@ export class SwitchWorkers {
     return index % 2 === 0 && index !== NetDevice.controlQueueIndex(features, pairs);
   }
 
-  /** The first worker's part of what a predecessor counted: what the others did not count. */
-  #restOf(counted: Readonly<Record<string, number>>, port: number): Record<string, number> {
+  /**
+   * The first worker's part of what a predecessor counted is what the others did not count: a port
+   * that its guest left and comes back to has all its counters still.
+   */
+  #partOf(load: LoadNetState, member: number, states: readonly unknown[]): LoadNetState {
+    const { port, state, switchCounters } = load;
+    if (member > 0) return { ...load, state: { ...state, counters: {} }, switchCounters: {} };
     const others = this.#counters.slice(1).map((cells) => readCounters(cells, port));
-    const rest = { ...counted };
-    for (const other of others) {
-      for (const [name, value] of Object.entries(other)) if (name in rest) rest[name]! -= value;
-    }
-    return rest;
+    const saved = states.slice(1).map((other) => (other as { counters: Counted }).counters);
+    return {
+      ...load,
+      state: { ...state, counters: restOf(state.counters, saved) },
+      switchCounters: restOf(switchCounters, others),
+    };
   }
 
   readonly #rules: Readonly<Record<string, GroupRule>> = {
     addNetPort: {
       to: 'each',
       payload: (add: AddPort, member) => shifted(add, 'parkedAt', member * PARKED_FRAMES_BYTES),
+      undo: 'removePort',
     },
     // Its frames come to the first worker alone, which knows it last and forgets it first.
     addTapPort: {
@@ -153,16 +160,15 @@ export class SwitchWorkers {
         ...shifted(add, 'scratchAt', member * TAP_SCRATCH_BYTES),
         transmitOnly: member > 0,
       }),
+      undo: 'removePort',
     },
     removePort: { to: 'first-first' },
     portStatus: { to: 'each', still: true, merge: mergeStatus },
     saveState: { to: 'each', merge: mergeStates },
     loadState: {
       to: 'each',
-      payload: (load: { port: number; state: object; switchCounters: Counted }, member) =>
-        member === 0
-          ? { ...load, switchCounters: this.#restOf(load.switchCounters, load.port) }
-          : { ...load, state: { ...load.state, counters: {} }, switchCounters: {} },
+      before: 'saveState',
+      payload: (load: LoadNetState, member, states) => this.#partOf(load, member, states),
     },
     loadUplinkCounters: { to: 'first' },
     // Of the switch as a whole, whose table is one.
@@ -188,6 +194,14 @@ export function refusalOf({ index, from, to, cause, lost }: RefusedMove): string
 function shifted(add: AddPort, field: keyof AddPort, bytes: number): AddPort {
   const at = add[field] ?? -1;
   return at < 0 ? add : { ...add, [field]: at + bytes };
+}
+
+function restOf(counted: Counted, others: readonly Counted[]): Record<string, number> {
+  const rest = { ...counted };
+  for (const other of others) {
+    for (const [name, value] of Object.entries(other)) if (name in rest) rest[name]! -= value;
+  }
+  return rest;
 }
 
 function addTo(sum: Record<string, number>, more: Counted): void {

@@ -30,8 +30,8 @@ import {
   type PortContext,
   type PortEntry,
   policyOf,
+  setRules,
   type SwitchPort,
-  settingsOf,
 } from './switch-port.ts';
 import type {
   MacEntry,
@@ -286,10 +286,7 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
     return this.#exclusively(async () => {
       const entry = this.#table.named(name);
       if (update.vlan !== undefined || update.policy !== undefined) {
-        const { vlan = entry.vlan, policy = entry.policy } = update;
-        const settings = settingsOf({ ...entry.port.config, vlan }, policy);
-        await this.#worker.request('updatePort', { port: entry.port.number, settings });
-        Object.assign(entry, { vlan, policy });
+        await setRules(this.#worker, entry, update);
       }
       if (update.mtu !== undefined) {
         await entry.port.setMtu(update.mtu);

@@ -246,6 +246,97 @@ test('while all are asked of rings none moves, and one that does is waited for',
   await group.close();
 });
 
+/** Members that say what they are asked; those of `failing` fail at it once: `'1 add'`. */
+function tellingGroup(count: number, failing: readonly string[], rule: GroupRule) {
+  const asked: string[] = [];
+  const left = new Set(failing);
+  const tell = async <T>(what: string, answer: T): Promise<T> => {
+    asked.push(what);
+    if (left.delete(what)) throw new Error(`no ${what}`);
+    return answer;
+  };
+  const loads = new SharedArrayBuffer(LOADS_BYTES);
+  const member = (name: number): GroupMember =>
+    ({
+      request: (op: string, payload: unknown) =>
+        tell(`${name} ${op}`, op === 'count' ? 10 + name : payload),
+      attachVring: ({ loadSlot }: VringAttach) =>
+        tell(`${name} attach`, undefined).finally(() => slots.push(loadSlot ?? -1)),
+      enableVring: () => tell(`${name} enable`, undefined),
+      detachVring: () => tell(`${name} detach`, 100 + name),
+      close: async () => undefined,
+    }) as unknown as GroupMember;
+  const slots: number[] = [];
+  const group = new WorkerGroup({
+    ...UNEVENTFUL,
+    count,
+    start: member,
+    isShared: ({ index }) => index % 2 === 0,
+    ruleOf: () => rule,
+    loads,
+    balanceMs: 0,
+  });
+  return { group, asked, slots };
+}
+
+test('what one worker refuses the others give back, and it can be tried again', async () => {
+  const rule: GroupRule = { to: 'each', undo: 'remove' };
+  const { group, asked } = tellingGroup(3, ['1 add'], rule);
+  await rejects(group.request('add', 5), /no 1 add/);
+  deepEqual(asked.splice(0), ['0 add', '1 add', '2 add', '0 remove', '2 remove']);
+  equal(await group.request('add', 5), 5);
+  deepEqual(asked, ['0 add', '1 add', '2 add']);
+  const last = tellingGroup(3, ['0 add'], { ...rule, to: 'first-last' });
+  await rejects(last.group.request('add', 5), /no 0 add/);
+  deepEqual(last.asked, ['1 add', '2 add', '0 add', '1 remove', '2 remove']);
+});
+
+test('what ends does so in all workers, also when the first one fails', async () => {
+  const { group, asked } = tellingGroup(3, ['0 remove'], { to: 'first-first' });
+  await rejects(group.request('remove', 5), /no 0 remove/);
+  deepEqual(asked.splice(0), ['0 remove', '1 remove', '2 remove']);
+  equal(await group.request('remove', 5), 5);
+});
+
+test('what is asked can depend on what each worker has', async () => {
+  const { group, asked } = tellingGroup(2, [], {
+    to: 'each',
+    before: 'count',
+    payload: (part: number, member, states) => [part, member, states],
+    merge: (results) => results,
+  });
+  deepEqual(await group.request('load', 5), [
+    [5, 0, [10, 11]],
+    [5, 1, [10, 11]],
+  ]);
+  deepEqual(asked, ['0 count', '1 count', '0 load', '1 load']);
+});
+
+test('a ring that is to be in all workers is in none where one cannot take it', async () => {
+  const { group, asked } = tellingGroup(2, ['1 attach'], { to: 'each' });
+  const ring = { ...RING, index: 2, enabled: true, config: { base: 6 } } as VringAttach;
+  await rejects(group.attachVring(ring), /no 1 attach/);
+  deepEqual(asked.splice(0), ['0 attach', '1 attach', '0 detach', '1 detach']);
+  equal(await group.detachVring(3, 2), 6, 'it stands where it stood');
+  await group.attachVring(ring);
+  deepEqual(asked, ['0 attach', '1 attach', '0 enable', '1 enable']);
+});
+
+test('a ring that no worker took has no place among the loads', async () => {
+  const { group, slots } = tellingGroup(2, ['0 attach'], { to: 'each' });
+  await rejects(group.attachVring({ ...RING, config: { base: 6 } } as VringAttach), /no 0 attach/);
+  await group.attachVring({ ...RING, index: 3 });
+  equal(slots[1], slots[0]);
+  equal(await group.detachVring(3, 1), 6);
+  await group.attachVring(RING);
+  equal(slots.length, 3);
+  equal(new Set(slots).size, 2, 'two rings, two places');
+  deepEqual(
+    group.queues().map(({ member }) => member),
+    [0, 1],
+  );
+});
+
 /** Real threads; two wait for the lock of the first, and nobody hears more of them. */
 function threadsOf(count: number, crashes: Error[]): WorkerGroup {
   return new WorkerGroup({

@@ -24,11 +24,16 @@ export type GroupRule = {
   /**
    * `each`: all at once. `first-last`, `first-first`: the first worker after or before all others:
    * it alone receives from an uplink, whose frames no other may meet before or after it knows it.
+   * `first-first` is for what ends: when the first one fails, the others end it all the same.
    */
   readonly to: 'first' | 'each' | 'first-last' | 'first-first';
   /** No ring moves meanwhile: one that does would be in two answers, or in none. */
   readonly still?: boolean;
-  payload?(payload: never, member: number): unknown;
+  payload?(payload: never, member: number, states: readonly unknown[]): unknown;
+  /** Asked of each before, with the same payload: the answers are the `states`. */
+  readonly before?: string;
+  /** When one failed, this is asked of those that did not, with the same payload: none has it. */
+  readonly undo?: string;
   /** Default: the first worker's answer. */
   merge?(results: readonly never[]): unknown;
 };
@@ -182,13 +187,35 @@ export class WorkerGroup implements PlaneRunner {
     }
     this.#entries.set(keyOf(vring.device, vring.index), entry);
     await this.#serially(entry, async () => {
-      if (!isShared) return await this.#members[entry.member]!.attachVring(entry.attach);
+      try {
+        if (!isShared) return await this.#members[entry.member]!.attachVring(entry.attach);
+        await this.#attachShared(entry.attach);
+      } catch (error) {
+        this.#lose(entry);
+        throw error;
+      }
+    });
+  }
+
+  /** In each worker, or in none. */
+  async #attachShared(attach: VringAttach): Promise<void> {
+    const { device, index, enabled } = attach;
+    try {
       // Nobody writes before everybody has found the ring where it stands.
       const off = { ...attach, enabled: false };
       await this.#each((member) => member.attachVring(off));
-      if (!vring.enabled) return;
-      await this.#each((member) => member.enableVring(vring.device, vring.index, true));
-    });
+      if (enabled) await this.#each((member) => member.enableVring(device, index, true));
+    } catch (error) {
+      await Promise.allSettled(this.#members.map((member) => member.detachVring(device, index)));
+      throw error;
+    }
+  }
+
+  /** No worker has it, and what it brings is counted no more. */
+  #lose(entry: Entry): void {
+    entry.lost = true;
+    if (entry.slot !== 0) this.#freeSlots.push(entry.slot);
+    entry.slot = 0;
   }
 
   async detachVring(device: number, index: number): Promise<number> {
@@ -249,17 +276,42 @@ export class WorkerGroup implements PlaneRunner {
   }
 
   async #carryOut(rule: GroupRule, op: string, payload: unknown): Promise<unknown> {
-    const { to, payload: payloadOf, merge } = rule;
-    const ask = (member: number): Promise<unknown> =>
-      this.#members[member]!.request(op, payloadOf?.(payload as never, member) ?? payload);
-    if (this.#members.length === 1 || to === 'first') return await ask(0);
+    const { to, payload: payloadOf, merge, before, undo } = rule;
+    const isOne = this.#members.length === 1;
+    const states =
+      before === undefined || isOne
+        ? []
+        : await this.#each((member) => member.request<unknown>(before, payload));
+    const takers: GroupMember[] = [];
+    const ask = async (member: GroupMember, at: number): Promise<unknown> => {
+      const asked = payloadOf?.(payload as never, at, states) ?? payload;
+      const result = await member.request(op, asked);
+      takers.push(member);
+      return result;
+    };
+    const first = (): Promise<unknown> => ask(this.#members[0]!, 0);
     const others = (): Promise<unknown[]> =>
-      allOf(this.#members.slice(1).map((_, at) => ask(at + 1)));
-    let results: unknown[];
-    if (to === 'first-first') results = [await ask(0), ...(await others())];
-    else if (to === 'first-last') results = (await others()).concat(await ask(0)).toReversed();
-    else results = await allOf(this.#members.map((_, member) => ask(member)));
-    return merge === undefined ? results[0] : merge(results as never[]);
+      allOf(this.#members.slice(1).map((member, at) => ask(member, at + 1)));
+    if (isOne || to === 'first') return await first();
+    try {
+      let results: unknown[];
+      if (to === 'first-first') {
+        const told = first();
+        await told.catch(() => undefined);
+        const rest = others();
+        await rest.catch(() => undefined); // what the first one says comes first
+        results = [await told, ...(await rest)];
+      } else if (to === 'first-last') {
+        const rest = await others();
+        results = [await first(), ...rest];
+      } else results = await this.#each(ask);
+      return merge === undefined ? results[0] : merge(results as never[]);
+    } catch (error) {
+      if (undo !== undefined) {
+        await Promise.allSettled(takers.map((member) => member.request(undo, payload)));
+      }
+      throw error;
+    }
   }
 
   async close(): Promise<void> {
@@ -316,7 +368,7 @@ export class WorkerGroup implements PlaneRunner {
     const { attach, member: from } = entry;
     this.#moves[to]!.refused++;
     entry.barred = REFUSED_PERIODS;
-    await this.#members[from]!.attachVring(attach).catch(() => (entry.lost = true));
+    await this.#members[from]!.attachVring(attach).catch(() => this.#lose(entry));
     const { refused, lost } = entry;
     entry.refused = true;
     const { device, index } = attach;
@@ -352,7 +404,9 @@ export class WorkerGroup implements PlaneRunner {
 
   #leastLoaded(): number {
     const counts = this.#members.map(() => 0);
-    for (const { member } of this.#entries.values()) if (member >= 0) counts[member]!++;
+    for (const { member, lost } of this.#entries.values()) {
+      if (member >= 0 && !lost) counts[member]!++;
+    }
     return counts.indexOf(Math.min(...counts));
   }
 
@@ -377,7 +431,7 @@ export class WorkerGroup implements PlaneRunner {
     return done;
   }
 
-  #each<T>(work: (member: GroupMember) => Promise<T>): Promise<T[]> {
+  #each<T>(work: (member: GroupMember, at: number) => Promise<T>): Promise<T[]> {
     return allOf(this.#members.map(work));
   }
 

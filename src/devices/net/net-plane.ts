@@ -405,7 +405,12 @@ export class NetPlane implements DataPlane {
     this.#paces[port] = new PortPace(settings.policy);
     const source = isOthers ? null : this.#addSource(port, 'uplink', null, plane.spins);
     this.#vringSources[port] = source === null ? [] : [source];
-    this.#uplinks.add(port, plane, source);
+    try {
+      this.#uplinks.add(port, plane, source);
+    } catch (error) {
+      this.#removePort(port);
+      throw error;
+    }
   }
 
   #removePort(port: number): void {

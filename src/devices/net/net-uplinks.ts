@@ -13,7 +13,7 @@ type NetUplink = {
   readonly plane: UplinkPlane;
   /** Both null where another worker receives from it. */
   readonly source: Source | null;
-  readonly watch: UplinkWatch | null;
+  watch: UplinkWatch | null;
 };
 
 /** The uplinks of a net plane: interfaces of the host as ports of its switch, by their number. */
@@ -35,10 +35,12 @@ export class NetUplinks {
     return this.#all[port]?.watch ?? null;
   }
 
-  /** Polled from now on. */
+  /** Polled from now on. @throws SysError the kernel watches no more; `remove` it then. */
   add(port: number, plane: UplinkPlane, source: Source | null): void {
-    const watch = source === null ? null : new UplinkWatch(this.#context, plane, source.token);
-    this.#all[port] = { plane, source, watch };
+    const uplink: NetUplink = { plane, source, watch: null };
+    this.#all[port] = uplink;
+    if (source === null) return;
+    uplink.watch = new UplinkWatch(this.#context, plane, source.token);
     this.wake(port);
   }
 
@@ -60,8 +62,11 @@ export class NetUplinks {
     if (uplink === null) return false;
     this.#all[port] = null;
     if (uplink.source !== null) this.#sources.remove(uplink.source);
-    uplink.watch?.end();
-    uplink.plane.close();
+    try {
+      uplink.watch?.end();
+    } finally {
+      uplink.plane.close();
+    }
     return true;
   }
 

@@ -86,3 +86,15 @@ test('an end before the descriptors are closed, at any time and twice', () => {
   watch.end();
   assert.equal(watched.size, 0);
 });
+
+test('descriptors are watched together, or none of them', () => {
+  const watch = makeWatch();
+  watch.end();
+  const second = queues[1]!.number;
+  epoll.add(second, 99); // the kernel refuses it, as it does beyond max_user_watches
+  assert.throws(() => watch.begin(), /EEXIST/);
+  assert.equal(watched.size, 0);
+  epoll.remove(second);
+  watch.begin();
+  assert.equal(watched.size, 2);
+});

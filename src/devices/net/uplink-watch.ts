@@ -30,12 +30,19 @@ export class UplinkWatch {
     this.begin();
   }
 
-  /** Its descriptors wake the worker. Idempotent. */
+  /** Its descriptors wake the worker, or none of them does. Idempotent. @throws SysError */
   begin(): void {
     this.#frames = 0;
     if (this.#fds.length > 0) return;
-    this.#fds = this.#plane.fds;
-    for (const fd of this.#fds) this.#context.watch(fd, this.#token);
+    const { fds } = this.#plane;
+    let watched = 0;
+    try {
+      for (; watched < fds.length; watched++) this.#context.watch(fds[watched], this.#token);
+    } catch (error) {
+      for (const fd of fds.slice(0, watched)) this.#context.unwatch(fd);
+      throw error;
+    }
+    this.#fds = fds;
   }
 
   /** It had so many frames in a round, which are returned. */

@@ -419,9 +419,11 @@ export class VirtualSwitch extends EventEmitter implements SwitchControl {
   #planeEvent(event: PlaneEvent): void {
     const port = this.#table.at(event.device)?.port;
     if (port === undefined) return;
+    const { name } = port.config;
+    if (event.kind === 'unwatched') return this.#report('uplink-unwatched', name, event.message);
     if (event.kind === 'fault') {
       const where = event.index === -1 ? 'its memory' : `queue ${event.index}`;
-      this.#report('fault', port.config.name, `${where} is broken: ${faultName(event.code)}`);
+      this.#report('fault', name, `${where} is broken: ${faultName(event.code)}`);
     }
     port.planeEvent(event);
   }

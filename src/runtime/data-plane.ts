@@ -47,7 +47,12 @@ export type ResumedVring = {
 };
 
 /** Something that the control plane must hear of; rare by construction. */
-export type PlaneEvent = PlaneFault | PlaneIotlbMiss | PlaneIoError | PlaneDriverState;
+export type PlaneEvent =
+  | PlaneFault
+  | PlaneIotlbMiss
+  | PlaneIoError
+  | PlaneDriverState
+  | PlaneUnwatched;
 
 /**
  * The driver set something that the other workers of the device must know: they get the request
@@ -68,6 +73,15 @@ export type PlaneFault = {
   readonly index: number;
   /** FAULT_* code. */
   readonly code: number;
+};
+
+/** The kernel would not watch what the device waits for, which is looked at by a timer instead. */
+export type PlaneUnwatched = {
+  readonly kind: 'unwatched';
+  readonly device: number;
+  readonly index: -1;
+  /** Why, and what can be done. */
+  readonly message: string;
 };
 
 /** A ring stands still until `updateIotlb` brings a translation of `iova`. */

@@ -16,6 +16,8 @@ export type UplinkCounters = {
   txDropRefused: number;
   /** Any other failed write. */
   txDropError: number;
+  /** Times that the kernel would not watch the descriptors; they were looked at by a timer. */
+  watchesRefused: number;
 };
 
 export function newUplinkCounters(): UplinkCounters {
@@ -27,6 +29,7 @@ export function newUplinkCounters(): UplinkCounters {
     txDropDown: 0,
     txDropRefused: 0,
     txDropError: 0,
+    watchesRefused: 0,
   };
 }
 

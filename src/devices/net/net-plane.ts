@@ -37,7 +37,7 @@ import type {
 } from './net-commands.ts';
 import { NetPort } from './net-port.ts';
 import type { NetPlaneState } from './net-state.ts';
-import { NetUplinks, uplinkPlaneOf } from './net-uplinks.ts';
+import { NetUplinks, UNWATCHED_REST_MS, uplinkPlaneOf } from './net-uplinks.ts';
 import { NetVring } from './net-vring.ts';
 import {
   BUSY_FRAMES,
@@ -338,7 +338,10 @@ export class NetPlane implements DataPlane {
         return;
       }
     }
-    this.#uplinks.watch(source.port)?.begin();
+    if (source.kind === 'uplink' && !this.#uplinks.rewatch(source.port)) {
+      this.#rests.add(source, UNWATCHED_REST_MS);
+      return this.#sources.toSleep(source);
+    }
     source.pace.asleep();
     this.#sources.toSleep(source);
   }
@@ -401,6 +404,7 @@ export class NetPlane implements DataPlane {
   }
 
   #addUplink(port: number, plane: UplinkPlane, settings: NetPortSettings, isOthers: boolean): void {
+    if (!isOthers) this.#rests.enable();
     this.#switch.addPort(port, plane, settings);
     this.#paces[port] = new PortPace(settings.policy);
     const source = isOthers ? null : this.#addSource(port, 'uplink', null, plane.spins);

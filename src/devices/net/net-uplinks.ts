@@ -1,4 +1,5 @@
 import type { PlaneContext } from '../../runtime/data-plane.ts';
+import { SysError } from '../../base/errors.ts';
 import {
   type AttachedPlane,
   PacketPlane,
@@ -9,11 +10,22 @@ import type { AddUplinkPort, AttachUplink } from './net-commands.ts';
 import type { PlaneSources, Source } from './plane-sources.ts';
 import { UplinkWatch } from './uplink-watch.ts';
 
+/**
+ * How long an uplink is left alone that the kernel would not watch, milliseconds: most that a frame
+ * waits then, and a thousand wake-ups of the worker a second.
+ */
+export const UNWATCHED_REST_MS = 1;
+
+/** One that stays unwatched, or is so again and again, is told of once in so long. */
+const TOLD_MS = 60_000;
+
 type NetUplink = {
   readonly plane: UplinkPlane;
   /** Both null where another worker receives from it. */
   readonly source: Source | null;
   watch: UplinkWatch | null;
+  /** When it was told last that the kernel would not watch it. */
+  toldMs: number;
 };
 
 /** The uplinks of a net plane: interfaces of the host as ports of its switch, by their number. */
@@ -37,11 +49,38 @@ export class NetUplinks {
 
   /** Polled from now on. @throws SysError the kernel watches no more; `remove` it then. */
   add(port: number, plane: UplinkPlane, source: Source | null): void {
-    const uplink: NetUplink = { plane, source, watch: null };
+    const uplink: NetUplink = { plane, source, watch: null, toldMs: -TOLD_MS };
     this.#all[port] = uplink;
     if (source === null) return;
     uplink.watch = new UplinkWatch(this.#context, plane, source.token);
     this.wake(port);
+  }
+
+  /**
+   * It has nothing, and may sleep: its descriptors wake it. False: the kernel watches no more of
+   * them (ENOSPC of fs.epoll.max_user_watches, ENOMEM), so whoever calls must wake it.
+   */
+  rewatch(port: number): boolean {
+    const uplink = this.#all[port] ?? null;
+    try {
+      uplink?.watch?.begin();
+      return true;
+    } catch (error) {
+      if (!(error instanceof SysError)) throw error;
+      this.#refused(port, uplink as NetUplink, error);
+      return false;
+    }
+  }
+
+  #refused(port: number, uplink: NetUplink, error: SysError): void {
+    uplink.plane.counters.watchesRefused++;
+    const nowMs = performance.now();
+    if (nowMs - uplink.toldMs < TOLD_MS) return;
+    uplink.toldMs = nowMs;
+    const message =
+      `its descriptors are not watched: ${error.message}; it is looked at every ` +
+      `${UNWATCHED_REST_MS} ms until they are: raise fs.epoll.max_user_watches, or free memory`;
+    this.#context.emit({ kind: 'unwatched', device: port, index: -1, message });
   }
 
   /** The switch's rules for the port, its counters and addresses stay as they are. */

@@ -13,18 +13,25 @@ export const REST_TOKEN = 0x7fff_fffe;
 export class RestTimer<S> {
   readonly #context: PlaneContext;
   readonly #resting: S[] = [];
+  /** What the timer was set to for those. */
+  #restMs = 0;
   #timer: Timerfd | null = null;
 
   constructor(context: PlaneContext) {
     this.#context = context;
   }
 
+  /** A port has this policy from now on. @throws as `enable` */
+  prepare(policy: PortPolicy | undefined): void {
+    if (policy === 'power') this.enable();
+  }
+
   /**
-   * A port has this policy from now on.
+   * Sources may rest from now on.
    * @throws SysError EMFILE, ENOSPC: here, where somebody can be told, and not when a source rests.
    */
-  prepare(policy: PortPolicy | undefined): void {
-    if (policy !== 'power' || this.#timer !== null) return;
+  enable(): void {
+    if (this.#timer !== null) return;
     const timer = new Timerfd('rest of sources');
     try {
       this.#context.watch(timer.fd, REST_TOKEN);
@@ -35,10 +42,13 @@ export class RestTimer<S> {
     this.#timer = timer;
   }
 
-  /** Until REST_MS from now, or less: who came first says when. */
-  add(source: S): void {
+  /** Until so long from now, or less: all wake together. */
+  add(source: S, restMs = REST_MS): void {
     assert(this.#timer !== null, 'a source that rests is of a port that may');
-    if (this.#resting.length === 0) this.#timer.set(REST_MS);
+    if (this.#resting.length === 0 || restMs < this.#restMs) {
+      this.#timer.set(restMs);
+      this.#restMs = restMs;
+    }
     this.#resting.push(source);
   }
 

@@ -20,6 +20,9 @@ export type DataPlaneWorkerOptions = {
   readonly core?: number | null;
   /** Of the threads with which it shares locks: lock-wait.ts. */
   readonly alarm?: Int32Array | null;
+  /** Set to other than 0, it asks for one call of `onBusy`, at the next work. */
+  readonly quiet?: Int32Array | null;
+  readonly onBusy?: () => void;
   readonly onEvent: (event: PlaneEvent) => void;
   /** The thread ended without being asked to. Nothing of it works afterwards. */
   readonly onCrash: (error: Error) => void;
@@ -62,6 +65,7 @@ export class DataPlaneWorker implements PlaneRunner {
       spinMs: options.spinMs,
       core: options.core ?? null,
       alarm: options.alarm ?? null,
+      quiet: options.quiet ?? null,
       options: options.planeOptions,
     };
     const isUnbuilt = import.meta.url.endsWith('.ts');
@@ -159,6 +163,10 @@ export class DataPlaneWorker implements PlaneRunner {
   #receive(reply: WorkerReply): void {
     if ('event' in reply) {
       this.#options.onEvent(reply.event);
+      return;
+    }
+    if ('busy' in reply) {
+      this.#options.onBusy?.();
       return;
     }
     const pending = this.#pending.get(reply.id);

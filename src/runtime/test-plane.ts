@@ -54,7 +54,7 @@ class TestPlane implements DataPlane {
     if (name === 'lock' || name === 'lock-throw') lockTicket(payload as Int32Array, 0);
     if (name === 'lock-throw') throw new Error('a mistake with a lock in our hands');
     if (name === 'crash') this.poll = () => this.#crash();
-    if (name === 'busy' || name === 'crash') this.awake = 1;
+    if (['once', 'busy', 'crash'].includes(name)) this.awake = 1;
     if (name === 'busy') this.poll = () => this.#spin();
     return undefined;
   }

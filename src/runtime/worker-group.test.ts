@@ -123,9 +123,10 @@ test('what a driver set is passed on, and who told it hears when all know', asyn
 });
 
 test('a queue that must stay does not keep the others where they are', async () => {
+  let busy = (): void => undefined;
   const loads = new SharedArrayBuffer(LOADS_BYTES);
   const slots = new Map<number, number>();
-  const member = (): GroupMember =>
+  const member = (_name: number): GroupMember =>
     ({
       attachVring: async ({ index, loadSlot }: VringAttach) => slots.set(index, loadSlot!),
       request: async () => ({ base: 0, started: true, counters: {} }),
@@ -134,7 +135,10 @@ test('a queue that must stay does not keep the others where they are', async () 
   const group = new WorkerGroup({
     ...UNEVENTFUL,
     count: 2,
-    start: member,
+    start: (name, { onBusy }) => {
+      busy = onBusy;
+      return member(name);
+    },
     loads,
     balanceMs: 5,
   });
@@ -147,12 +151,14 @@ test('a queue that must stay does not keep the others where they are', async () 
   const cells = new Float64Array(loads);
   cells[slots.get(5)!] = 900;
   cells[slots.get(1)!] = 1000;
+  busy();
   for (let tries = 0; group.moves()[1]!.taken === 0 && tries < 400; tries++) await setTimeout(5);
   deepEqual(owned(), [[1, 0], [3, 1], [5, 1], [7, 1]]); // prettier-ignore
   await group.close();
 });
 
 test('a queue that a worker refused stays for a while, and others move', async () => {
+  let busy = (): void => undefined;
   const loads = new SharedArrayBuffer(LOADS_BYTES);
   const cells = new Float64Array(loads);
   const slots = new Map<number, number>();
@@ -168,7 +174,10 @@ test('a queue that a worker refused stays for a while, and others move', async (
   const group = new WorkerGroup({
     ...UNEVENTFUL,
     count: 2,
-    start: member,
+    start: (name, { onBusy }) => {
+      busy = onBusy;
+      return member(name);
+    },
     onRefused: ({ index }) => equal(index, 1),
     loads,
     balanceMs: 5,
@@ -176,6 +185,7 @@ test('a queue that a worker refused stays for a while, and others move', async (
   for (const index of [1, 3, 5, 7]) await group.attachVring({ ...RING, index });
   const moved = async (): Promise<void> => {
     for (let tries = 0; group.moves()[1]!.taken === 0 && tries < 400; tries++) {
+      busy();
       cells[slots.get(1)!]! += 1000;
       cells[slots.get(5)!]! += 1000;
       await setTimeout(5);
@@ -189,6 +199,7 @@ test('a queue that a worker refused stays for a while, and others move', async (
 });
 
 test('while all are asked of rings none moves, and one that does is waited for', async () => {
+  let busy = (): void => undefined;
   const loads = new SharedArrayBuffer(LOADS_BYTES);
   const cells = new Float64Array(loads);
   const steps: string[] = [];
@@ -213,15 +224,19 @@ test('while all are asked of rings none moves, and one that does is waited for',
   const group = new WorkerGroup({
     ...UNEVENTFUL,
     count: 2,
-    start: member,
+    start: (name, { onBusy }) => {
+      busy = onBusy;
+      return member(name);
+    },
     ruleOf: () => ({ to: 'first', still: true }),
     loads,
     balanceMs: 5,
   });
-  let busy = [1, 5];
+  let loaded = [1, 5];
   const until = async (count: number, most = 400): Promise<void> => {
     for (let tries = 0; tries < most && steps.length < count; tries++) {
-      for (const index of busy) cells[slots.get(index)!]! += 1000;
+      busy();
+      for (const index of loaded) cells[slots.get(index)!]! += 1000;
       await setTimeout(5);
     }
   };
@@ -235,7 +250,7 @@ test('while all are asked of rings none moves, and one that does is waited for',
   const [, moved, ...after] = steps;
   match(moved!, /^[15] moved to 1$/);
   deepEqual(after, ['status']);
-  busy = [Number(moved![0]), 3]; // both at the second
+  loaded = [Number(moved![0]), 3]; // both at the second
   await until(4, 20);
   equal(steps.length, 3, 'no move, with all reason for one');
   resume.get('status')!();

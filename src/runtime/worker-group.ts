@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ALARM_WORDS, raiseLockAlarm } from '../sys/lock-wait.ts';
 import type { IotlbUpdate } from '../vhost-user/index.ts';
 import { SHARED_RING_WORDS } from '../virtqueue/shared-ring.hot.ts';
+import { BalanceTimer } from './balance-timer.ts';
 import type { PlaneEvent, ResumedVring, VringAttach, WorkerCounters } from './data-plane.ts';
 import type { PlaneRunner } from './plane-runner.ts';
 import { balance } from './queue-balance.ts';
@@ -15,6 +16,9 @@ export interface GroupMember extends PlaneRunner {
 export type MemberContext = {
   /** Raised when one ended, whose locks are never let go of: who waits gives up (lock-wait.ts). */
   readonly alarm: Int32Array;
+  /** Not 0: whoever has work first sets it to 0 and calls `onBusy`. */
+  readonly quiet: Int32Array;
+  onBusy(): void;
   onEvent(event: PlaneEvent): void;
   onCrash(error: Error): void;
 };
@@ -51,7 +55,7 @@ export type WorkerGroupOptions = {
   onCrash(error: Error): void;
   /** LOADS_BYTES; the plane adds up there what it takes from a ring. */
   readonly loads: SharedArrayBuffer;
-  /** How often queues are looked at, milliseconds; 0: they stay where they are. */
+  /** How often queues are looked at while they bring anything, milliseconds; 0: they stay. */
   readonly balanceMs: number;
 };
 
@@ -127,7 +131,7 @@ export class WorkerGroup implements PlaneRunner {
   readonly #ownCounted = new Float64Array(FIRST_SLOT);
   readonly #alarm = new Int32Array(new SharedArrayBuffer(ALARM_WORDS * 4));
   #isEnding = false;
-  #timer: NodeJS.Timeout | null = null;
+  readonly #timer: BalanceTimer;
   #moving: Promise<unknown> = Promise.resolve();
   /** Requests under way during which no ring moves. */
   #asking = 0;
@@ -138,16 +142,17 @@ export class WorkerGroup implements PlaneRunner {
     const { count } = options;
     this.#loads = new Float64Array(options.loads);
     this.#moves = Array.from({ length: count }, () => ({ taken: 0, refused: 0 }));
+    this.#timer = new BalanceTimer(options.balanceMs, (periods) => this.#balance(periods));
+    if (count === 1 || options.balanceMs === 0) this.#timer.close();
     this.#members = Array.from({ length: count }, (_, member) =>
       options.start(member, {
         alarm: this.#alarm,
+        quiet: this.#timer.quiet,
+        onBusy: () => this.#timer.begin(),
         onEvent: (event) => this.#heard(event, member),
         onCrash: (error) => void this.#crashed(error),
       }),
     );
-    if (count === 1 || options.balanceMs === 0) return;
-    this.#timer = setInterval(() => this.#balance(), options.balanceMs);
-    this.#timer.unref();
   }
 
   /** Queues that belong to a worker. */
@@ -215,7 +220,7 @@ export class WorkerGroup implements PlaneRunner {
   #lose(entry: Entry): void {
     entry.lost = true;
     if (entry.slot !== 0) this.#freeSlots.push(entry.slot);
-    entry.slot = 0;
+    entry.slot = entry.load = 0;
   }
 
   async detachVring(device: number, index: number): Promise<number> {
@@ -315,22 +320,17 @@ export class WorkerGroup implements PlaneRunner {
   }
 
   async close(): Promise<void> {
-    this.#stopTimer();
+    this.#timer.close();
     this.#isEnding = true;
     await this.#moving;
     await this.#each((member) => member.close());
-  }
-
-  #stopTimer(): void {
-    if (this.#timer !== null) clearInterval(this.#timer);
-    this.#timer = null;
   }
 
   async #crashed(error: Error): Promise<void> {
     raiseLockAlarm(this.#alarm);
     if (this.#isEnding) return;
     this.#isEnding = true;
-    this.#stopTimer();
+    this.#timer.close();
     const closed = this.#each((member) => member.close());
     await Promise.race([closed, sleep(CLOSE_MS, undefined, { ref: false })]);
     this.#options.onCrash(error);
@@ -375,8 +375,11 @@ export class WorkerGroup implements PlaneRunner {
     if (!refused || lost) this.#options.onRefused({ device, index, from, to, cause, lost });
   }
 
-  /** Loads are read where the workers write them: nobody is woken for that. */
-  #balance(): void {
+  /**
+   * Loads are read where the workers write them: nobody is woken for that. So many periods after
+   * the last time; returns whether there was any load.
+   */
+  #balance(periods: number): boolean {
     const others = this.#members.map((_, member) => {
       const load = this.#loads[member]! - this.#ownCounted[member]!;
       this.#ownCounted[member] = this.#loads[member]!;
@@ -389,17 +392,19 @@ export class WorkerGroup implements PlaneRunner {
       const counted = this.#loads[entry.slot]!;
       entry.load = counted - entry.counted;
       entry.counted = counted;
-      if (entry.rest > 0) entry.rest--;
+      entry.rest = Math.max(0, entry.rest - periods);
       const stays = entry.attach.iotlb || entry.lost || entry.barred > 0;
-      if (entry.barred > 0) entry.barred--;
+      entry.barred = Math.max(0, entry.barred - periods);
       if (stays) others[entry.member]! += entry.load;
       else queues.push({ device, index, member: entry.member, load: entry.load, entry });
     }
+    const isBusy = others.some((load) => load > 0) || queues.some(({ load }) => load > 0);
     const isResting = queues.some(({ entry }) => entry.rest > 0);
     const move = isResting || this.#asking > 0 ? null : balance(queues, others);
-    if (move === null) return;
+    if (move === null) return isBusy;
     move.queue.entry.rest = REST_PERIODS;
     this.#moving = this.move(move.queue.device, move.queue.index, move.to).catch(() => undefined);
+    return isBusy;
   }
 
   #leastLoaded(): number {

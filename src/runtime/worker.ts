@@ -44,6 +44,8 @@ export type WorkerBoot = {
   readonly core: number | null;
   /** Raised when a thread ended with which it shares locks. */
   readonly alarm: Int32Array | null;
+  /** Not 0: the owner wants to hear when there is work again (balance-timer.ts). */
+  readonly quiet: Int32Array | null;
   readonly options: unknown;
 };
 
@@ -51,7 +53,8 @@ export type WorkerRequest = { readonly id: number; readonly op: string; readonly
 export type WorkerReply =
   | { readonly id: number; readonly result: unknown }
   | { readonly id: number; readonly error: { readonly code: string; readonly message: string } }
-  | { readonly event: PlaneEvent };
+  | { readonly event: PlaneEvent }
+  | { readonly busy: true };
 
 /**
  * How long descriptors may go unlooked at while queues keep the worker busy, milliseconds. One
@@ -94,6 +97,7 @@ class WorkerLoop {
   readonly #epoll = new Epoll();
   readonly #tokens = new Int32Array(TOKENS_PER_WAIT);
   readonly #plane: DataPlane;
+  readonly #quiet: Int32Array;
   /** `detachVring` requests of rings whose requests are under way; answered when they are done. */
   readonly #draining: { id: number; device: number; index: number }[] = [];
   #running = true;
@@ -102,11 +106,14 @@ class WorkerLoop {
   #sleeps = 0;
   #wakeups = 0;
   #work = 0;
+  /** What `#work` was when `#quiet` was looked at. */
+  #workSaid = 0;
   #busyMs = 0;
 
   constructor(boot: WorkerBoot, createPlane: CreatePlane) {
     this.#mailbox = boot.mailbox;
     this.#mailboxFd = boot.mailboxFd;
+    this.#quiet = boot.quiet ?? new Int32Array(1);
     this.#epoll.add(boot.mailboxFd, MAILBOX_TOKEN, { edge: true });
     this.#plane = createPlane({
       watch: (fd, token) => {
@@ -153,12 +160,14 @@ class WorkerLoop {
       if (this.#draining.length > 0) this.#detachDrained();
       if (plane.awake === 0) {
         this.#sleeps++;
+        this.#sayBusy();
         pauseWatch(); // a sleeping worker is not woken for nothing
         this.#handleEvents(-1, nowMs);
         watchThread(WATCH_MS);
         startedMs = checkedMs = performance.now();
       } else if (nowMs - peekedMs > EVENT_CHECK_MS) {
         peekedMs = nowMs;
+        this.#sayBusy();
         const isCovered = plane.peek?.(nowMs) === true;
         if (isCovered && nowMs - checkedMs < RARE_CHECK_MS) continue;
         this.#handleEvents(0, nowMs);
@@ -169,6 +178,14 @@ class WorkerLoop {
     this.#epoll.close();
     plane.close?.();
     this.#mailbox.close();
+  }
+
+  /** One of all workers does, for work since it looked last. */
+  #sayBusy(): void {
+    if (this.#work === this.#workSaid) return;
+    this.#workSaid = this.#work;
+    if (Atomics.load(this.#quiet, 0) === 0 || Atomics.exchange(this.#quiet, 0, 0) === 0) return;
+    this.#mailbox.postMessage({ busy: true } satisfies WorkerReply);
   }
 
   #handleEvents(timeoutMs: number, nowMs: number): void {

@@ -7,8 +7,8 @@ import { awaitTurn } from './lock-wait.ts';
  * while and then gives its processor away: the holder may be the one who needs it. It throws when
  * that one is no more (lock-wait.ts).
  *
- * Whoever throws with a lock in its hands leaves it taken for good, over something that nobody knows
- * the state of. It need not say so where that ends its thread; who catches asks `locksHeld`.
+ * Whoever throws with a lock in its hands leaves it taken for good, over something whose state
+ * nobody knows. It need not say so where that ends its thread; who catches asks `locksHeld`.
  */
 export const LOCK_WORDS = 2;
 

@@ -160,14 +160,14 @@ export class SwitchProcess {
     return (Number(fields[11]) + Number(fields[12])) / 100; // USER_HZ is 100 on every Linux
   }
 
-  /** Times that any of its threads went to sleep so far: all wake-ups but those still to come. */
-  sleeps(): number {
-    let sleeps = 0;
-    for (const id of readdirSync(`/proc/${this.pid}/task`)) {
+  /** Times that its threads went to sleep so far: all wake-ups but those still to come. */
+  sleeps(): { readonly main: number; readonly all: number } {
+    const tasks = readdirSync(`/proc/${this.pid}/task`).map((id) => {
       const status = readFileSync(`/proc/${this.pid}/task/${id}/status`, 'utf8');
-      sleeps += Number(/^voluntary_ctxt_switches:\s+(\d+)$/m.exec(status)?.[1]);
-    }
-    return sleeps;
+      return { id, sleeps: Number(/^voluntary_ctxt_switches:\s+(\d+)$/m.exec(status)?.[1]) };
+    });
+    const sum = (of: typeof tasks): number => of.reduce((all, { sleeps }) => all + sleeps, 0);
+    return { main: sum(tasks.filter(({ id }) => Number(id) === this.pid)), all: sum(tasks) };
   }
 
   /** Resident memory without the guests' shared memory, in bytes. */

@@ -11,6 +11,7 @@
 #include <linux/bpf.h>
 #include <linux/ethtool.h>
 #include <linux/falloc.h>
+#include <linux/filter.h>
 #include <linux/fs.h>
 #include <linux/genetlink.h>
 #include <linux/if_ether.h>

@@ -295,6 +295,8 @@ const structs: [AnyStruct, string, Record<string, string | null>, Age?][] = [
   [vduse.VduseVqState, 'vduse_vq_state', { state: 'split' }],
   [vduse.VduseIovaRange, 'vduse_iova_range', {}],
   [packet.SockaddrLl, 'sockaddr_ll', SOCKADDR_LL_FIELDS],
+  [packet.SockFilter, 'sock_filter', {}],
+  [packet.SockFprog, 'sock_fprog', { padding: null }],
   [packet.TpacketReq3, 'tpacket_req3', TPACKET_REQ_FIELDS],
   [packet.Tpacket3Header, 'tpacket3_hdr', TPACKET_HEADER_FIELDS],
   [packet.TpacketBlock, 'tpacket_block_desc', TPACKET_BLOCK_FIELDS],

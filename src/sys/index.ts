@@ -81,9 +81,11 @@ export { NetlinkSocket } from './netlink-socket.ts';
 export {
   addPromiscuous,
   bindPacketSocket,
+  filterPackets,
   holdPromiscuous,
   joinFanout,
   openPacketSocket,
+  PACKET_FILTER_BYTES,
   ringReceive,
   ringSend,
   takePacketDrops,

@@ -1,6 +1,7 @@
 /** Packet sockets: frames of an interface by way of rings that the kernel shares with us. */
 import * as linux from '../wire/linux.ts';
 import * as packet from '../wire/packet.ts';
+import { arena, arenaHostAddress } from './arena.ts';
 import { check } from './errors.ts';
 import { Fd } from './fd.ts';
 import { native } from './native.ts';
@@ -94,15 +95,16 @@ export function bindPacketSocket(fd: Fd, interfaceIndex: number): void {
 
 /**
  * Several bound sockets of one interface share its frames, flow by flow. The first one makes the
- * group and is told its number, which the others join.
+ * group and is told its number, which the others join. With `rollover` a socket whose ring is full
+ * leaves frames to the others, who then have parts of its flows.
  * @throws SysError ENOSPC, EINVAL.
  * @syscalls setsockopt getsockopt
  */
-export function joinFanout(fd: Fd, group: number | null): number {
+export function joinFanout(fd: Fd, group: number | null, rollover: boolean): number {
   const isFirst = group === null;
   const flags =
     packet.PACKET_FANOUT_HASH |
-    packet.PACKET_FANOUT_FLAG_ROLLOVER |
+    (rollover ? packet.PACKET_FANOUT_FLAG_ROLLOVER : 0) |
     (isFirst ? packet.PACKET_FANOUT_FLAG_UNIQUEID : 0);
   const value = ((flags << 16) | (group ?? 0)) >> 0;
   const done = native.setSocketOption(fd.number, packet.SOL_PACKET, packet.PACKET_FANOUT, value);
@@ -112,6 +114,44 @@ export function joinFanout(fd: Fd, group: number | null): number {
   const got = native.getSocketBytes(fd.number, packet.SOL_PACKET, packet.PACKET_FANOUT, out);
   check('getsockopt(PACKET_FANOUT)', got, () => 'the group');
   return new DataView(out.buffer).getUint16(0, true);
+}
+
+/** Scratch of `filterPackets`. */
+export const PACKET_FILTER_BYTES = 4 * packet.SockFilter.size;
+
+/** Instructions of classic BPF: code, jump if true, jump if false, operand. */
+const TAKE_NOTHING = [[packet.BPF_RET_K, 0, 0, 0]] as const;
+const TAKE_ARRIVING = [
+  [packet.BPF_LD_W_ABS, 0, 0, packet.SKF_AD_OFF + packet.SKF_AD_PKTTYPE],
+  [packet.BPF_JMP_JEQ_K, 1, 0, packet.PACKET_OUTGOING],
+  [packet.BPF_RET_K, 0, 0, 0xffffffff], // as long as it is
+  [packet.BPF_RET_K, 0, 0, 0],
+] as const;
+
+/**
+ * Which frames a socket takes: none, or all but those that this host sends. The latter is for a
+ * group, whose hook is not that of its sockets and does not know PACKET_IGNORE_OUTGOING (fanout_add
+ * in net/packet/af_packet.c). The former is for a socket that is bound and not in its group yet:
+ * until then it has a copy of each frame of the others.
+ * `scratchAt`: arena offset of PACKET_FILTER_BYTES.
+ * @throws SysError ENOMEM.
+ * @syscalls setsockopt
+ */
+export function filterPackets(fd: Fd, takes: 'nothing' | 'arriving', scratchAt: number): void {
+  const program = takes === 'nothing' ? TAKE_NOTHING : TAKE_ARRIVING;
+  const { bytes } = arena();
+  for (const [i, [code, jt, jf, k]] of program.entries()) {
+    const instruction = packet.SockFilter.encode({ code, jt, jf, k: k >>> 0 });
+    bytes.set(instruction, scratchAt + i * packet.SockFilter.size);
+  }
+  const request = packet.SockFprog.encode({
+    len: program.length,
+    padding: new Uint8Array(6),
+    filter: arenaHostAddress() + BigInt(scratchAt),
+  });
+  const name = packet.SO_ATTACH_FILTER;
+  const done = native.setSocketBytes(fd.number, linux.SOL_SOCKET, name, request);
+  check('setsockopt(SO_ATTACH_FILTER)', done, () => `frames that are taken: ${takes}`);
 }
 
 /**

@@ -4,7 +4,17 @@ import { PrivateMemory } from '../memory/index.ts';
 import { arena, CopyPlan } from '../sys/index.ts';
 import { PACKET_ACCEPTS, PacketPlane, PacketSockets } from './index.ts';
 import { PacketCursor, readBlock } from './packet.hot.ts';
-import { enterVeth, indexOf, ip, makeFrame, newBatch, Sender, takeFrames } from './veth-fixture.ts';
+import {
+  enterVeth,
+  indexOf,
+  ip,
+  makeFlows,
+  makeFrame,
+  newBatch,
+  numbersOf,
+  Sender,
+  takeFrames,
+} from './veth-fixture.ts';
 
 const netns = `vring-packet-${process.pid}`;
 const skip = enterVeth(netns, 9000);
@@ -13,9 +23,9 @@ after(() => {
   if (skip === false) ip('netns', 'del', netns);
 });
 
-function open(name: string, queues = 1) {
+function open(name: string, queues = 1, qdiscBypass = true) {
   const interfaceIndex = indexOf(name);
-  const sockets = PacketSockets.open({ interfaceIndex, queues, qdiscBypass: true });
+  const sockets = PacketSockets.open({ interfaceIndex, queues, qdiscBypass });
   const options = { queues: sockets.queues, mtu: 9000, linkUp: true, accepts: PACKET_ACCEPTS };
   const plane = new PacketPlane(options);
   return { plane, [Symbol.dispose]: () => (plane.close(), sockets.close()) };
@@ -66,6 +76,50 @@ test('several sockets share what arrives; a flow stays in order', { skip }, () =
   const got = takeFrames(far.plane, newBatch(), 600);
   strictEqual(got.length, 600);
 });
+
+test(
+  'several planes have the sockets of one interface: whole flows, and each sends',
+  { skip },
+  () => {
+    using near = open('va');
+    const interfaceIndex = indexOf('vb');
+    const options = { interfaceIndex, queues: 2, qdiscBypass: true, rollover: false };
+    const sockets = PacketSockets.open(options);
+    const planes = sockets.queues.map((queue) => {
+      return new PacketPlane({ queues: [queue], mtu: 9000, linkUp: true, accepts: PACKET_ACCEPTS });
+    });
+    const frames = makeFlows(32, 20);
+    const wanted = Array.from({ length: 20 }, (_, i) => i);
+    new Sender().send(near.plane, frames);
+    const batch = newBatch();
+    const parts = planes.map((plane) => takeFrames(plane, batch, frames.length, 100));
+    strictEqual(parts[0].length + parts[1].length, frames.length);
+    for (const part of parts) {
+      const flows = numbersOf(part);
+      ok(flows.size > 3, `${flows.size} of 32 flows`);
+      for (const numbers of flows.values()) deepStrictEqual(numbers, wanted);
+    }
+    for (const plane of planes) {
+      strictEqual(new Sender().send(plane, frames), frames.length);
+      deepStrictEqual(takeFrames(near.plane, batch, frames.length), frames);
+      for (const [name, value] of Object.entries(plane.counters)) strictEqual(value, 0, name);
+      plane.close();
+    }
+    sockets.close();
+  },
+);
+
+for (const queues of [1, 2]) {
+  test(`${queues} socket(s) do not see what their host sends`, { skip }, () => {
+    using near = open('va');
+    using host = open('vb', 1, false); // past no discipline, where others are shown what is sent
+    using far = open('vb', queues);
+    strictEqual(new Sender().send(host.plane, makeFlows(8, 4)), 32);
+    strictEqual(takeFrames(near.plane, newBatch(), 32).length, 32);
+    new Sender().send(near.plane, makeFlows(2, 1));
+    strictEqual(takeFrames(far.plane, newBatch(), 3, 100).length, 2);
+  });
+}
 
 test(
   'what finds no room is counted; more than the slots hold goes out nevertheless',

@@ -2,12 +2,15 @@
  * The control half of an AF_PACKET uplink: sockets with mapped rings, bound to an interface. The
  * main thread owns them; the worker is told where they are.
  */
+import { PrivateMemory } from '../memory/index.ts';
 import {
   addPromiscuous,
   bindPacketSocket,
   type Fd,
+  filterPackets,
   joinFanout,
   openPacketSocket,
+  PACKET_FILTER_BYTES,
   type PacketRing,
 } from '../sys/index.ts';
 import { TPACKET_ALIGNMENT } from '../wire/packet.ts';
@@ -61,23 +64,30 @@ export type PacketQueuePlace = {
   readonly transmitAt: number;
 };
 
+export type PacketSocketsOptions = {
+  readonly interfaceIndex: number;
+  /** Sockets that share the frames of the interface, flow by flow. */
+  readonly queues: number;
+  readonly qdiscBypass: boolean;
+  /**
+   * A socket whose ring is full leaves frames to the others (default). Where several threads read
+   * them that would tear a flow apart.
+   */
+  readonly rollover?: boolean;
+};
+
 export class PacketSockets {
   readonly queues: readonly PacketQueuePlace[];
   readonly #fds: readonly Fd[];
   readonly #rings: readonly SocketRing[];
 
-  /**
-   * `queues` sockets share the frames of the interface, flow by flow.
-   * @throws SysError EPERM (CAP_NET_RAW), ENODEV, ENETDOWN, ENOMEM.
-   */
-  static open(options: {
-    readonly interfaceIndex: number;
-    readonly queues: number;
-    readonly qdiscBypass: boolean;
-  }): PacketSockets {
-    const { interfaceIndex, qdiscBypass } = options;
+  /** @throws SysError EPERM (CAP_NET_RAW), ENODEV, ENETDOWN, ENOMEM. */
+  static open(options: PacketSocketsOptions): PacketSockets {
+    const { interfaceIndex, qdiscBypass, rollover = true } = options;
     const fds: Fd[] = [];
     const rings: SocketRing[] = [];
+    using scratch = PrivateMemory.allocate(PACKET_FILTER_BYTES);
+    const isGroup = options.queues > 1;
     try {
       let group: number | null = null;
       for (let i = 0; i < options.queues; i++) {
@@ -89,9 +99,11 @@ export class PacketSockets {
         });
         fds.push(fd);
         rings.push(SocketRing.map(fd, MAPPED_BYTES, 0));
+        if (isGroup) filterPackets(fd, 'nothing', scratch.offset);
         bindPacketSocket(fd, interfaceIndex);
-        if (options.queues > 1) group = joinFanout(fd, group);
+        if (isGroup) group = joinFanout(fd, group, rollover);
       }
+      if (isGroup) for (const fd of fds) filterPackets(fd, 'arriving', scratch.offset);
       addPromiscuous(fds[0]!, interfaceIndex);
       return new PacketSockets(fds, rings);
     } catch (error) {

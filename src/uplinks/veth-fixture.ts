@@ -105,6 +105,27 @@ export function makeFrame(number: number, lenBytes: number): Buffer {
   return frame;
 }
 
+/** Frames of `flows` UDP flows in turn, `each` of every one, numbered within their flow. */
+export function makeFlows(flows: number, each: number): Buffer[] {
+  return Array.from({ length: flows * each }, (_, i) => {
+    const frame = makeFrame(i, 60);
+    frame.set([0x08, 0x00, 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0], 12); // IPv4 with UDP
+    frame.set([10, 0, 0, 1, 10, 0, 0, 2], 26);
+    frame.writeUInt16BE(1000 + (i % flows), 34);
+    frame.writeUInt16BE(4000, 36);
+    frame.writeUInt16BE(Math.trunc(i / flows), 42);
+    return frame;
+  });
+}
+
+/** Numbers of the frames of each flow, by its port, in the order in which they are in `frames`. */
+export function numbersOf(frames: readonly Buffer[]): Map<number, number[]> {
+  const numbers = Map.groupBy(frames, (frame) => frame.readUInt16BE(34));
+  return new Map(
+    [...numbers].map(([port, own]) => [port, own.map((frame) => frame.readUInt16BE(42))]),
+  );
+}
+
 /** Frame `i` of a batch as bytes. */
 export function frameOf(batch: FrameBatch, i: number): Buffer {
   const bytes = Buffer.alloc(batch.frameLen[i]);
@@ -119,11 +140,16 @@ export function frameOf(batch: FrameBatch, i: number): Buffer {
   return bytes;
 }
 
-/** Takes frames until there are `count`, or none comes for a while. */
-export function takeFrames(plane: UplinkPlane, batch: FrameBatch, count: number): Buffer[] {
+/** Takes frames until there are `count`, or none comes for `quietMs`. */
+export function takeFrames(
+  plane: UplinkPlane,
+  batch: FrameBatch,
+  count: number,
+  quietMs = 500,
+): Buffer[] {
   const frames: Buffer[] = [];
   let lastMs = performance.now();
-  while (frames.length < count && performance.now() - lastMs < 500) {
+  while (frames.length < count && performance.now() - lastMs < quietMs) {
     const got = plane.receive(batch);
     for (let i = 0; i < got; i++) frames.push(frameOf(batch, i));
     if (got === 0) continue;

@@ -9,6 +9,8 @@ import { enterVeth, indexOf, ip, makeFrame, newBatch, Sender, takeFrames } from 
 import { readDescriptors, XdpReceiver, type XdpRing } from './xdp.hot.ts';
 import type { XdpAttachMode } from './xdp-sockets.ts';
 
+/** Before a test binds this thread to one of them. */
+const PROCESSORS = availableParallelism();
 const netns = `vring-xdp-${process.pid}`;
 const skip = enterVeth(netns, 9000);
 if (skip !== false) console.log(`SKIPPED, AF_XDP uplinks are not tested: ${skip}`);
@@ -84,11 +86,16 @@ test('what finds no room is counted, and the rings go on afterwards', { skip }, 
   deepStrictEqual(takeFrames(near.plane, newBatch(), 500), frames.slice(0, 500));
 });
 
-test('a port has all queues of its interface', { skip }, async (t) => {
-  if (availableParallelism() < 2) return void giveUp(t, 'needs two processors');
+/** `vc` and `vd`, with two queues each. */
+function makeQueues(): void {
   const queues = ['numtxqueues', '2', 'numrxqueues', '2'];
   ip('link', 'add', 'vc', ...queues, 'type', 'veth', 'peer', 'name', 'vd', ...queues);
   for (const name of ['vc', 'vd']) ip('link', 'set', name, 'up');
+}
+
+test('a port has all queues of its interface', { skip }, async (t) => {
+  if (PROCESSORS < 2) return void giveUp(t, 'needs two processors');
+  makeQueues();
   using scratch = PrivateMemory.allocate(4096);
   strictEqual(interfaceQueues('vc', scratch.offset), 2);
   const sockets = await XdpSockets.open({ ...openOptions('vc', 'native', 1500), queues: 2 });
@@ -109,6 +116,39 @@ test('a port has all queues of its interface', { skip }, async (t) => {
   plane.close();
   sockets.close();
 });
+
+for (const queues of [1, 2]) {
+  test(`two planes with a socket each, ${queues} of which receive`, { skip }, async (t) => {
+    if (PROCESSORS < 2) return void giveUp(t, 'needs two processors');
+    makeQueues();
+    const options = { ...openOptions('vc', 'native', 1500), queues, sockets: 2 };
+    const sockets = await XdpSockets.open(options);
+    const planes = sockets.queues.map((queue) => {
+      return new XdpPlane({ queues: [queue], mtu: 1500, linkUp: true });
+    });
+    strictEqual(planes.length, 2);
+    using far = openPeer('vd');
+    const frames = Array.from({ length: 600 }, (_, i) => makeFrame(i, 60 + i));
+    for (const [cpu, plane] of planes.entries()) {
+      pinThread(cpu);
+      new Sender().send(far.plane, frames);
+      const got = takeFrames(plane, newBatch(), frames.length, 100);
+      deepStrictEqual(got, cpu < queues ? frames : [], 'the rest is for the stack');
+    }
+    for (let lap = 0; lap < 4; lap++) {
+      for (const plane of planes) {
+        strictEqual(new Sender().send(plane, frames), frames.length);
+        deepStrictEqual(takeFrames(far.plane, newBatch(), frames.length), frames);
+      }
+    }
+    for (const plane of planes) {
+      plane.readKernelCounters();
+      for (const [name, value] of Object.entries(plane.counters)) strictEqual(value, 0, name);
+      plane.close();
+    }
+    sockets.close();
+  });
+}
 
 test('detached and attached again, it counts on', { skip }, async () => {
   const far = openPeer('vb');

@@ -44,8 +44,10 @@ export type XdpAttachMode = 'auto' | 'native' | 'generic';
 
 export type XdpSocketsOptions = {
   readonly interfaceIndex: number;
-  /** Queues 0 to `queues` - 1 of the interface. */
+  /** Frames of queues 0 to `queues` - 1 of the interface are ours. */
   readonly queues: number;
+  /** At least so many sockets: those of further queues only send. Default: none. */
+  readonly sockets?: number;
   readonly copyMode: XdpCopyMode;
   readonly attach: XdpAttachMode;
   /** Of the interface: frames of this size arrive, whatever the port sends. */
@@ -145,16 +147,19 @@ class Opening {
   }
 
   async run(): Promise<XdpSockets> {
-    const { interfaceIndex, queues, mtu } = this.#options;
+    const { interfaceIndex, queues, sockets: least = 0, mtu } = this.#options;
     const scratch = this.#allocate(BPF_SCRATCH_BYTES);
     const map = this.#keep(createXskMap(queues));
     const program = this.#keep(loadXdpProgram(map, needsFrags(mtu), scratch.offset));
     const { link, attached } = this.#attach(program);
     this.fds.unshift(link);
     const sockets: Fd[] = [];
-    for (let queue = 0; queue < queues; queue++) sockets.push(await this.#openQueue(queue));
+    const count = Math.max(queues, least);
+    for (let queue = 0; queue < count; queue++) sockets.push(await this.#openQueue(queue));
     // The first frame may arrive from here on.
-    for (const [queue, fd] of sockets.entries()) updateXskMap(map, queue, fd, scratch.offset);
+    for (const [queue, fd] of sockets.slice(0, queues).entries()) {
+      updateXskMap(map, queue, fd, scratch.offset);
+    }
     this.#keep(holdPromiscuous(interfaceIndex));
     return new XdpSockets(this, attached, isZeroCopy(sockets[0]!));
   }

@@ -1,5 +1,5 @@
 /** Packet sockets with mapped rings: linux/if_packet.h, packet(7), TPACKET_V3. */
-import { bytes, struct, u16, u32, u8 } from './struct.ts';
+import { bytes, struct, u16, u32, u64, u8 } from './struct.ts';
 
 export const AF_PACKET = 17;
 export const SOL_PACKET = 263;
@@ -23,6 +23,16 @@ export const PACKET_FANOUT_HASH = 0;
 export const PACKET_FANOUT_FLAG_ROLLOVER = 0x1000;
 /** The kernel chooses a number for the group that nobody has. */
 export const PACKET_FANOUT_FLAG_UNIQUEID = 0x2000;
+export const PACKET_OUTGOING = 4; // pkttype of what this host sends
+
+/** Which frames a socket takes: linux/filter.h, linux/bpf_common.h. */
+export const SO_ATTACH_FILTER = 26;
+export const BPF_LD_W_ABS = 0x20; //  BPF_LD | BPF_W | BPF_ABS
+export const BPF_JMP_JEQ_K = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+export const BPF_RET_K = 0x06; //     BPF_RET | BPF_K
+/** Loads from here on are of what the kernel knows of a frame. */
+export const SKF_AD_OFF = -0x1000;
+export const SKF_AD_PKTTYPE = 4;
 
 export const TP_STATUS_USER = 1 << 0;
 export const TP_STATUS_VLAN_VALID = 1 << 4;
@@ -98,4 +108,17 @@ export const PacketMreq = struct('packet_mreq', 16, {
   type: u16(4),
   alen: u16(6),
   address: bytes(8, 8),
+});
+
+/** An instruction of a filter, and a filter by its address. */
+export const SockFilter = struct('sock_filter', 8, {
+  code: u16(0),
+  jt: u8(2),
+  jf: u8(3),
+  k: u32(4),
+});
+export const SockFprog = struct('sock_fprog', 16, {
+  len: u16(0), // instructions
+  padding: bytes(2, 6),
+  filter: u64(8),
 });

@@ -221,11 +221,11 @@ test('a newer configuration keeps what runs, adds what is new, and may not chang
   deepEqual([kept.taken.disks, kept.added.disks], [disks, []]);
   const changed = { ...newer, ports: [{ ...VM, queuePairs: 2 }] };
   throws(() => mergeConfig(plan, changed), /port vm0: queuePairs is 2 and was 1/);
-  const packet = { ...ports[0]!.config, name: 'up', kind: 'packet', interface: 'eth1' };
-  const uplink = { ...ports[0]!, config: packet as HandOverPlan['ports'][number]['config'] };
+  const vduse = { ...ports[0]!.config, name: 'v0', kind: 'vduse', device: 'net0' };
+  const lone = { ...ports[0]!, config: vduse as HandOverPlan['ports'][number]['config'] };
   throws(
-    () => mergeConfig({ ...plan, ports: [...ports, uplink] }, { ...newer, workers: 2 }),
-    /port up goes on, but a packet port .* 2 workers/,
+    () => mergeConfig({ ...plan, ports: [...ports, lone] }, { ...newer, workers: 2 }),
+    /port v0 goes on, but a vduse port .* 2 workers/,
   );
 
   const other = { ...DISK, name: 'e', socket: '/run/e.sock' };

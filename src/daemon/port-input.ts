@@ -26,7 +26,7 @@ import { DEFAULT_CONTROL_PATH } from './switch-control.ts';
 export const MAX_INTERFACE_BYTES = 15;
 /** MAX_VRINGS is 129: 64 pairs and the control queue. */
 export const MAX_QUEUE_PAIRS = 64;
-/** Queues of one uplink; the frames of all come to one worker. */
+/** Queues of one uplink. */
 export const MAX_UPLINK_QUEUES = 64;
 /** Most addresses learned from one port; a switch may have MAC_CAPACITY_MAX. */
 export const MAX_MAC_ENTRIES = 65536;

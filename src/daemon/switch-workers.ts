@@ -2,7 +2,12 @@
  * The data-plane workers of a switch: a group that looks like one. Who of them carries out what is
  * asked of a switch, and what the answers of several come to.
  */
-import type { LoadNetState, NetPlaneOptions, NetPortStatus } from '../devices/net/index.ts';
+import type {
+  AttachUplink,
+  LoadNetState,
+  NetPlaneOptions,
+  NetPortStatus,
+} from '../devices/net/index.ts';
 import { NET_PLANE_MODULE, NetDevice, PARKED_FRAMES_BYTES } from '../devices/net/index.ts';
 import { PrivateMemory } from '../memory/index.ts';
 import {
@@ -162,6 +167,15 @@ export class SwitchWorkers {
       }),
       undo: 'removePort',
     },
+    addUplinkPort: { to: 'each', undo: 'removePort' },
+    // Each worker has sockets of its own; who asked detaches all when one refuses.
+    attachUplink: {
+      to: 'each',
+      payload: (attach: AttachUplink, member) => ({
+        ...attach,
+        queues: ownOf<AttachUplink['queues'][number]>(attach.queues, member, this.#options.count),
+      }),
+    },
     removePort: { to: 'first-first' },
     portStatus: { to: 'each', still: true, merge: mergeStatus },
     saveState: { to: 'each', merge: mergeStates },
@@ -202,6 +216,11 @@ function restOf(counted: Counted, others: readonly Counted[]): Record<string, nu
     for (const [name, value] of Object.entries(other)) if (name in rest) rest[name]! -= value;
   }
   return rest;
+}
+
+/** Every n-th: a worker's own among the sockets of an uplink, the first of which it sends by. */
+function ownOf<Place>(places: readonly Place[], member: number, count: number): Place[] {
+  return places.filter((_, at) => at % count === member);
 }
 
 function addTo(sum: Record<string, number>, more: Counted): void {

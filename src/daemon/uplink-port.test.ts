@@ -2,9 +2,10 @@ import { deepEqual, equal, match, rejects } from 'node:assert/strict';
 import { after, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { PlaneRunner } from '../runtime/index.ts';
+import type { AttachUplink } from '../devices/net/index.ts';
 import { enterVeth, ip } from '../uplinks/veth-fixture.ts';
 import type { PortContext } from './switch-port.ts';
-import type { PacketPortConfig } from './switch-types.ts';
+import type { PacketPortConfig, UplinkPortConfig, XdpPortConfig } from './switch-types.ts';
 import { UplinkPort } from './uplink-port.ts';
 
 const netns = `vring-uplink-${process.pid}`;
@@ -28,17 +29,20 @@ const CONFIG: PacketPortConfig = {
 };
 
 /** A port whose worker does nothing but what the test says. */
-function portOf(answer: (op: string) => void = () => undefined) {
+function portOf(
+  answer: (op: string, payload: unknown) => void = () => undefined,
+  { config = CONFIG, workers = 1 }: { config?: UplinkPortConfig; workers?: number } = {},
+) {
   const asked: string[] = [];
   const reports: string[] = [];
-  const request = async (op: string): Promise<unknown> => {
+  const request = async (op: string, payload: unknown): Promise<unknown> => {
     asked.push(op);
-    answer(op);
+    answer(op, payload);
     return { counters: {} };
   };
   const context: PortContext = {
     worker: { request } as unknown as PlaneRunner,
-    workers: 1,
+    workers,
     number: 0,
     vlan: () => CONFIG.vlan,
     policy: () => 'balanced',
@@ -46,7 +50,7 @@ function portOf(answer: (op: string) => void = () => undefined) {
     switchCounters: () => ({}),
     report: (kind, message) => reports.push(`${kind}: ${message}`),
   };
-  const port = new UplinkPort(CONFIG, context);
+  const port = new UplinkPort(config, context);
   const state = () => port.status({ counters: {}, vrings: [] }).state;
   return { port, asked, reports, state };
 }
@@ -126,4 +130,50 @@ test('sockets that the worker cannot have are given up, and tried again', { skip
   await waitFor('the next try', () => state() === 'up');
   await port.close();
   port.release();
+});
+
+test(
+  'there are sockets for every worker, and none is left when they forget it',
+  { skip },
+  async () => {
+    for (const [queues, workers, sockets] of [
+      [1, 1, 1],
+      [1, 3, 3],
+      [4, 3, 4],
+    ] as const) {
+      const given: unknown[][] = [];
+      const take = (op: string, payload: unknown): void => {
+        if (op === 'attachUplink') given.push([...(payload as AttachUplink).queues]);
+      };
+      const { port, asked } = portOf(take, { config: { ...CONFIG, queues }, workers });
+      await port.open();
+      deepEqual(
+        given.map(({ length }) => length),
+        [sockets],
+      );
+      await port.close();
+      equal(asked.at(-1), 'detachUplink', 'none learns an address after another forgot the port');
+      port.release();
+    }
+  },
+);
+
+test('XDP: an interface with fewer queues than workers is refused', { skip }, async () => {
+  const { qdiscBypass: _, queues: __, kind: ___, ...common } = CONFIG;
+  const config: XdpPortConfig = {
+    ...common,
+    kind: 'xdp',
+    queues: null,
+    copyMode: 'auto',
+    attach: 'auto',
+  };
+  const { port, asked } = portOf(undefined, { config, workers: 2 });
+  await rejects(port.open(), {
+    code: 'ERR_VRING_XDP',
+    message:
+      'xdp:va: the interface va has 1 queue and the switch 2 workers, each of which sends by a ' +
+      'queue of its own; give it more (ethtool -L va combined 2), use packet:va, or fewer workers',
+  });
+  deepEqual(asked, ['addUplinkPort', 'removePort']);
+  await port.close();
 });

@@ -16,7 +16,7 @@ import {
   watchInterfaces,
 } from '../sys/index.ts';
 import { ACCEPT_CSUM } from '../switch/index.ts';
-import { PACKET_ACCEPTS, PacketSockets, XdpSockets } from '../uplinks/index.ts';
+import { ERR_XDP, PACKET_ACCEPTS, PacketSockets, XdpSockets } from '../uplinks/index.ts';
 import { ETHTOOL_CHANNELS_BYTES } from '../wire/linux.ts';
 import type { ReceivedFds, SentFds } from './hand-over-channel.ts';
 import type { PortFinal, PortPlan } from './hand-over-format.ts';
@@ -87,6 +87,7 @@ export class UplinkPort implements SwitchPort {
     try {
       await this.#connect(this.#raise(state));
     } catch (error) {
+      await this.#disconnect();
       await this.#context.worker.request('removePort', { port: this.number });
       throw error;
     }
@@ -157,14 +158,21 @@ export class UplinkPort implements SwitchPort {
 
   async #openSockets({ index: interfaceIndex, mtu }: InterfaceState): Promise<Sockets> {
     const { config } = this;
+    const { workers } = this.#context;
     if (config.kind === 'packet') {
-      const { queues, qdiscBypass } = config;
-      const sockets = PacketSockets.open({ interfaceIndex, queues, qdiscBypass });
+      const { qdiscBypass } = config;
+      const queues = Math.max(config.queues, workers);
+      const rollover = workers === 1;
+      const sockets = PacketSockets.open({ interfaceIndex, queues, qdiscBypass, rollover });
       return { queues: sockets.queues, how: 'AF_PACKET', close: () => sockets.close() };
     }
     const { copyMode, attach } = config;
-    const queues = config.queues ?? countQueues(config.interface);
-    const sockets = await XdpSockets.open({ interfaceIndex, queues, copyMode, attach, mtu });
+    const { interface: name } = config;
+    const all = countQueues(name);
+    if (all < workers) throw new VringError(ERR_XDP, tooFewQueues(name, all, workers));
+    const queues = config.queues ?? Math.min(all, MAX_UPLINK_QUEUES);
+    const options = { interfaceIndex, queues, sockets: workers, copyMode, attach, mtu };
+    const sockets = await XdpSockets.open(options);
     const copy = sockets.zeroCopy ? 'zero copy' : 'copy mode';
     const how = `AF_XDP, ${queues} queue${queues === 1 ? '' : 's'}, ${sockets.attached}, ${copy}`;
     return { queues: sockets.queues, how, close: () => sockets.close() };
@@ -242,7 +250,6 @@ export class UplinkPort implements SwitchPort {
   /** A queue has one XDP socket: the successor opens its own when this one let go. */
   async suspend(): Promise<PortFinal> {
     await this.close();
-    await this.#disconnect();
     const status = { port: this.number };
     const { counters } = await this.#context.worker.request<NetPortStatus>('portStatus', status);
     return {
@@ -289,6 +296,8 @@ export class UplinkPort implements SwitchPort {
     this.#watch?.close();
     this.#watch = null;
     await this.#work;
+    // Before a worker forgets the port: none may learn an address from its frames after that.
+    await this.#disconnect();
   }
 
   release(): void {
@@ -337,7 +346,16 @@ export class UplinkPort implements SwitchPort {
 
 function countQueues(interfaceName: string): number {
   using scratch = PrivateMemory.allocate(ETHTOOL_CHANNELS_BYTES);
-  return Math.min(interfaceQueues(interfaceName, scratch.offset), MAX_UPLINK_QUEUES);
+  return interfaceQueues(interfaceName, scratch.offset);
+}
+
+function tooFewQueues(name: string, queues: number, workers: number): string {
+  const has = queues === 1 ? '1 queue' : `${queues} queues`;
+  return (
+    `the interface ${name} has ${has} and the switch ${workers} workers, each of which sends by ` +
+    `a queue of its own; give it more (ethtool -L ${name} combined ${workers}), use ` +
+    `packet:${name}, or fewer workers`
+  );
 }
 
 function noInterface(name: string): string {

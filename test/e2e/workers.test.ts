@@ -1,55 +1,63 @@
 /**
  * A switch with several data-plane workers: receive queues with a writer each, receive queues that
- * workers share, queues that move under load, and a hand-over. Traffic is numbered: nothing may be
+ * workers share, queues that move under load, uplinks, and a hand-over. Traffic is numbered: nothing may be
  * lost, doubled or reordered.
  */
-import { deepEqual, doesNotMatch, equal, match, ok } from 'node:assert/strict';
+import { deepEqual, doesNotMatch, equal, match, ok, rejects } from 'node:assert/strict';
 import { cpSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { test } from 'node:test';
+import type { PortStatus } from '../../src/daemon/switch-types.ts';
 import { runTraffic } from '../../src/guest/index.ts';
 import * as sink from '../../src/guest/sink.hot.ts';
 import { MAX_FLOWS } from '../../src/guest/test-frame.ts';
+import { NetNamespace } from '../peers/netns.ts';
 import { readPcapng } from '../peers/pcapng.ts';
 import { checkMessages, startCapture, startRecorder } from '../peers/recording.ts';
+import { requirePeer, requireRoot } from '../peers/require-peer.ts';
 import { Scratch, sleep, waitFor } from '../peers/scratch.ts';
 import { Host, type HostOptions, VringProcess, macOf } from '../peers/software-guest.ts';
 import { startSwitch, SwitchProcess } from '../peers/switch.ts';
+import { VethPair } from '../peers/veth.ts';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const TWO = ['--workers', '2'];
 const NO_LOSS = { lost: 0, repeated: 0, reordered: 0, corrupt: 0 };
 
-type Flow = { readonly from: Host; readonly frames: number; readonly rate: number };
+type Flow = { readonly from: Host; readonly frames?: number; readonly rate: number };
 
-/** Everybody sends to `to` at once; returns what `to` says of what it got. */
+/** Everybody sends to `to` at once, until `during` is over where no number says when. */
 async function flood(
   to: Host,
   toNumber: number,
   flows: readonly Flow[],
   during: () => Promise<void> = async () => undefined,
+  arrived: () => Promise<unknown> = () => sleep(200),
 ) {
   const stop = new AbortController();
+  const done = new AbortController();
   const sink = runTraffic({ guest: to.guest, signal: stop.signal, verifyEvery: 1 });
   const sent = Promise.all(
     flows.map(({ from, frames, rate }, i) =>
       runTraffic({
         guest: from.guest,
+        signal: done.signal,
         generate: {
           sizeBytes: 200,
           targetMac: macOf(toNumber),
           firstFlow: 16 * i,
           flows: 16,
-          frames,
+          frames: frames ?? Infinity,
           rate,
         },
       }),
     ),
   );
   await during();
+  if (flows.some(({ frames }) => frames === undefined)) done.abort();
   await sent;
-  await sleep(200);
+  await arrived();
   stop.abort();
   const { good, lost, repeated, reordered, corrupt } = (await sink).records;
   return { good, lost, repeated, reordered, corrupt };
@@ -195,6 +203,143 @@ test('a hand-over between switches with two workers', { timeout: 60_000 }, async
   });
   deepEqual(got, { good: 30_000, ...NO_LOSS });
 });
+
+/** Switches of two workers at both ends of a veth pair, with a guest of two queue pairs each. */
+async function startPair(scratch: Scratch, kind: string) {
+  const host = scratch.own(await NetNamespace.create());
+  const pair = scratch.own(await VethPair.create(host, 2));
+  const start = async (name: string, number: number, netns: string, uplink: string) => {
+    const ports = [`${name}=vhost-user:${scratch.path(name)},queues=2`, `up=${kind}:${uplink}`];
+    const control = scratch.path(`${name}-control`);
+    const vswitch = scratch.own(await SwitchProcess.start({ ports, control, args: TWO, netns }));
+    const options: HostOptions = { notify: 'manual', ringSize: 4096, queuePairs: 2 };
+    const guest = scratch.own(await Host.join(scratch.path(name), number, options));
+    return { vswitch, guest, name, number };
+  };
+  const [near, far] = await Promise.all([
+    start('a', 1, host.name, 'up0'),
+    start('b', 2, pair.far.name, 'far0'),
+  ]);
+  for (const { guest } of [near.guest, far.guest]) guest.announce();
+  return { host, pair, near, far };
+}
+
+type End = Awaited<ReturnType<typeof startPair>>['near'];
+type Work = () => Promise<void>;
+
+for (const kind of ['packet', 'xdp']) {
+  test(`two workers and an uplink by ${kind}`, { timeout: 60_000 }, async (t) => {
+    if (!requirePeer(t, 'ip') || !requireRoot(t)) return;
+    await using scratch = new Scratch();
+    const { host, pair, near, far } = await startPair(scratch, kind);
+    const [a, b] = [near.guest, far.guest];
+    const [frames, rate] = [3000, 10_000];
+    /** Each frame comes, but where a worker had no processor for as long as its ring lasts. */
+    const bothWays = async () => {
+      for (const [from, to, { vswitch, name, number }] of [
+        [a, b, far],
+        [b, a, near],
+      ] as const) {
+        const count = async () => {
+          const noRoom = (await vswitch.port('up')).counters['rxDropNoRoom']!;
+          return { noRoom, came: (await vswitch.port(name)).counters['txFrames']! };
+        };
+        const before = await count();
+        let noRoom = 0;
+        const arrived = async () => {
+          await waitFor('every frame', 5000, async () => {
+            const now = await count();
+            noRoom = now.noRoom - before.noRoom;
+            return now.came - before.came + noRoom >= frames;
+          });
+          await sleep(100);
+        };
+        const got = await flood(to, number, [{ from, frames, rate }], undefined, arrived);
+        deepEqual({ ...got, lost: 0 }, { good: frames - noRoom, ...NO_LOSS });
+        ok(got.lost <= noRoom);
+      }
+    };
+    /** Nothing but that frames are lost meanwhile. */
+    const duringTraffic = async (to: Host, { vswitch, name, number }: End, work: Work) => {
+      const from = to === a ? b : a;
+      const arrived = async () => {
+        let last = -1;
+        await waitFor('a pause', 5000, async () => {
+          await sleep(150);
+          const before = last;
+          last = (await vswitch.port(name)).counters['txFrames']!;
+          return last === before;
+        });
+      };
+      const { good, lost, ...rest } = await flood(to, number, [{ from, rate }], work, arrived);
+      ok(good > 0);
+      deepEqual({ ...rest, lost: 0 }, NO_LOSS);
+      return lost;
+    };
+    const resumed = async ({ vswitch, name }: End) => {
+      const count = async () => (await vswitch.port(name)).counters['txFrames']!;
+      const before = await count();
+      await waitFor('more frames', 5000, async () => (await count()) > before + 100);
+    };
+    await t.test('frames both ways, by both workers', async () => {
+      await bothWays();
+      const { queues } = await far.vswitch.port('b');
+      const used = queues.filter(({ name, counters }) => {
+        return name.startsWith('receiveq') && counters['chains']! > frames / 100;
+      });
+      equal(used.length, 2, 'each worker writes one');
+    });
+    await t.test('the interface goes down and comes back under traffic', async () => {
+      const lost = await duringTraffic(b, far, async () => {
+        await pair.far.ip('link', 'set', 'far0', 'down');
+        for (const { vswitch } of [near, far]) await vswitch.waitState('up', 'down', 3000);
+        await pair.far.ip('link', 'set', 'far0', 'up');
+        for (const { vswitch } of [near, far]) await vswitch.waitState('up', 'up', 3000);
+        await resumed(far);
+      });
+      ok(lost > 0);
+    });
+    await t.test('the port is removed under traffic, and added again', async () => {
+      const lost = await duringTraffic(a, near, async () => {
+        await resumed(near);
+        await near.vswitch.api('/v1/ports/up', 'DELETE');
+        const macs = await near.vswitch.api<{ port: string }[]>('/v1/macs');
+        const ports = macs.map(({ port }) => port);
+        deepEqual(ports, ['a'], 'nobody learned from it any more');
+        await near.vswitch.api('/v1/ports', 'POST', { name: 'up', kind, interface: 'up0' });
+        await resumed(near);
+      });
+      ok(lost > 0);
+    });
+    const handOver = () =>
+      t.test('a hand-over under traffic', async () => {
+        const before = (await near.vswitch.port('up')).counters;
+        await duringTraffic(b, far, async () => {
+          const args = ['switch', '--take-over', '--control', near.vswitch.control];
+          const next = scratch.own(new VringProcess(...args, { netns: host.name }));
+          await next.says(/ready: \d+ port/);
+          await near.vswitch.waitState('up', 'up', 3000);
+          await sleep(50);
+        });
+        const after = (await near.vswitch.port('up')).counters;
+        ok(after['txFrames']! > before['txFrames']!, 'counters go on');
+        equal((await near.vswitch.workers()).length, 2);
+      });
+    if (kind === 'xdp') await handOver(); // whose queues the old process must let go of
+    await t.test('and all is as before', bothWays);
+    for (const { vswitch } of [near, far]) {
+      for (const { counters } of await vswitch.ports()) equal(counters['faults'] ?? 0, 0);
+    }
+    await t.test('each worker sends by a queue of its own', async () => {
+      await host.ip('link', 'add', 'other0', 'type', 'veth', 'peer', 'name', 'other1');
+      const port = { name: 'other', kind, interface: 'other0' };
+      const added = near.vswitch.api<PortStatus>('/v1/ports', 'POST', port);
+      const refusal = /has 1 queue and the switch 2 workers.*ethtool -L other0 combined 2/;
+      if (kind === 'xdp') await rejects(added, refusal);
+      else equal((await added).name, 'other', 'sockets are as many as needed');
+    });
+  });
+}
 
 test('a worker that ends with a lock ends the switch, and nobody waits for it', async () => {
   await using scratch = new Scratch();

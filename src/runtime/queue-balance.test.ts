@@ -45,6 +45,7 @@ test('nothing moves without load, for noise, or when all load is of one queue', 
     null,
   );
   assert.equal(balance([{ member: 0, load: 10 }], [1000, 0]), null, 'a drop in the bucket');
+  assert.equal(balance([{ member: 0, load: 1 }], [1, 0]), null, 'a guest said who it is');
 });
 
 test('an uplink that stays makes room for it', () => {

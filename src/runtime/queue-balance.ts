@@ -8,12 +8,17 @@
  */
 export type QueueLoad = {
   readonly member: number;
-  /** Of the last period, in any unit that all have in common. */
+  /** Chains of the last period, a second. */
   readonly load: number;
 };
 
 export type QueueMove<Queue> = { readonly queue: Queue; readonly to: number };
 
+/**
+ * A worker that had fewer gains nothing by a move. Frames by which guests make themselves known
+ * would put both queues of one of them together, for seconds, before it sends by both.
+ */
+const LEAST_LOAD = 100;
 /** Part of the difference that a move must take from the most loaded worker. */
 const FAIR_PART = 0.25;
 /** Part of the highest load that a difference must be: what is less is noise. */
@@ -30,7 +35,7 @@ export function balance<Queue extends QueueLoad>(
   const least = Math.min(...totals);
   const [from, to] = [totals.indexOf(most), totals.indexOf(least)];
   const difference = most - least;
-  if (difference <= most * NOISE_PART) return null;
+  if (most < LEAST_LOAD || difference <= most * NOISE_PART) return null;
   let best: Queue | null = null;
   let bestGain = difference * FAIR_PART;
   for (const queue of queues) {

@@ -87,7 +87,7 @@ export class HandRing {
   #position: number;
   #wrap: 0 | 1;
   #table = 0;
-  #kept = new Uint8Array(0);
+  #kept: Uint8Array = new Uint8Array(0);
 
   constructor(options: RingOptions) {
     this.#options = options;

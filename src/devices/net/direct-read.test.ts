@@ -122,7 +122,7 @@ function behindOne(fill: Fill): Fill {
   };
 }
 
-function many(ring: HandRing, count: number, one: (i: number) => void): void {
+function many(count: number, one: (i: number) => void): void {
   for (let i = 0; i < count; i++) one(i);
 }
 
@@ -157,12 +157,8 @@ const SINGLES: readonly Case[] = [
     { indirect: false },
   ]),
   ['flags that say nothing', (ring) => ring.list([AT, 100, 0x7f78]), [1, 'end']],
-  [
-    'more than a batch',
-    (ring) => many(ring, 100, (i) => ring.list([AT + 16 * i, 60 + i])),
-    [64, 'end'],
-  ],
-  ['a full ring', (ring) => many(ring, 8, () => ring.list([AT, 60])), [8, 'end'], { size: 8 }],
+  ['more than a batch', (ring) => many(100, (i) => ring.list([AT + 16 * i, 60 + i])), [64, 'end']],
+  ['a full ring', (ring) => many(8, () => ring.list([AT, 60])), [8, 'end'], { size: 8 }],
   ...([0xf000_0000, AT, RANGES[4]!.gpa, EIGHTH.gpa] as const).flatMap((gpa): Case[] => {
     const name = `at 0x${gpa.toString(16)}`;
     const range = RANGES.find((r) => gpa >= r.gpa && gpa < r.gpa + r.sizeBytes)!;
@@ -202,7 +198,7 @@ const SINGLES: readonly Case[] = [
 
 /** What a ring holds otherwise, each with `fill`s that know its format. */
 const SPLIT_SINGLES: readonly Case[] = [
-  ['positions over 65535', (r) => many(r, 5, () => r.list([AT, 70])), [5, 'end'], { base: 0xfffd }],
+  ['positions over 65535', (r) => many(5, () => r.list([AT, 70])), [5, 'end'], { base: 0xfffd }],
   ['a position of 65535', (r) => r.list([AT, 70]), [1, 'end'], { base: 0xffff }],
   ['as many as it holds', (r) => (r.list([AT, 70]), r.claim(8)), [8, 'end'], { size: 8 }],
   ['more than it holds', (r) => (r.list([AT, 70]), r.claim(9)), [0, 'other'], { size: 8 }],
@@ -219,25 +215,20 @@ const PACKED_SINGLES: readonly Case[] = [
   ...([1, 0] as const).flatMap((wrap): Case[] => [
     [
       'over its end',
-      (r) => many(r, 7, () => r.list([AT, 70])),
+      (r) => many(7, () => r.list([AT, 70])),
       [7, 'end'],
       { size: 7, base: 5, wrap },
     ],
-    [
-      'to its end',
-      (r) => many(r, 2, () => r.list([AT, 70])),
-      [2, 'end'],
-      { size: 7, base: 5, wrap },
-    ],
+    ['to its end', (r) => many(2, () => r.list([AT, 70])), [2, 'end'], { size: 7, base: 5, wrap }],
     [
       'more than a batch',
-      (r) => many(r, 100, () => r.list([AT, 70])),
+      (r) => many(100, () => r.list([AT, 70])),
       [64, 'end'],
       { base: 90, wrap },
     ],
     ...[0, AVAILABLE | IS_USED, wrap === 1 ? IS_USED : AVAILABLE].map((state): Case => [
       `state ${state}, wrap ${wrap}`,
-      (r) => (many(r, 2, () => r.list([AT, 70])), (r.desc[7] = (r.desc[7]! & ~STATE) | state)),
+      (r) => (many(2, () => r.list([AT, 70])), (r.desc[7] = (r.desc[7]! & ~STATE) | state)),
       [1, 'end'],
       { wrap },
     ]),
@@ -272,7 +263,7 @@ const LISTS: readonly Case[] = [
   ['over the copy', (r) => r.list([AT, 12], [AT + 64, 65]), [1, 'end']],
   ['behind the copy', (r) => r.list([AT, 76], [AT + 128, 1], [AT + 512, 1]), [1, 'end']],
   ['copied from three', (r) => r.list([AT, 12], [AT + 64, 33], [AT + 512, 40]), [1, 'end']],
-  ['one segment each', (r) => many(r, 3, () => r.list([AT, 12], [AT + 64, 164])), [3, 'end']],
+  ['one segment each', (r) => many(3, () => r.list([AT, 12], [AT + 64, 164])), [3, 'end']],
   ['one with two segments', (r) => (r.list([AT, 164], LONG), r.list([AT, 200])), [2, 'end']],
   ['three segments', (r) => (r.list([AT, 200]), r.list([AT, 164], LONG, LONG)), [2, 'end']],
   ['as many as may be', (r) => (r.list(...parts(PARTS)), r.list(LONG)), [2, 'end']],
@@ -391,7 +382,7 @@ const TABLES: readonly Case[] = [
       ]),
     [1, 'end'],
   ],
-  ['several', (r) => many(r, 5, (i) => r.table(parts(i + 1))), [5, 'end']],
+  ['several', (r) => many(5, (i) => r.table(parts(i + 1))), [5, 'end']],
   [
     'among others',
     behindOne((r) => (r.table(parts(3)), r.list(LONG, LONG), r.list(LONG))),
@@ -482,15 +473,16 @@ const PACKED_TABLES: readonly Case[] = [
     (r) => void arena().view.setInt32(r.table(parts(2)) + 12, 0x1234, true),
     [1, 'end'],
   ],
-  ['over the end', (r) => many(r, 4, () => r.table(parts(3))), [4, 'end'], { size: 6, base: 4 }],
+  ['over the end', (r) => many(4, () => r.table(parts(3))), [4, 'end'], { size: 6, base: 4 }],
 ];
 
 /** Segments are few: a batch ends where the longest chain might not fit. */
+const FEW: Options = { segCapacity: 48 };
 const FEW_SEGMENTS: readonly Case[] = [
-  ['two of the longest', (r) => many(r, 3, () => r.list(...parts(24))), [2, 'end']],
-  ['one more', (r) => [24, 1, 2].forEach((n) => r.list(...parts(n))), [2, 'end']],
-  ['one less', (r) => [23, 1, 24, 1].forEach((n) => r.list(...parts(n))), [3, 'end']],
-].map(([what, fill, found]) => [what, fill, found, { segCapacity: 48 }] as unknown as Case);
+  ['two of the longest', (r) => many(3, () => r.list(...parts(24))), [2, 'end'], FEW],
+  ['one more', (r) => [24, 1, 2].forEach((n) => r.list(...parts(n))), [2, 'end'], FEW],
+  ['one less', (r) => [23, 1, 24, 1].forEach((n) => r.list(...parts(n))), [3, 'end'], FEW],
+];
 
 for (const packed of [false, true]) {
   const format = packed ? 'packed' : 'split';
@@ -552,7 +544,7 @@ for (const packed of [false, true]) {
       [9, [1, 'other'], RANGES],
       [12, [1, 'other'], RANGES],
       [8, [1, 'other'], RANGES.slice(0, 8)], // it is there no more
-    ] as [number, Taken, Range[]][]) {
+    ] as readonly (readonly [number, Taken, readonly Range[]])[]) {
       const ring = openRing({ packed, iotlb: true, ranges });
       behindOne((r) => r.list([NINTH.gpa + 8, 100]))(ring);
       const q = ring.queue();
@@ -571,5 +563,5 @@ function inTable([what, fill, found, options]: Case): Case {
     const list = (...all: readonly Part[]): number => ring.table(all);
     return Object.assign(Object.create(ring) as HandRing, { list });
   };
-  return [`${what}, in tables`, (ring) => fill(into(ring)), found, options];
+  return [`${what}, in tables`, (ring) => fill(into(ring)), found, options ?? {}];
 }

@@ -46,7 +46,11 @@ const PAIRS: readonly (readonly [Attachment, Attachment])[] = [
 const FAULT = /DMAR: \[DMA/;
 const COMPLAINT = /BUG:|Oops|list_add|not a head|DMAR: \[DMA/;
 
-const BULK_MIB = 8;
+/**
+ * MiB of a stream. A lazy guest takes 3 s for each here, in which it makes us forget everything
+ * three hundred times: more of them show nothing else.
+ */
+const BULK_MIB: Readonly<Record<Mapping, number>> = { pt: 8, strict: 8, lazy: 3 };
 const ADDRESSES = ['10.0.0.1', '10.0.0.2'] as const;
 const word = (a: Attachment): string =>
   `${a.mapping} ${a.queuePairs}x${a.packed ? 'packed' : 'split'}`;
@@ -76,8 +80,9 @@ for (const pair of PAIRS) {
     const flood = await b.check(`ping -q -A -c 300 -s 1400 ${ADDRESSES[0]}`);
     t.diagnostic(flood.trim().split('\n').at(-2) ?? '');
     match(flood, /300 packets received, 0% packet loss/);
-    await checkBulk(a, b, ADDRESSES[1], BULK_MIB);
-    await checkBulk(b, a, ADDRESSES[0], BULK_MIB);
+    const bulkMib = Math.min(...pair.map(({ mapping }) => BULK_MIB[mapping]));
+    await checkBulk(a, b, ADDRESSES[1], bulkMib);
+    await checkBulk(b, a, ADDRESSES[0], bulkMib);
     const { sent, lost } = await ping.end();
     ok(sent >= 10, `the guest sent only ${sent} requests`);
     t.diagnostic(`${lost} of ${sent} echo requests lost, one each 100 ms, beside the streams`);

@@ -13,31 +13,25 @@
 
 #define MAX_VECTORS 1024 /* IOV_MAX of Linux */
 
-/* Bytes that one access moves; gcc makes vector loads and stores of it. */
-struct block {
-  uint64_t words[2];
-};
+/* One per way to compile it. */
+#define INLINED static inline __attribute__((always_inline))
 
-static inline struct block load(const char *from) {
-  struct block block;
-  memcpy(&block, from, sizeof block);
-  return block;
-}
-
-static inline void store(char *to, struct block block) { memcpy(to, &block, sizeof block); }
+/* Bytes that one access moves: a register of AVX, two of SSE and of arm64. */
+typedef uint64_t block __attribute__((vector_size(32), aligned(1), may_alias));
+#define BLOCK sizeof(block)
 
 /*
  * memmove(3), with what a frame's start needs inlined: everything is loaded before anything is
- * stored, the last block overlapping the one before it.
+ * stored, the last block overlapping the one before it. A header slot is of 76 bytes or a few more,
+ * a small frame of 64 behind its virtio header: three blocks, where four of 16 bytes forwards and
+ * four backwards, for all up to 128, took 2.2 ns more of a frame's 35.
  */
-static inline void move_range(char *to, const char *from, size_t size) {
-  if (size >= 64 && size <= 128) {
-    struct block a = load(from), b = load(from + 16), c = load(from + 32), d = load(from + 48);
-    struct block e = load(from + size - 64), f = load(from + size - 48);
-    struct block g = load(from + size - 32), h = load(from + size - 16);
-    store(to, a), store(to + 16, b), store(to + 32, c), store(to + 48, d);
-    store(to + size - 64, e), store(to + size - 48, f);
-    store(to + size - 32, g), store(to + size - 16, h);
+INLINED void move_range(char *to, const char *from, size_t size) {
+  if (size >= 2 * BLOCK && size <= 3 * BLOCK) {
+    block a = *(const block *)from, b = *(const block *)(from + BLOCK);
+    block c = *(const block *)(from + size - BLOCK);
+    *(block *)to = a, *(block *)(to + BLOCK) = b;
+    *(block *)(to + size - BLOCK) = c;
   } else {
     memmove(to, from, size);
   }
@@ -48,9 +42,9 @@ static inline void move_range(char *to, const char *from, size_t size) {
  * it: 12 bytes that are alone in their line, and nearly always say what they said before. Written
  * only where they differ: the line stays in the driver's cache, which reads it for every frame.
  */
-static inline int is_header_apart(uint64_t to) { return (to & (LINE - 1)) == LINE - HEADER; }
+INLINED int is_header_apart(uint64_t to) { return (to & (LINE - 1)) == LINE - HEADER; }
 
-static inline void move_header(char *to, const char *from) {
+INLINED void move_header(char *to, const char *from) {
   uint64_t now, first;
   uint32_t now_last, last;
   memcpy(&now, to, 8), memcpy(&now_last, to + 8, 4);
@@ -59,27 +53,9 @@ static inline void move_header(char *to, const char *from) {
   memcpy(to, &first, 8), memcpy(to + 8, &last, 4);
 }
 
-/*
- * copyRanges(columns: ArrayBuffer, capacity, count): how many ranges lay outside the arena and
- * were skipped. The buffer holds source offsets, target offsets and lengths, doubles, `capacity`
- * of each. One buffer, because each argument costs some 20 ns.
- */
-static napi_value copy_ranges(napi_env env, napi_callback_info info) {
-  VRING_ARGS(3);
-  void *data;
-  size_t bytes;
-  uint32_t capacity, count;
-  if (napi_get_arraybuffer_info(env, argv[0], &data, &bytes) != napi_ok) {
-    napi_throw_type_error(env, "ERR_VRING_NATIVE_ARGUMENT", "expected an ArrayBuffer");
-    return NULL;
-  }
-  if (!vring_u32(env, argv[1], &capacity) || !vring_u32(env, argv[2], &count)) return NULL;
-  if (count > capacity || bytes / 24 < capacity) return vring_number(env, -EINVAL);
-  const double *source = data;
-  const double *target = source + capacity;
-  const double *length = target + capacity;
-  uint64_t arena_bytes;
-  char *const arena = vring_arena(&arena_bytes);
+/* How many of the ranges lay outside the arena and were skipped. */
+INLINED int32_t move_each(char *arena, uint64_t arena_bytes, const double *source,
+                          const double *target, const double *length, uint32_t count) {
   int32_t refused = 0;
   for (uint32_t i = 0; i < count; i++) {
     if (i + AHEAD < count) {
@@ -106,7 +82,49 @@ static napi_value copy_ranges(napi_env env, napi_callback_info info) {
       refused++;
     }
   }
-  return vring_number(env, refused);
+  return refused;
+}
+
+static int32_t move_plain(char *arena, uint64_t arena_bytes, const double *source,
+                          const double *target, const double *length, uint32_t count) {
+  return move_each(arena, arena_bytes, source, target, length, count);
+}
+
+/* The one for this processor, chosen when the addon is loaded. */
+static int32_t (*move_ranges)(char *, uint64_t, const double *, const double *, const double *,
+                              uint32_t) = move_plain;
+
+#ifdef __x86_64__
+__attribute__((target("avx2"))) static int32_t move_avx2(char *arena, uint64_t arena_bytes,
+                                                         const double *source,
+                                                         const double *target,
+                                                         const double *length, uint32_t count) {
+  return move_each(arena, arena_bytes, source, target, length, count);
+}
+#endif
+
+/*
+ * copyRanges(columns: ArrayBuffer, capacity, count): how many ranges lay outside the arena and
+ * were skipped. The buffer holds source offsets, target offsets and lengths, doubles, `capacity`
+ * of each. One buffer, because each argument costs some 20 ns.
+ */
+static napi_value copy_ranges(napi_env env, napi_callback_info info) {
+  VRING_ARGS(3);
+  void *data;
+  size_t bytes;
+  uint32_t capacity, count;
+  if (napi_get_arraybuffer_info(env, argv[0], &data, &bytes) != napi_ok) {
+    napi_throw_type_error(env, "ERR_VRING_NATIVE_ARGUMENT", "expected an ArrayBuffer");
+    return NULL;
+  }
+  if (!vring_u32(env, argv[1], &capacity) || !vring_u32(env, argv[2], &count)) return NULL;
+  if (count > capacity || bytes / 24 < capacity) return vring_number(env, -EINVAL);
+  const double *source = data;
+  const double *target = source + capacity;
+  const double *length = target + capacity;
+  uint64_t arena_bytes;
+  char *const arena = vring_arena(&arena_bytes);
+  return vring_number(env, move_ranges(arena, arena_bytes, source, target, length, count));
 }
 
 /* writevArena(fd, offsets: Float64Array, lengths: Int32Array, first, count): bytes or -errno */
@@ -148,6 +166,9 @@ static napi_value read_arena(napi_env env, napi_callback_info info) {
 }
 
 void vring_register_bulk(napi_env env, napi_value exports) {
+#ifdef __x86_64__
+  if (__builtin_cpu_supports("avx2")) move_ranges = move_avx2;
+#endif
   vring_export(env, exports, "copyRanges", copy_ranges);
   vring_export(env, exports, "writevArena", writev_arena);
   vring_export(env, exports, "readArena", read_arena);

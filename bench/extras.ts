@@ -41,6 +41,6 @@ async function measureUplinks(pairs: number, seconds: number): Promise<ExtraResu
   });
   const compared = compareUplinks(rounds, 'vring-xdp', 'dpdk-xdp');
   const measured: Measured[] =
-    compared === null ? [] : [{ ...compared, work: UPLINK, busyShare: null }];
+    compared === null ? [] : [{ ...compared, work: UPLINK, busyShare: null, clientShare: null }];
   return { text: [UPLINK, ...lines].join('\n'), measured, detail: rounds };
 }

@@ -53,7 +53,17 @@ export function idleResult(rounds: readonly (readonly RoundTripRun[])[]): ExtraR
     measured:
       ratio === null
         ? []
-        : [{ work: ROUND_TRIP, rival: 'ovs', ratio, loopRatio: null, busyShare: null, ...unmet }],
+        : [
+            {
+              work: ROUND_TRIP,
+              rival: 'ovs',
+              ratio,
+              loopRatio: null,
+              busyShare: null,
+              clientShare: null,
+              ...unmet,
+            },
+          ],
     detail: rounds,
   };
 }

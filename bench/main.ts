@@ -63,8 +63,8 @@ const EXTRA_SECONDS = 1;
 const PROFILE_SECONDS = 2;
 
 const LEGEND = `Above 1 we are faster. "own loops": the rival's nanoseconds per frame in its own
-loop over ours; it decides where our loop waits for the client, which is then what both rates say
-most of. A per cent behind an interval: what it covers, where the pairs are too few for 95 %.`;
+loop over ours; it decides where our loop waits for the client, or the client can no more: both
+rates say most of the client then. A per cent behind an interval: what it covers, where the pairs are too few for 95 %.`;
 
 async function main(): Promise<void> {
   if (chosenScenarios().length === 0 && !EXTRAS.some(({ name }) => isChosen(name))) {
@@ -129,7 +129,14 @@ async function measureScenario(scenario: Scenario) {
   });
   if (loops.length > 0) {
     const ratio = summarize(loops);
-    measured.push({ work, rival: FLOOR, ratio, loopRatio: ratio, busyShare: null });
+    measured.push({
+      work,
+      rival: FLOOR,
+      ratio,
+      loopRatio: ratio,
+      busyShare: null,
+      clientShare: null,
+    });
   }
   return { rounds, measured, floors };
 }

@@ -11,6 +11,7 @@ const measured = (rate: number, loops: number, busyShare: number): Measured => (
   ratio: summarize([rate]),
   loopRatio: summarize([loops]),
   busyShare,
+  clientShare: 0.8,
 });
 
 /** The row of the work and the rival of `one`. */
@@ -24,6 +25,7 @@ test('the rate decides while our loop is busy, and both loops where it waits for
   const held = judge(mark, [measured(1.6, 1.2, 0.6)]);
   deepEqual([held.answer, held.decides, held.summary?.median], ['missed', 'own loops', 1.2]);
   equal(judge(mark, [{ ...measured(1.5, 0, 0.1), loopRatio: null }]).answer, 'met');
+  equal(judge(mark, [{ ...measured(1.6, 1.2, 1), clientShare: 0.97 }]).decides, 'own loops');
 });
 
 test('what was not measured is said to be so', () => {
@@ -49,8 +51,14 @@ test('a row says by how much a mark is missed, and why which figure decides', ()
     return rowOf(one);
   };
   deepEqual(row([1.2, 1.2, 1.3, 1.2, 1.1, 1.2]).slice(3), [
-    '1.20', '1.10 .. 1.30', '6', '1.20', '1.00', 'rate: 97 % busy', 'missed by 20 %',
+    '1.20', '1.10 .. 1.30', '1.10 .. 1.30', '6', '1.20', '1.00',
+    'rate: 97 % busy, client 80 %', 'missed by 20 %',
   ]); // prettier-ignore
+  const placements = [
+    { placement: 'near', ratio: summarize([1, 2]) },
+    { placement: 'far', ratio: summarize([3]) },
+  ] as const;
+  equal(row([1, 2, 3], { placements })[6], '2 near, 1 far');
   equal(row([1.4, 1.6]).at(-1), 'met, within the noise');
   equal(row([1.4, 1.6, 1.4]).at(-1), 'missed by 7 %, within the noise');
   equal(row([1.6], { unmet: '3 % of a core when idle' }).at(-1), 'missed: 3 % of a core when idle');
@@ -61,5 +69,5 @@ test('of a C loop there is no rate: the own loop decides, busy or not', () => {
   const one = { ...measured(0.4, 0.4, 1), rival: FLOOR };
   equal(judge(floor, [one]).decides, 'own loops');
   const row = rowOf(one);
-  deepEqual([row[6], row.at(-1)], ['-', 'missed by 20 %']);
+  deepEqual([row[7], row.at(-1)], ['-', 'missed by 20 %']);
 });

@@ -1,4 +1,5 @@
 /** The marks that the data plane is held against, and what a measurement says of them. Pure. */
+import type { Placement } from './placement.ts';
 import { intervalText, type Summary } from './statistics.ts';
 
 export type Mark = {
@@ -15,8 +16,11 @@ export type Measured = {
   readonly ratio: Summary;
   /** Of the nanoseconds per frame that both loops count themselves. */
   readonly loopRatio: Summary | null;
-  /** Share of the time that our loop had frames; below BUSY the client is what holds the rate. */
+  /** Share of the time that our loop had frames, and that our client had; null: nobody knows. */
   readonly busyShare: number | null;
+  readonly clientShare: number | null;
+  /** How many pairs there were where the virtual cores were in each place, if anybody looked. */
+  readonly placements?: readonly { readonly placement: Placement; readonly ratio: Summary }[];
   /** What else the mark asks for and was not so: the mark is missed, whatever the ratio is. */
   readonly unmet?: string;
 };
@@ -47,6 +51,8 @@ export const MARKS: readonly Mark[] = [
 
 /** A loop that is idle for more than the rest waits for its client. */
 const BUSY = 0.9;
+/** A client that is idle for less than the rest makes no more frames for a faster loop. */
+const SATURATED = 0.95;
 
 export type Verdict = {
   readonly mark: Mark;
@@ -67,9 +73,10 @@ export function judge(mark: Mark, all: readonly Measured[]): Verdict {
   if (measured === null) {
     return { mark, measured, decides: 'rate', summary: null, answer: 'not measured' };
   }
-  const { loopRatio, busyShare } = measured;
+  const { loopRatio, busyShare, clientShare } = measured;
   const waits = busyShare !== null && busyShare < BUSY;
-  const isHeld = loopRatio !== null && (waits || mark.rival === FLOOR);
+  const isSaturated = clientShare !== null && clientShare >= SATURATED;
+  const isHeld = loopRatio !== null && (waits || isSaturated || mark.rival === FLOOR);
   const summary = isHeld ? loopRatio : measured.ratio;
   const isMet = summary.median >= mark.least && measured.unmet === undefined;
   const answer = isMet ? 'met' : 'missed';
@@ -81,21 +88,22 @@ export function markRows(
   all: readonly Measured[],
   isChosen: (work: string) => boolean = () => true,
 ): string[][] {
-  const figures = ['mark', 'median', '95 %', 'pairs', 'rate', 'own loops'];
+  const figures = ['mark', 'median', '95 %', 'least .. most', 'pairs', 'rate', 'own loops'];
   const head = ['work', 'against', ...figures, 'decides', ''];
   const verdicts = MARKS.filter(({ work }) => isChosen(work)).map((mark) => judge(mark, all));
   const rows = verdicts.map((verdict) => {
     const { mark, measured, summary } = verdict;
     const cells = [mark.work, mark.rival, mark.least.toFixed(1)];
     if (measured === null || summary === null) {
-      return [...cells, '-', '-', '0', '-', '-', '-', verdict.answer];
+      return [...cells, '-', '-', '-', '0', '-', '-', '-', verdict.answer];
     }
     const { ratio, loopRatio } = measured;
     return [
       ...cells,
       summary.median.toFixed(2),
       intervalText(summary),
-      `${summary.count}`,
+      `${summary.min.toFixed(2)} .. ${summary.max.toFixed(2)}`,
+      pairsText(measured, summary),
       mark.rival === FLOOR ? '-' : ratio.median.toFixed(2),
       loopRatio === null ? '-' : loopRatio.median.toFixed(2),
       reasonText(verdict),
@@ -105,10 +113,18 @@ export function markRows(
   return [head, ...rows];
 }
 
-/** Which figure decides, and how busy our loop was, which is why. */
+/** "16 far", "14 far, 2 near": so many of each place of the cores. */
+function pairsText({ placements = [] }: Measured, { count }: Summary): string {
+  const each = placements.map(({ placement, ratio }) => `${ratio.count} ${placement}`);
+  return each.length === 0 ? `${count}` : each.join(', ');
+}
+
+/** Which figure decides, and how busy our loop and its client were, which is why. */
 function reasonText({ decides, measured }: Verdict): string {
-  const share = measured?.busyShare ?? null;
-  return share === null ? decides : `${decides}: ${(share * 100).toFixed(0)} % busy`;
+  const shares = [measured?.busyShare ?? null, measured?.clientShare ?? null];
+  if (shares.includes(null)) return decides;
+  const [ours, client] = shares.map((share) => (share! * 100).toFixed(0));
+  return `${decides}: ${ours} % busy, client ${client} %`;
 }
 
 /** "met", "missed by 12 %"; and whether the interval holds the mark, so that it could be either. */

@@ -36,6 +36,7 @@ test('ratios are of runs of the same round, and only of runs that count', () => 
   equal(comparison?.ratio.count, 2);
   equal(comparison?.ratio.median, 2.5);
   equal(comparison?.loopRatio?.median, 3);
+  deepEqual([comparison?.busyShare, comparison?.clientShare], [0.7, 0.35]);
   match(ratioTable([comparison!]), /loop split 64 B +vring\/dpdk +2\.50 +2\.00 \.\. 3\.00/);
   match(runTable({ scenario, rounds }), /dpdk .*\(1 do not count\)/);
 });

@@ -19,6 +19,8 @@ export type Comparison = {
   readonly loopRatio: Summary | null;
   /** Share of the time that the subject's own loop had frames; null when unknown. */
   readonly busyShare: number | null;
+  /** Share of the time that the subject's client had frames; null when unknown. */
+  readonly clientShare: number | null;
 };
 
 /** Why two runs cannot be compared, or null: both must count, with the cores in the same place. */
@@ -47,7 +49,7 @@ export function compare(measured: Rounds, subject: string): Comparison[] {
       .map(([ours, theirs]) => (theirs.backendNsPerFrame ?? NaN) / (ours.backendNsPerFrame ?? NaN))
       .filter(Number.isFinite);
     const loopRatio = loops.length === 0 ? null : summarize(loops);
-    const shares = pairs.map(([ours]) => busyShare(ours)).filter((share) => share !== null);
+    const ours = pairs.map(([run]) => run);
     comparisons.push({
       scenario: measured.scenario,
       subject,
@@ -58,16 +60,20 @@ export function compare(measured: Rounds, subject: string): Comparison[] {
         return of.length === 0 ? [] : [{ placement, ratio: summarize(of) }];
       }),
       loopRatio,
-      busyShare: shares.length === 0 ? null : median(shares),
+      busyShare: shareOf(ours, (run) => run.backendNsPerFrame),
+      clientShare: shareOf(ours, (run) => run.clientNsPerFrame),
     });
   }
   return comparisons;
 }
 
-/** Frames that came in, by what one costs. */
-function busyShare(run: Run): number | null {
-  if (run.backendNsPerFrame === null) return null;
-  return (run.ppsPerPort.reduce((a, b) => a + b, 0) * run.backendNsPerFrame) / 1e9;
+/** Median share of the time that frames took a side which takes `nsOf` for one. */
+function shareOf(runs: readonly Run[], nsOf: (run: Run) => number | null): number | null {
+  const shares = runs.flatMap((run) => {
+    const ns = nsOf(run);
+    return ns === null ? [] : [(run.ppsPerPort.reduce((a, b) => a + b, 0) * ns) / 1e9];
+  });
+  return shares.length === 0 ? null : median(shares);
 }
 
 function runOf(round: readonly Run[], backend: string): Run | undefined {

@@ -177,3 +177,12 @@ test('XDP: an interface with fewer queues than workers is refused', { skip }, as
   deepEqual(asked, ['addUplinkPort', 'removePort']);
   await port.close();
 });
+
+test('the loopback interface is no uplink', { skip }, async () => {
+  for (const kind of ['packet', 'xdp'] as const) {
+    const config = { ...CONFIG, kind, interface: 'lo' } as UplinkPortConfig;
+    const { port, asked } = portOf(undefined, { config });
+    await rejects(port.open(), { code: 'ERR_VRING_INTERFACE', message: /^lo is the loopback/ });
+    deepEqual(asked, []);
+  }
+});

@@ -83,6 +83,7 @@ export class UplinkPort implements SwitchPort {
     const { interface: name } = this.config;
     const state = interfaceState(name);
     if (state === null) throw new VringError(ERR_INTERFACE, noInterface(name));
+    if (state.loopback) throw new VringError(ERR_INTERFACE, isLoopback(name));
     await this.#add();
     try {
       await this.#connect(this.#raise(state));
@@ -360,6 +361,13 @@ function tooFewQueues(name: string, queues: number, workers: number): string {
 
 function noInterface(name: string): string {
   return `there is no interface ${name} in this network namespace; make it, or use tap:${name}`;
+}
+
+function isLoopback(name: string): string {
+  return (
+    `${name} is the loopback interface: as a port it would take from this host what it says to ` +
+    'itself, or have it twice; use an interface that leads somewhere else'
+  );
 }
 
 function mtuTooSmall(name: string, state: InterfaceState, mtu: number): string {

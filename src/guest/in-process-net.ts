@@ -214,14 +214,7 @@ function macOf(text: string | null | undefined): Uint8Array | null {
 
 function tapError(tap: string, cause: unknown): unknown {
   if (!(cause instanceof VringError)) return cause;
-  const reason = (cause as { errnoName?: string }).errnoName ?? '';
-  const what =
-    {
-      EPERM: 'no permission; run as root, or with CAP_NET_ADMIN',
-      EBUSY: 'it is in use by another process, which takes its frames; end it, or take another',
-      ENOENT: '/dev/net/tun is missing; load its module: modprobe tun',
-      ENODEV: '/dev/net/tun is missing; load its module: modprobe tun',
-      EINVAL: 'it is there, and is no TAP interface with one queue; take another name',
-    }[reason] ?? cause.message;
-  return new VringError('ERR_VRING_GUEST_TAP', `${tap}: ${what}`, { cause });
+  const { message } = cause;
+  const text = message.startsWith(tap) ? message : `${tap}: ${message}`;
+  return new VringError('ERR_VRING_GUEST_TAP', text, { cause });
 }

@@ -13,6 +13,8 @@ export type InterfaceState = {
   /** Another one with the same name has another index. */
   readonly index: number;
   readonly up: boolean;
+  /** The host speaks to itself by it. */
+  readonly loopback: boolean;
   readonly mtu: number;
 };
 
@@ -32,7 +34,8 @@ export function interfaceState(name: string): InterfaceState | null {
     const flags = ask('SIOCGIFFLAGS', linux.SIOCGIFFLAGS).getUint16(linux.IFREQ_UNION_AT, true);
     const mtu = ask('SIOCGIFMTU', linux.SIOCGIFMTU).getInt32(linux.IFREQ_UNION_AT, true);
     const wanted = linux.IFF_UP | linux.IFF_RUNNING;
-    return { index, up: (flags & wanted) === wanted, mtu };
+    const loopback = (flags & linux.IFF_LOOPBACK) !== 0;
+    return { index, up: (flags & wanted) === wanted, loopback, mtu };
   } catch (error) {
     if (error instanceof SysError && error.errnoName === 'ENODEV') return null;
     throw error;

@@ -49,9 +49,25 @@ test('queues of one tap, and offloads', (t) => {
   assert.deepEqual(rest, { csum: true, tso4: true, tso6: true, ecn: true, ufo: false });
   const none = { csum: false, tso4: false, tso6: false, ecn: false, ufo: false, uso: false };
   assert.deepEqual(setTapOffloads(one.fd.number, { ...all, csum: false }), none);
-  assert.throws(() => openTap(one.name, { vnetHdrBytes: 12 }), { code: 'ERR_VRING_SYS' });
+  assert.throws(() => openTap(one.name, { vnetHdrBytes: 12 }), {
+    code: 'ERR_VRING_INTERFACE',
+    message: /several queues \(multi_queue\); ask for 2 or more/,
+  });
   one.fd.close();
   two.fd.close();
+});
+
+test("an interface that is no such TAP, or somebody else's, is refused with what to do", (t) => {
+  if (!canTap(t)) return;
+  const before = openFdCount();
+  const one = openTap('vrt%d', { vnetHdrBytes: 12 });
+  const open = (name: string, multiQueue = false) =>
+    openTap(name, { vnetHdrBytes: 12, multiQueue });
+  assert.throws(() => open(one.name), { code: 'ERR_VRING_INTERFACE_BUSY', message: /end it, or/ });
+  assert.throws(() => open(one.name, true), { message: /TAP of one queue; ask for one/ });
+  assert.throws(() => open('lo'), { code: 'ERR_VRING_INTERFACE', message: /^lo: .* is no TAP/ });
+  one.fd.close();
+  assert.equal(openFdCount(), before);
 });
 
 test('bad names and addresses are refused', () => {

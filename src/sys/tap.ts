@@ -4,6 +4,7 @@ import * as linux from '../wire/linux.ts';
 import { EBADFD, EINVAL, check } from './errors.ts';
 import { Fd, openFd } from './fd.ts';
 import { native } from './native.ts';
+import { tapProblem } from './tap-problem.ts';
 
 export type TapOptions = {
   /** Every frame is preceded by a struct virtio_net_hdr_v1. */
@@ -25,7 +26,9 @@ export type TapOffloads = {
 /**
  * Creates or opens a TAP interface, non-blocking. `name` may be empty or a pattern (`tap%d`); the
  * real name is returned. Without persistence it goes when the last fd is closed.
- * @throws VringError ERR_VRING_INTERFACE; SysError EPERM (CAP_NET_ADMIN), EBUSY, ENOENT, EINVAL.
+ * @throws VringError ERR_VRING_INTERFACE: no name, no TAP, or one of another number of queues;
+ * ERR_VRING_INTERFACE_PERMISSION: no CAP_NET_ADMIN; ERR_VRING_INTERFACE_BUSY: somebody has it;
+ * ERR_VRING_DEVICE_MISSING: no /dev/net/tun.
  * @syscalls open ioctl close
  */
 export function openTap(name: string, options: TapOptions): { fd: Fd; name: string } {
@@ -33,16 +36,17 @@ export function openTap(name: string, options: TapOptions): { fd: Fd; name: stri
   const multiQueue = options.multiQueue === true ? linux.IFF_MULTI_QUEUE : 0;
   const flags = linux.IFF_TAP | linux.IFF_NO_PI | linux.IFF_VNET_HDR | multiQueue;
   request.view.setInt16(linux.IFREQ_UNION_AT, flags, true);
-  const opened = openFd('/dev/net/tun', linux.O_RDWR | linux.O_NONBLOCK);
+  let opened: Fd | null = null;
   try {
+    opened = openFd('/dev/net/tun', linux.O_RDWR | linux.O_NONBLOCK);
     const done = native.ioctlBytes(opened.number, linux.TUNSETIFF, request.bytes);
     check('ioctl(TUNSETIFF)', done, () => name);
     setTapHeader(opened.number, options.vnetHdrBytes);
     const actual = nameOf(request);
     return { fd: new Fd(opened.take(), `tap ${actual}`), name: actual };
   } catch (error) {
-    opened.close();
-    throw error;
+    opened?.close();
+    throw tapProblem(name, multiQueue !== 0, error);
   }
 }
 

@@ -290,6 +290,8 @@ function attachProblem(attach: XdpAttachMode, cause: SysError): string {
   return `the interface takes no XDP program (${cause.errnoName}); use packet:INTERFACE`;
 }
 
+const NO_QUEUE = 'the interface has no such queue; lower queues, or leave it out';
+
 function bindProblem(
   cause: SysError,
   queue: number,
@@ -302,6 +304,8 @@ function bindProblem(
   if (errnoName === 'EBUSY') {
     return because('another XDP socket has it; end whoever that is, or use fewer queues');
   }
+  // Those before it were bound in the same way: it is not what the socket asks for.
+  if (errnoName === 'EINVAL' && queue > 0) return because(NO_QUEUE);
   if (copyMode === 'zero-copy' && ['EOPNOTSUPP', 'ENOTSUP', 'EINVAL'].includes(errnoName)) {
     return because(
       `the driver has no zero copy (${errnoName}); use mode=copy, or mode=auto for what it has`,
@@ -311,7 +315,7 @@ function bindProblem(
     return because(`an MTU of ${mtu} needs frames of several chunks: Linux 6.6; lower the MTU`);
   }
   if (errnoName === 'EINVAL') {
-    return because('the interface has no such queue; lower queues, or leave it out');
+    return because(NO_QUEUE);
   }
   return because(`cannot be used: ${cause.message}`);
 }

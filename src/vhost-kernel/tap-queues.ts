@@ -22,7 +22,6 @@ import {
   VIRTIO_NET_F_HOST_USO,
 } from '../wire/virtio-net.ts';
 import { featureSet, hasFeature } from '../wire/virtio.ts';
-import { isErrno } from './vhost-device.ts';
 
 /** What every TAP does with frames that are not finished, in both directions. */
 const OFFLOADS = featureSet(
@@ -105,39 +104,12 @@ function openAll(name: string, pairs: number, fds: Fd[]): string {
 function openOne(name: string, multiQueue: boolean): { fd: Fd; name: string } {
   try {
     return openTap(name, { vnetHdrBytes: 12, multiQueue });
-  } catch (cause) {
-    if (!isErrno(cause, 'EINVAL') || multiQueue) throw explained(name, multiQueue, cause);
+  } catch (thrown) {
+    const isMisfit = thrown instanceof VringError && thrown.code === 'ERR_VRING_INTERFACE';
+    if (!isMisfit || multiQueue) throw thrown;
   }
   // tun_set_iff: an interface is of one queue or of several from its first day.
-  try {
-    return openTap(name, { vnetHdrBytes: 12, multiQueue: true });
-  } catch (cause) {
-    throw explained(name, false, cause);
-  }
-}
-
-function explained(name: string, multiQueue: boolean, cause: unknown): unknown {
-  if (isErrno(cause, 'EPERM') || isErrno(cause, 'EACCES')) {
-    const text =
-      `${name}: no permission to make or open this interface; run as root (CAP_NET_ADMIN), ` +
-      `or let root make it for your user: ip tuntap add ${name} mode tap user $USER vnet_hdr`;
-    return new VringError('ERR_VRING_INTERFACE_PERMISSION', text, { cause });
-  }
-  if (isErrno(cause, 'EBUSY')) {
-    const text = `${name}: another process has this interface open; end it, or take another name`;
-    return new VringError('ERR_VRING_INTERFACE_BUSY', text, { cause, recovery: 'retry' });
-  }
-  if (isErrno(cause, 'EINVAL')) {
-    const what = multiQueue
-      ? 'it is no TAP, or one that was made without multi_queue: delete it, and it is made anew'
-      : 'it is no TAP';
-    return new VringError('ERR_VRING_INTERFACE', `${name} cannot be opened: ${what}`, { cause });
-  }
-  if (isErrno(cause, 'ENOENT') || isErrno(cause, 'ENODEV')) {
-    const text = '/dev/net/tun does not exist; load its module: modprobe tun';
-    return new VringError('ERR_VRING_DEVICE_MISSING', text, { cause, recovery: 'retry' });
-  }
-  return cause;
+  return openTap(name, { vnetHdrBytes: 12, multiQueue: true });
 }
 
 function takeAll(given: readonly Fd[], pairs: number, fds: Fd[]): string {

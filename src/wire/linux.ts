@@ -161,6 +161,7 @@ export const SOCKADDR_NL_BYTES = 12;
 export const SOCKADDR_NL_GROUPS_AT = 8;
 
 export const IFF_UP = 0x1;
+export const IFF_LOOPBACK = 0x8;
 export const IFF_RUNNING = 0x40;
 
 // ---- tun/tap: linux/if_tun.h -------------------------------------------------------------------

@@ -156,7 +156,7 @@ test('a process that is killed under ping is succeeded; nobody else may serve', 
   try {
     await configure(first.readiness.interface!);
     await pingBothWays(3);
-    await rejects(start(), { code: 'ERR_VRING_SYS' }); // its TAP
+    await rejects(start(), { code: 'ERR_VRING_INTERFACE_BUSY' }); // its TAP
     await rejects(async () => VduseDevice.open('net0'), { code: 'ERR_VRING_VDUSE_BUSY' });
     const pings = run('ip', ['netns', 'exec', 'far', 'sh', '-c', PINGS], { timeoutMs: 300_000 });
     await first.kill();

@@ -49,6 +49,7 @@ const STATUS: Readonly<Record<string, number>> = {
   ERR_VRING_INTERFACE_BUSY: 409,
   ERR_VRING_SOCKET_IN_USE: 409,
   ERR_VRING_SCSI_UNIT: 409,
+  ERR_VRING_XDP: 409,
   ERR_VRING_CLOSED: 503,
 };
 

@@ -8,6 +8,6 @@ export function workersProblem(kind: PortConfig['kind'], workers: number): strin
   if (workers === 1 || !LONE_KINDS.has(kind)) return null;
   return (
     `a ${kind} port has rings that one worker writes, and the switch has ${workers} workers; ` +
-    'set workers to 1, or use another kind'
+    'use another kind, or a switch of one worker'
   );
 }

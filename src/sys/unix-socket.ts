@@ -153,7 +153,8 @@ function removeStale(path: string): void {
   const stat = lstatSync(path, { throwIfNoEntry: false });
   if (stat === undefined) return;
   if (!stat.isSocket()) {
-    throw new VringError('ERR_VRING_SOCKET_PATH', `${path} exists and is not a socket`);
+    const text = `${path} exists and is not a socket; remove it or choose another path`;
+    throw new VringError('ERR_VRING_SOCKET_PATH', text);
   }
   using probe = unixSocket(path);
   const result = native.unixConnect(probe.number, path);

@@ -121,8 +121,8 @@ test('an interface in use, and one that is none', { timeout: 60_000 }, async (t)
   const first = scratch.own(inside(host, 'in-process:tap0', ...ADDRESSES, 'echo'));
   await first.says(/"event":"ready"/);
   const cases: [string, RegExp][] = [
-    ['tap0', /tap0: it is in use by another process/],
-    ['lo', /lo: it is there, and is no TAP interface/],
+    ['tap0', /tap0: another process has this interface open/],
+    ['lo', /lo: it is there, and is no TAP/],
   ];
   for (const [tap, message] of cases) {
     const second = inside(host, `in-process:${tap}`, 'info');

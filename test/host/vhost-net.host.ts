@@ -423,7 +423,7 @@ test('a multi-queue interface that is there, opened for one pair', async () => {
   scratch.own({ close: () => ip('link', 'delete', 'taps') });
   throws(() => VhostNetBackend.open({ tap: 'taps', queuePairs: 2 }), {
     code: 'ERR_VRING_INTERFACE',
-    message: /made without multi_queue/,
+    message: /taps: it is a TAP of one queue/,
   });
 });
 

@@ -14,6 +14,7 @@ import { messageOf } from '../src/base/errors.ts';
 import { Scratch } from '../test/peers/scratch.ts';
 import { vringOf } from './backends.ts';
 import { parseCase } from './cases.ts';
+import { coreTimes, foreignShare } from './core-times.ts';
 import { pairProblem } from './report.ts';
 import { printMachine, writeResults } from './results.ts';
 import { allScenarios, type Run, scenarioName } from './scenario.ts';
@@ -40,6 +41,9 @@ const { values: options, positionals } = readOptions(USAGE, {
 const SECONDS = wholeNumber(USAGE, '--ms', options.ms, 100) / 1000;
 const ROOT = join(import.meta.dirname, '..');
 const LOOPS = ['bench/net-port.ts', 'bench/disk-plane.ts'];
+
+/** A run beside which others had more of a core than this does not count. */
+const MAX_FOREIGN_SHARE = 0.2;
 
 type Side = 'base' | 'here';
 type Roots = Readonly<Record<Side, string>>;
@@ -89,6 +93,7 @@ async function main(): Promise<void> {
 }
 
 function lineOf({ name, base, here }: Result, ratio: Summary): string {
+  if (ratio.count === 0) return `${name.padEnd(32)} no round counts`;
   const middle = (values: readonly number[]): string =>
     summarize(values).median.toFixed(1).padStart(7);
   const summary = `95 %: ${intervalText(ratio)}, ${ratio.count} rounds`;
@@ -139,7 +144,13 @@ function loops(): Tried[] {
         const round = (order: readonly Side[]): Promise<Record<Side, number>> => {
           const ns = { base: NaN, here: NaN };
           for (const side of order) {
+            const before = coreTimes([process.pid]);
             const text = node(roots[side], [file, name, String(SECONDS)]);
+            const foreign = foreignShare(before, coreTimes([process.pid]));
+            if (foreign > MAX_FOREIGN_SHARE) {
+              const percent = (foreign * 100).toFixed(0);
+              throw new Error(`disturbed: others had ${percent} % of a core`);
+            }
             const measured = parseCase(text.trim());
             if (measured === null) throw new Error(`${file} printed no time`);
             ns[side] = measured.ns;

@@ -7,15 +7,16 @@
  * The other commit is checked out beside this one, with this tree's dependencies and benches.
  */
 import { execFileSync } from 'node:child_process';
-import { cpSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { cpSync, symlinkSync } from 'node:fs';
+import { join } from 'node:path';
 import { readOptions, wholeNumber, wrongUsage } from '../scripts/options.ts';
 import { messageOf } from '../src/base/errors.ts';
 import { Scratch } from '../test/peers/scratch.ts';
 import { vringOf } from './backends.ts';
 import { parseCase } from './cases.ts';
-import { machineFacts } from './machine.ts';
+import { coreTimes, foreignShare } from './core-times.ts';
 import { pairProblem } from './report.ts';
+import { printMachine, writeResults } from './results.ts';
 import { allScenarios, type Run, scenarioName } from './scenario.ts';
 import { Stand } from './stand.ts';
 import { intervalText, summarize, type Summary } from './statistics.ts';
@@ -41,6 +42,9 @@ const SECONDS = wholeNumber(USAGE, '--ms', options.ms, 100) / 1000;
 const ROOT = join(import.meta.dirname, '..');
 const LOOPS = ['bench/net-port.ts', 'bench/disk-plane.ts'];
 
+/** A run beside which others had more of a core than this does not count. */
+const MAX_FOREIGN_SHARE = 0.2;
+
 type Side = 'base' | 'here';
 type Roots = Readonly<Record<Side, string>>;
 type Tried = {
@@ -60,9 +64,9 @@ async function main(): Promise<void> {
   if (base === undefined) wrongUsage(USAGE, 'BASE: which commit?');
   const pairs = wholeNumber(USAGE, '--pairs', options.pairs, 1);
   await using scratch = new Scratch();
+  if (!isCommit(base)) wrongUsage(USAGE, `BASE: "${base}" is no commit of this repository`);
   const roots = { here: ROOT, base: checkOut(base, scratch) };
-  const machine = machineFacts();
-  for (const [key, value] of Object.entries(machine)) console.log(`${key.padEnd(12)} ${value}`);
+  const machine = printMachine();
   console.log(
     '\nns of base and of this tree, medians; base over here: above 1 this tree is faster',
   );
@@ -85,18 +89,26 @@ async function main(): Promise<void> {
     console.log(lineOf(result, ratio));
     results.push({ ...result, ratio });
   }
-  mkdirSync(dirname(options.json), { recursive: true });
-  const at = new Date().toISOString();
-  writeFileSync(options.json, `${JSON.stringify({ at, base, machine, results }, null, 1)}\n`);
-  console.log(`\nwritten to ${options.json}`);
+  writeResults(options.json, machine, { base, results });
 }
 
 function lineOf({ name, base, here }: Result, ratio: Summary): string {
+  if (ratio.count === 0) return `${name.padEnd(32)} no round counts`;
   const middle = (values: readonly number[]): string =>
     summarize(values).median.toFixed(1).padStart(7);
   const summary = `95 %: ${intervalText(ratio)}, ${ratio.count} rounds`;
   const interval = `${ratio.median.toFixed(2)} (${summary})`;
   return `${name.padEnd(32)} ${middle(base)} ${middle(here)}   ${interval}`;
+}
+
+function isCommit(name: string): boolean {
+  const args = ['-C', ROOT, 'rev-parse', '--verify', '--quiet', '--end-of-options'];
+  try {
+    execFileSync('git', [...args, `${name}^{commit}`], { stdio: 'ignore' });
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /** Another tree with the sources of `commit`, and the benches of this one. */
@@ -132,7 +144,13 @@ function loops(): Tried[] {
         const round = (order: readonly Side[]): Promise<Record<Side, number>> => {
           const ns = { base: NaN, here: NaN };
           for (const side of order) {
+            const before = coreTimes([process.pid]);
             const text = node(roots[side], [file, name, String(SECONDS)]);
+            const foreign = foreignShare(before, coreTimes([process.pid]));
+            if (foreign > MAX_FOREIGN_SHARE) {
+              const percent = (foreign * 100).toFixed(0);
+              throw new Error(`disturbed: others had ${percent} % of a core`);
+            }
             const measured = parseCase(text.trim());
             if (measured === null) throw new Error(`${file} printed no time`);
             ns[side] = measured.ns;

@@ -16,9 +16,9 @@
  *   direct   the same with O_DIRECT and io_uring on both sides
  */
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { readOptions, wholeNumber } from '../scripts/options.ts';
 import { messageOf } from '../src/base/errors.ts';
 import { type BlkGuest, connectBlkGuest, runBlkWorkload } from '../src/guest/index.ts';
@@ -33,7 +33,7 @@ import {
   uringCost,
   VRING,
 } from './disk-sides.ts';
-import { machineFacts } from './machine.ts';
+import { printMachine, writeResults } from './results.ts';
 import { CLIENT_CORE } from './scenario.ts';
 import { median, summarize } from './statistics.ts';
 
@@ -92,8 +92,7 @@ async function main(): Promise<void> {
   execFileSync('taskset', ['-a', '-c', '-p', String(CLIENT_CORE), String(process.pid)], {
     stdio: 'ignore',
   });
-  const machine = machineFacts();
-  for (const [key, value] of Object.entries(machine)) console.log(`${key.padEnd(12)} ${value}`);
+  const machine = printMachine();
   const words = options.only.split(' ').filter(Boolean);
   const measured: { scenario: DiskScenario; rounds: Round[] }[] = [];
   for (const scenario of allScenarios()) {
@@ -106,10 +105,8 @@ async function main(): Promise<void> {
       console.error(`\n${nameOf(scenario)}: ${messageOf(error)}`); // said aloud, and on it goes
     }
   }
-  mkdirSync(dirname(options.json), { recursive: true });
-  const at = new Date().toISOString();
-  writeFileSync(options.json, `${JSON.stringify({ at, machine, measured }, null, 1)}\n`);
-  console.log(`\nAbove 1 we are faster. Written to ${options.json}`);
+  console.log('\nAbove 1 we are faster.');
+  writeResults(options.json, machine, { measured });
 }
 
 /** All rounds of a scenario, with both back-ends there all the time. */

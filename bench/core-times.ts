@@ -24,7 +24,8 @@ export function coreTimes(pids: readonly number[]): CoreTimes {
   for (const pid of pids) {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    ours += Number(fields[11]) + Number(fields[12]);
+    // utime, stime, and those of children that ended and were waited for (proc(5))
+    for (const at of [11, 12, 13, 14]) ours += Number(fields[at]);
   }
   return { atMs: performance.now(), busyMs: busy * TICK_MS, oursMs: ours * TICK_MS };
 }

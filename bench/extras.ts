@@ -36,6 +36,7 @@ async function measureUplinks(pairs: number, seconds: number): Promise<ExtraResu
   }
   const lines = kinds.map(({ name }) => {
     const runs = rounds.flat().filter((run) => run.backend === name && run.problem === null);
+    if (runs.length === 0) return `  ${name.padEnd(12)} no run counts: ${problemOf(rounds, name)}`;
     const mpps = median(runs.map((run) => run.pps)) / 1e6;
     return `  ${name.padEnd(12)} ${mpps.toFixed(2)} Mpps back   ${runs.length} runs`;
   });
@@ -43,4 +44,9 @@ async function measureUplinks(pairs: number, seconds: number): Promise<ExtraResu
   const measured: Measured[] =
     compared === null ? [] : [{ ...compared, work: UPLINK, busyShare: null, clientShare: null }];
   return { text: [UPLINK, ...lines].join('\n'), measured, detail: rounds };
+}
+
+function problemOf(rounds: readonly (readonly UplinkRun[])[], name: string): string {
+  const problems = rounds.flat().flatMap((run) => (run.backend === name ? [run.problem] : []));
+  return [...new Set(problems)].join('; ');
 }

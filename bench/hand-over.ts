@@ -11,19 +11,21 @@ import { runTraffic } from '../src/guest/index.ts';
 import { Scratch, sleep } from '../test/peers/scratch.ts';
 import { Host, macOf, VringProcess } from '../test/peers/software-guest.ts';
 import { startSwitch } from '../test/peers/switch.ts';
-import { machineFacts } from './machine.ts';
+import { printMachine, writeResults } from './results.ts';
 import { summarize } from './statistics.ts';
 
 const USAGE = `npm run bench:hand-over -- [options]
   --count N   hand-overs (20)
   --ports N   ports with a guest (4)
-  --rate N    frames per second between two of them (5000)`;
+  --rate N    frames per second between two of them (5000)
+  --json FILE every pause (build/bench-hand-over.json)`;
 
 const { values: options } = readOptions(USAGE, {
   options: {
     count: { type: 'string', default: '20' },
     ports: { type: 'string', default: '4' },
     rate: { type: 'string', default: '5000' },
+    json: { type: 'string', default: 'build/bench-hand-over.json' },
   },
 });
 
@@ -31,9 +33,7 @@ async function main(): Promise<void> {
   const count = wholeNumber(USAGE, '--count', options.count, 1);
   const ports = wholeNumber(USAGE, '--ports', options.ports, 2);
   const rate = wholeNumber(USAGE, '--rate', options.rate, 1);
-  for (const [key, value] of Object.entries(machineFacts())) {
-    console.log(`${key.padEnd(12)} ${value}`);
-  }
+  const machine = printMachine();
   await using scratch = new Scratch();
   const names = Array.from({ length: ports }, (_, i) => `p${i + 1}`);
   const vswitch = await startSwitch(scratch, Object.fromEntries(names.map((name) => [name, ''])));
@@ -73,6 +73,9 @@ async function main(): Promise<void> {
   console.log(
     `frames: ${records.good} received, ${records.lost} lost, ${records.repeated} doubled`,
   );
+  const { good, lost, repeated } = records;
+  const results = { ports, rate, pauses, frames: { good, lost, repeated } };
+  writeResults(options.json, machine, results);
 }
 
 await main();

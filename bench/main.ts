@@ -2,7 +2,7 @@
  * `npm run bench`: our switch against DPDK's vhost library and Open vSwitch with DPDK, loaded by
  * the same client, in interleaved runs; and the table of marks (bench/marks.ts).
  *
- *   npm run bench                                 everything, 16 rounds: ten minutes
+ *   npm run bench                                 everything, 16 rounds: eight minutes
  *   npm run bench -- --quick                      a look: 3 rounds
  *   npm run bench -- --pairs 40 --only 'loop split 64'
  *   npm run bench -- --backends dpdk,ovs          without us: is the harness itself in order?
@@ -13,17 +13,15 @@
  * reversed every round), and only runs of the same round are compared, and only if the cores were
  * in the same place (bench/placement.ts).
  */
-import { mkdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { dirname } from 'node:path';
 import { readOptions, wholeNumber, wrongUsage } from '../scripts/options.ts';
 import { aptLine, requireProgram } from '../src/vmm/programs.ts';
 import { BACKENDS, OVS, VRING_PROFILED, type BackendKind } from './backends.ts';
 import { describeSpread } from './distribution.ts';
 import { EXTRAS } from './extras.ts';
-import { machineFacts } from './machine.ts';
 import { FLOOR, markRows, type Measured } from './marks.ts';
 import { compare, markdownTable, ratioTable, runTable, table, type Rounds } from './report.ts';
+import { printMachine, writeResults } from './results.ts';
 import { type FloorRun, measureRounds } from './rounds.ts';
 import { allScenarios, scenarioName, type Scenario } from './scenario.ts';
 import { Stand } from './stand.ts';
@@ -64,8 +62,8 @@ const PROFILE_SECONDS = 2;
 
 const LEGEND = `Above 1 we are faster. "own loops": the rival's nanoseconds per frame in its own
 loop over ours; it decides where our loop waits for the client, or the client can no more: both
-rates say most of the client then. A per cent behind an interval: what it covers, where the pairs
-are too few for 95 %.`;
+rates say most of the client then. A per cent behind an
+interval: what it covers, where the pairs are too few for 95 %.`;
 
 async function main(): Promise<void> {
   if (chosenScenarios().length === 0 && !EXTRAS.some(({ name }) => isChosen(name))) {
@@ -73,8 +71,7 @@ async function main(): Promise<void> {
   }
   requireProgram('dpdk-testpmd');
   if (availableParallelism() < 2) throw new Error('two cores are needed');
-  const machine = machineFacts();
-  for (const [key, value] of Object.entries(machine)) console.log(`${key.padEnd(12)} ${value}`);
+  const machine = printMachine();
   const hint = `no Open vSwitch with DPDK, no rows against it: ${aptLine('ovs-vswitchd')}`;
   const noOvs = OVS.isInstalled() ? '' : `\n${hint}`;
   if (noOvs !== '') console.log(hint);
@@ -99,11 +96,8 @@ async function main(): Promise<void> {
   const rows = markRows(measured, isChosen);
   console.log(`\n${options.markdown ? markdownTable(rows) : table(rows)}\n`);
   console.log(`${LEGEND}${noOvs}`);
-  mkdirSync(dirname(options.json), { recursive: true });
-  const at = new Date().toISOString();
-  const result = { at, machine, rounds, comparisons, marks: measured, details };
-  writeFileSync(options.json, `${JSON.stringify(result, null, 1)}\n`);
-  console.log(`\nwritten to ${options.json}`);
+  const results = { rounds, comparisons, marks: measured, details };
+  writeResults(options.json, machine, results);
 }
 
 /** All rounds of a scenario, and what they say of its marks. */
@@ -114,6 +108,7 @@ async function measureScenario(scenario: Scenario) {
   const rounds = await measureRounds(scenario, kinds, PAIRS, SECONDS, isLoop ? floors : null);
   const work = scenarioName(scenario);
   console.log(`\n${runTable(rounds)}`);
+  sayProblems(rounds);
   if (isLoop) {
     const loop = describeSpread(floors.map((floor) => floor.nsPerFrame), 0); // prettier-ignore
     console.log(`  ${FLOOR} ${loop} ns per frame`);
@@ -140,6 +135,17 @@ async function measureScenario(scenario: Scenario) {
     });
   }
   return { rounds, measured, floors };
+}
+
+/** Why runs do not count; where all of ours are such, the bench has failed. */
+function sayProblems({ rounds }: Rounds): void {
+  const runs = rounds.flat();
+  const problems = runs.flatMap(({ backend, problem }) =>
+    problem === null ? [] : [`${backend}: ${problem}`],
+  );
+  for (const problem of new Set(problems)) console.log(`  does not count: ${problem}`);
+  const ours = runs.filter(({ backend }) => backend === 'vring');
+  if (ours.length > 0 && ours.every(({ problem }) => problem !== null)) process.exitCode = 1;
 }
 
 function isChosen(name: string): boolean {

@@ -13,16 +13,19 @@ import {
   VIRTIO_RING_F_INDIRECT_DESC,
 } from '../src/wire/virtio.ts';
 import { HEADER, type PairOptions, PortPair, takeTurns } from './port-pair.ts';
+import { printMachine, writeResults } from './results.ts';
 import { median } from './statistics.ts';
 
 const USAGE = `npm run bench:paths -- [options]
   --rounds N    rounds, in which each path has a turn of 4 ms (100)
-  --only TEXT   of: split 64, split 1500, packed 64, packed 1500`;
+  --only TEXT   of: split 64, split 1500, packed 64, packed 1500
+  --json FILE   all turns (build/bench-paths.json)`;
 
 const { values } = readOptions(USAGE, {
   options: {
     rounds: { type: 'string', default: '100' },
     only: { type: 'string', default: '' },
+    json: { type: 'string', default: 'build/bench-paths.json' },
   },
 });
 
@@ -37,6 +40,7 @@ const LINUX = [
   VIRTIO_RING_F_EVENT_IDX,
   VIRTIO_RING_F_INDIRECT_DESC,
 ];
+type Result = { readonly what: string; readonly name: string; readonly turns: readonly number[] };
 /** Ethernet, IPv4 and TCP with timestamps: what Linux has in front of the pages of a packet. */
 const TCP_BYTES = 66;
 const PLAIN: PairOptions = { name: 'plain' };
@@ -64,9 +68,9 @@ function pathsOf(frameBytes: number): PairOptions[] {
   ];
 }
 
-function compare(packed: boolean, frameBytes: number): void {
+function compare(packed: boolean, frameBytes: number): Result[] {
   const what = `${packed ? 'packed' : 'split'} ${frameBytes}`;
-  if (!what.includes(values.only)) return;
+  if (!what.includes(values.only)) return [];
   const format = packed ? [VIRTIO_F_RING_PACKED] : [];
   const pairs = pathsOf(frameBytes).map(
     (path) =>
@@ -78,8 +82,11 @@ function compare(packed: boolean, frameBytes: number): void {
     const cells = [median(turns[i]!).toFixed(1).padStart(7), ratio.toFixed(2)];
     console.log(`${what.padEnd(12)} ${name.padEnd(26)} ${cells.join(' ns  x ')}`);
   }
+  return pairs.map(({ name }, i) => ({ what, name, turns: turns[i]! }));
 }
 
-for (const packed of [false, true]) {
-  for (const frameBytes of [64, 1500]) compare(packed, frameBytes);
-}
+const machine = printMachine();
+const results = [false, true].flatMap((packed) =>
+  [64, 1500].flatMap((frameBytes) => compare(packed, frameBytes)),
+);
+writeResults(values.json, machine, { results });

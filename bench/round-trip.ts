@@ -17,14 +17,12 @@
  * at what comes meanwhile: the figure is a choice between latency and an idle core. The setting is
  * part of the side's name; `ovs-0us` is the one that never sleeps and takes a whole core.
  */
-import { mkdirSync, writeFileSync } from 'node:fs';
-import { dirname } from 'node:path';
 import { readOptions, wholeNumber, wrongUsage } from '../scripts/options.ts';
 import { PORT_POLICIES } from '../src/devices/net/index.ts';
 import { ovsSleeping, vringOf, vringWith, type BackendKind } from './backends.ts';
 import { OVS_SLEEP_US } from './idle-trips.ts';
-import { machineFacts } from './machine.ts';
 import { markdownTable, table } from './report.ts';
+import { printMachine, writeResults } from './results.ts';
 import { countText, ratioRows, sideRows } from './round-trip-report.ts';
 import { IDLE, measureRoundTrips, type Load } from './round-trip-stand.ts';
 
@@ -79,8 +77,7 @@ Sleeps of its threads, calls to and kicks from the drivers: per 10,000 frames, a
 A per cent behind an interval: what it covers, where the runs are too few for 95 %.`;
 
 async function main(): Promise<void> {
-  const machine = machineFacts();
-  for (const [key, value] of Object.entries(machine)) console.log(`${key.padEnd(12)} ${value}`);
+  const machine = printMachine();
   const loads = options.loads.split(',').map(loadOf);
   const ours = ourSides();
   const theirs = theirSides();
@@ -102,10 +99,7 @@ async function main(): Promise<void> {
   if (ratios.length > 1)
     console.log(`\ntheirs over ours: above 1 ours is less\n${tableText(ratios)}`);
   console.log(`\n${LEGEND}`);
-  mkdirSync(dirname(options.json), { recursive: true });
-  const result = { at: new Date().toISOString(), machine, options, rounds };
-  writeFileSync(options.json, `${JSON.stringify(result, null, 1)}\n`);
-  console.log(`\nwritten to ${options.json}`);
+  writeResults(options.json, machine, { options, rounds });
 }
 
 function loadOf(name: string): Load {

@@ -156,7 +156,8 @@ async function measureLocks(): Promise<{ costs: Costs; slower: number }> {
   return { costs, slower: (2 * alone) / two };
 }
 
-async function validate(costs: Costs): Promise<void> {
+async function validate(costs: Costs): Promise<object[]> {
+  const rows: object[] = [];
   console.log('\ntwo threads and a lock     rounds per us  simulated  ratio');
   for (const [outside, inside] of [
     [2000, 20],
@@ -170,26 +171,31 @@ async function validate(costs: Costs): Promise<void> {
     const measured = await threads(2, outside, inside);
     const simulated = predict(2, outside * stepNs, inside * stepNs, costs);
     const cells = [measured, simulated, simulated / measured].map((x) => x.toFixed(2).padStart(10));
+    rows.push({ outside, inside, measured, simulated });
     console.log(`${outside} outside, ${inside} inside`.padEnd(24), cells.join(' '));
   }
+  return rows;
 }
 
-/** Prints it all. */
-export async function model(): Promise<void> {
+/** Prints it all, and returns it. */
+export async function model(): Promise<object> {
   const { costs, slower } = await measureLocks();
   const { frameNs, batchNs, lockNs, passNs } = costs;
   console.log(`a frame ${frameNs.toFixed(1)} ns, a batch ${batchNs.toFixed(0)} ns,`);
   console.log(`a lock ${lockNs.toFixed(0)} ns, one that is passed on ${passNs.toFixed(0)} ns;`);
   console.log(`a thread takes ${slower.toFixed(2)} times as long while the other core works`);
-  await validate(costs);
+  const validated = await validate(costs);
   console.log(
     `\nmillion frames a second${WORKERS.map((n) => `${n}`.padStart(8)).join('')} workers`,
   );
+  const simulated: object[] = [];
   for (const [shape, shares] of Object.entries(SHAPES)) {
     for (const mode of ['own', 'shared'] as const) {
       const rates = WORKERS.map((n) => simulate(costs, n, shares, mode));
+      simulated.push({ shape, mode, workers: WORKERS, mpps: rates });
       const text = rates.map((rate) => rate.toFixed(1).padStart(8)).join('');
       console.log(`${`${shape}, ${mode}`.padEnd(23)}${text}`);
     }
   }
+  return { costs, slower, validated, simulated };
 }

@@ -85,7 +85,7 @@ async function atRest(ports: number): Promise<number> {
   return bytes;
 }
 
-export async function measureProcess(rounds: number, seconds: number): Promise<void> {
+export async function measureProcess(rounds: number, seconds: number): Promise<object> {
   const few = await atRest(WORKING.length);
   const many = await atRest(PORTS);
   const each = (many - few) / (PORTS - WORKING.length);
@@ -94,8 +94,9 @@ export async function measureProcess(rounds: number, seconds: number): Promise<v
   const measured = await measureRounds(SCENARIO, kinds, rounds, seconds);
   console.log(runTable(measured));
   const [rate] = compare(measured, kinds[1]!.name);
-  if (rate === undefined) return;
+  if (rate === undefined) return { few, many, measured };
   const { median, count } = rate.ratio;
   const interval = `${intervalText(rate.ratio)}, ${count} pairs`;
   console.log(`rate with ${PORTS} ports to that with 2: ${median.toFixed(2)} (${interval})`);
+  return { few, many, measured };
 }

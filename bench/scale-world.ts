@@ -21,6 +21,9 @@ import {
 /** Address 02:00:pp:nn:nn:nn is number n of port p. */
 const ADDRESSES_OF_PORT = 2 ** 24;
 
+/** A worker that is busy peeks so often (EVENT_CHECK_MS of src/runtime/worker.ts). */
+export const PEEK_MS = 0.05;
+
 export type Load = {
   /** Ports that send in every round. */
   readonly busy: number;
@@ -58,6 +61,9 @@ export class World {
   /** Samples, ns per frame: every round of a turn. */
   readonly samples: number[] = [];
   readonly bareSamples: number[] = [];
+  /** Nanoseconds of a look at sleeping queues. */
+  readonly peekSamples: number[] = [];
+  #unpeekedMs = 0;
 
   constructor(name: string, load: Load) {
     this.name = name;
@@ -105,8 +111,18 @@ export class World {
       (bare ? this.bareSamples : this.samples).push((took * 1e6) / done);
       frames += done;
       spent += took;
+      this.#unpeekedMs += took;
+      if (this.#unpeekedMs >= PEEK_MS) this.#peek();
     } while (performance.now() < end);
     return (spent * 1e6) / frames;
+  }
+
+  /** As often as a worker does, so it finds what it looks at as cold as there. */
+  #peek(): void {
+    const from = performance.now();
+    this.plane.peek(this.#nowMs);
+    this.peekSamples.push((performance.now() - from) * 1e6);
+    this.#unpeekedMs = 0;
   }
 
   /** Every busy ring gets a batch and is awake; returns how many frames that are. */

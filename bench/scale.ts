@@ -11,12 +11,14 @@
  * and touched without any of our work, which meets the same cache misses. docs/scale.md.
  */
 import { execFileSync } from 'node:child_process';
+import { readFileSync, rmSync } from 'node:fs';
 import { readOptions, wholeNumber, wrongUsage } from '../scripts/options.ts';
 import { assert } from '../src/base/assert.ts';
 import { fifthPercentile } from './cases.ts';
+import { printMachine, writeResults } from './results.ts';
 import { model } from './scale-model.ts';
 import { measureProcess } from './scale-process.ts';
-import { type Load, World } from './scale-world.ts';
+import { type Load, PEEK_MS, World } from './scale-world.ts';
 import { median } from './statistics.ts';
 
 const TURN_MS = 4;
@@ -74,14 +76,19 @@ const USAGE = `npm run bench:scale -- [QUESTION] [options]
   QUESTION     ${Object.keys(QUESTIONS).join(', ')}
   --rounds N   rounds, in which each variant has a turn of ${TURN_MS} ms (100)
   --process    a switch of its own process with 2 and with 250 ports
-  --model      workers beyond the cores of this machine, simulated`;
+  --model      workers beyond the cores of this machine, simulated
+  --json FILE  all results (build/bench-scale.json)
+  --part       one question of several: the machine's facts were printed`;
 
-function ask(question: string, variants: Readonly<Record<string, Load>>, rounds: number): void {
+type Result = Readonly<Record<string, string | number>>;
+
+function ask(question: string, variants: Readonly<Record<string, Load>>, rounds: number): Result[] {
   const worlds = Object.entries(variants).map(([name, load]) => new World(name, load));
   for (let n = 0; n < WARM_TURNS; n++) {
     for (const world of worlds) world.turn(TURN_MS, n % 4 === 3);
   }
-  for (const world of worlds) world.samples.length = world.bareSamples.length = 0;
+  for (const world of worlds)
+    world.samples.length = world.bareSamples.length = world.peekSamples.length = 0;
   const turns = worlds.map((): number[] => []);
   const bare = worlds.map((): number[] => []);
   for (let round = 0; round < rounds; round++) {
@@ -91,21 +98,28 @@ function ask(question: string, variants: Readonly<Record<string, Load>>, rounds:
       bare[i]!.push(worlds[i]!.turn(TURN_MS / 2, true));
     }
   }
-  const head = ['p5', 'median', 'to first', 'floor p5', 'over floor', 'grown'];
+  const head = ['p5', 'median', 'to first', 'floor p5', 'over floor', 'grown', 'peek'];
   console.log(`${question.padEnd(16)} ${head.map((text) => text.padStart(10)).join(' ')}`);
   let first = NaN;
+  const results: Result[] = [];
   for (const [i, world] of worlds.entries()) {
     assert(world.lost() === 0, () => `${world.name}: ${world.lost()} frames were lost`);
     const least = fifthPercentile(world.samples);
     const floor = fifthPercentile(world.bareSamples);
     const ratio = median(turns[i]!.map((ns, round) => ns / turns[0]![round]!));
     if (i === 0) first = least - floor;
-    const cells = [least, median(turns[i]!), ratio, floor, least - floor, least - floor - first];
-    const digits = [1, 1, 2, 1, 1, 1];
+    // A worker peeks once in so many frames.
+    const peek = (median(world.peekSamples) * least) / (PEEK_MS * 1e6);
+    const over = least - floor;
+    const cells = [least, median(turns[i]!), ratio, floor, over, over - first, peek];
+    const digits = [1, 1, 2, 1, 1, 1, 2];
     const text = cells.map((value, k) => value.toFixed(digits[k]).padStart(10));
     console.log(`${world.name.padEnd(16)} ${text.join(' ')}`);
+    const named = Object.fromEntries(head.map((key, k) => [key, cells[k]!]));
+    results.push({ question, variant: world.name, ...named });
     world.close();
   }
+  return results;
 }
 
 const { values, positionals } = readOptions(USAGE, {
@@ -114,21 +128,31 @@ const { values, positionals } = readOptions(USAGE, {
     rounds: { type: 'string', default: '100' },
     process: { type: 'boolean', default: false },
     model: { type: 'boolean', default: false },
+    json: { type: 'string', default: 'build/bench-scale.json' },
+    part: { type: 'boolean', default: false },
   },
 });
 const [question] = positionals;
 const rounds = wholeNumber(USAGE, '--rounds', values.rounds, 1);
-if (values.model) {
-  await model();
-} else if (values.process) {
-  await measureProcess(Math.min(rounds, 8), 1);
-} else if (question === undefined) {
-  for (const name of Object.keys(QUESTIONS)) {
-    const args = [import.meta.filename, name, '--rounds', values.rounds];
-    execFileSync(process.execPath, args, { stdio: 'inherit' });
-  }
-} else {
+const machine = values.part ? {} : printMachine();
+const results = await measure();
+writeResults(values.json, machine, { results });
+
+async function measure(): Promise<unknown> {
+  if (values.model) return model();
+  if (values.process) return measureProcess(Math.min(rounds, 8), 1);
+  if (question === undefined) return Object.keys(QUESTIONS).flatMap(apart);
   const variants = QUESTIONS[question];
-  if (variants === undefined) wrongUsage(USAGE, `"${question}" is no question`);
-  ask(question, variants, rounds);
+  if (variants === undefined) return wrongUsage(USAGE, `"${question}" is no question`);
+  return ask(question, variants, rounds);
+}
+
+/** In a process of its own: what one question leaves behind is not the next one's. */
+function apart(name: string): Result[] {
+  const file = `${values.json}.${name}`;
+  const args = [import.meta.filename, name, '--rounds', values.rounds, '--part', '--json', file];
+  execFileSync(process.execPath, args, { stdio: 'inherit' });
+  const { results } = JSON.parse(readFileSync(file, 'utf8')) as { results: Result[] };
+  rmSync(file);
+  return results;
 }

@@ -46,6 +46,7 @@ export function summarize(values: readonly number[]): Summary {
 
 /** "1.02 .. 1.31", and what it covers where that is less than 95 %. */
 export function intervalText({ low, high, coverage }: Summary, digits = 2): string {
+  if (coverage === 0) return 'none, of one value';
   const ends = `${low.toFixed(digits)} .. ${high.toFixed(digits)}`;
   return coverage >= WANTED_COVERAGE ? ends : `${ends} (${Math.floor(coverage * 100)} %)`;
 }

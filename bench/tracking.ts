@@ -9,15 +9,22 @@ import { readOptions, wholeNumber, wrongUsage } from '../scripts/options.ts';
 import { VIRTIO_NET_F_MRG_RXBUF } from '../src/wire/virtio-net.ts';
 import { VIRTIO_F_RING_PACKED } from '../src/wire/virtio.ts';
 import { PortPair, takeTurns } from './port-pair.ts';
+import { printMachine, writeResults } from './results.ts';
 import { median } from './statistics.ts';
 
 const USAGE = `npm run bench:dirty-log -- [options], npm run bench:iotlb -- [options]
-  --rounds N   rounds, in which each variant has a turn (300)`;
+  --rounds N   rounds, in which each variant has a turn (300)
+  --json FILE  all turns (build/bench-tracking.json)`;
 
 const { values, positionals } = readOptions(USAGE, {
-  options: { rounds: { type: 'string', default: '300' } },
+  options: {
+    rounds: { type: 'string', default: '300' },
+    json: { type: 'string', default: 'build/bench-tracking.json' },
+  },
   allowPositionals: true,
 });
+
+type Result = { readonly what: string; readonly name: string; readonly turns: readonly number[] };
 
 type Variant = {
   readonly name: string;
@@ -34,7 +41,7 @@ const VARIANTS: readonly Variant[] = [
   { name: 'IOTLB, 4 KiB pages', bench: 'iotlb', iommuPageBytes: 4096 },
 ];
 
-function compare(variants: readonly Variant[], packed: boolean, frameBytes: number): void {
+function compare(variants: readonly Variant[], packed: boolean, frameBytes: number): Result[] {
   const features = [VIRTIO_NET_F_MRG_RXBUF, ...(packed ? [VIRTIO_F_RING_PACKED] : [])];
   const pairs = variants.map((variant) => new PortPair({ ...variant, features }, frameBytes));
   const turns = takeTurns(pairs, wholeNumber(USAGE, '--rounds', values.rounds, 1));
@@ -44,6 +51,7 @@ function compare(variants: readonly Variant[], packed: boolean, frameBytes: numb
     const cells = [median(turns[i]!).toFixed(1).padStart(7), ratio.toFixed(3)];
     console.log(`${what.padEnd(12)} ${name.padEnd(20)} ${cells.join(' ns  rate ')}`);
   }
+  return pairs.map(({ name }, i) => ({ what, name, turns: turns[i]! }));
 }
 
 const wanted = positionals[0] ?? 'all';
@@ -53,6 +61,8 @@ if (!['all', 'dirty-log', 'iotlb'].includes(wanted)) {
 const chosen = VARIANTS.filter(
   ({ bench }) => ['plain', wanted].includes(bench) || wanted === 'all',
 );
-for (const packed of [false, true]) {
-  for (const frameBytes of [64, 1500]) compare(chosen, packed, frameBytes);
-}
+const machine = printMachine();
+const results = [false, true].flatMap((packed) =>
+  [64, 1500].flatMap((frameBytes) => compare(chosen, packed, frameBytes)),
+);
+writeResults(values.json, machine, { results });

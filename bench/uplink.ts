@@ -8,12 +8,10 @@
  * What is measured is in uplink-run.ts.
  * Rounds are interleaved, and only ratios of runs of the same round are compared.
  */
-import { mkdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { dirname } from 'node:path';
 import { readOptions } from '../scripts/options.ts';
 import { requireProgram } from '../src/vmm/programs.ts';
-import { machineFacts } from './machine.ts';
+import { printMachine, writeResults } from './results.ts';
 import { intervalText, median } from './statistics.ts';
 import { attemptUplink, compareUplinks, UPLINK_KINDS, type UplinkRun } from './uplink-run.ts';
 
@@ -63,8 +61,7 @@ function describe(backend: string, rounds: readonly UplinkRun[][]): string {
 async function main(): Promise<void> {
   requireProgram('dpdk-testpmd');
   if (availableParallelism() < 2) throw new Error('two cores are needed');
-  const machine = machineFacts();
-  for (const [key, value] of Object.entries(machine)) console.log(`${key.padEnd(12)} ${value}`);
+  const machine = printMachine();
   const wanted = options.only.split(',').filter(Boolean);
   const kinds = UPLINK_KINDS.filter(({ name }) => wanted.length === 0 || wanted.includes(name));
   const rounds: UplinkRun[][] = [];
@@ -86,11 +83,8 @@ async function main(): Promise<void> {
       `  ${subject}/${rival}: ${ratio.median.toFixed(2)} (95 %: ${intervalText(ratio)})${loops}`,
     );
   }
-  mkdirSync(dirname(options.json), { recursive: true });
-  const at = new Date().toISOString();
-  const result = { at, machine, bytes: Number(options.bytes), rounds, comparisons };
-  writeFileSync(options.json, `${JSON.stringify(result, null, 1)}\n`);
-  console.log(`\nwritten to ${options.json}`);
+  const results = { bytes: Number(options.bytes), rounds, comparisons };
+  writeResults(options.json, machine, results);
 }
 
 await main();

@@ -19,15 +19,15 @@ test('a sleeping queue that has something is found without its kick, wherever it
   const sources = new PlaneSources();
   const others = Array.from({ length: 200 }, () => add(sources, 'receiveq', null));
   const source = add(sources, 'transmitq', ring.vring);
-  for (let n = 0; n < 8; n++) assert.ok(sources.peek(1));
+  for (let n = 0; n < 26; n++) assert.ok(sources.peek(1));
   assert.deepEqual(sources.awake, [], 'it is empty');
   ring.add([[fixture.buffer(0), 100]], []);
-  for (let n = 0; n < 4; n++) sources.peek(2); // 64 of 201 at a time
+  for (let n = 0; n < 13; n++) sources.peek(2); // 16 of 201 at a time
   assert.deepEqual(sources.awake, [source]);
   assert.equal(source.lastWorkMs, 2);
   sources.toSleep(source);
   ring.vring.queue.missed = 1;
-  for (let n = 0; n < 4; n++) sources.peek(3);
+  for (let n = 0; n < 13; n++) sources.peek(3);
   assert.deepEqual(sources.awake, [], 'it waits for a translation');
   ring.vring.queue.missed = 0;
   sources.remove(source);

@@ -19,8 +19,13 @@ export type Source = {
   lastWorkMs: number;
 };
 
-/** Sources that `peek` looks at: 5 ns each, where nothing has changed. */
-const PEEKED = 64;
+/**
+ * Sources that `peek` looks at. Beside 62 to 254 idle ports each costs 20 to 60 ns, most of it
+ * cache misses: 0.6 to 2 per cent of a worker that peeks every 50 us, and 1.0 to 2.4 with 64 of
+ * them (`npm run bench:scale -- idle`). What is not reached in time is heard by its kick, within
+ * the worker's RARE_CHECK_MS.
+ */
+const PEEKED = 16;
 
 /** The sources of a net plane: found by token, and those of them that are awake in a list. */
 export class PlaneSources {

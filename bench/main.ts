@@ -62,8 +62,8 @@ const PROFILE_SECONDS = 2;
 
 const LEGEND = `Above 1 we are faster. "own loops": the rival's nanoseconds per frame in its own
 loop over ours; it decides where our loop waits for the client, or the client can no more: both
-rates say most of the client then. A per cent behind an
-interval: what it covers, where the pairs are too few for 95 %.`;
+rates say most of the client then. A per cent behind an interval: what it covers, where the pairs
+are too few for 95 %.`;
 
 async function main(): Promise<void> {
   if (chosenScenarios().length === 0 && !EXTRAS.some(({ name }) => isChosen(name))) {

@@ -164,7 +164,7 @@ class InProcessNet {
       setInterfaceUp(name, true);
       return { fd, uso };
     } catch (cause) {
-      throw tapError(tap, cause);
+      throw tapError(cause);
     }
   }
 
@@ -212,9 +212,8 @@ function macOf(text: string | null | undefined): Uint8Array | null {
   return text == null ? null : parseMac(text);
 }
 
-function tapError(tap: string, cause: unknown): unknown {
+/** Errors of opening a TAP name it, and so do those of setting it up. */
+function tapError(cause: unknown): unknown {
   if (!(cause instanceof VringError)) return cause;
-  const { message } = cause;
-  const text = message.startsWith(tap) ? message : `${tap}: ${message}`;
-  return new VringError('ERR_VRING_GUEST_TAP', text, { cause });
+  return new VringError('ERR_VRING_GUEST_TAP', cause.message, { cause });
 }

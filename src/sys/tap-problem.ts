@@ -1,7 +1,7 @@
 /** Why a TAP interface cannot be opened, and what to do. */
 import { readFileSync } from 'node:fs';
 import { SysError, VringError } from '../base/errors.ts';
-import { IFF_MULTI_QUEUE, IFF_TAP } from '../wire/linux.ts';
+import { IFF_TAP } from '../wire/linux.ts';
 
 /** What the kernel's errno means for `openTap(name)`; what is no such error is handed back. */
 export function tapProblem(name: string, multiQueue: boolean, cause: unknown): unknown {
@@ -36,22 +36,21 @@ export function tapProblem(name: string, multiQueue: boolean, cause: unknown): u
   }
 }
 
+const ANEW = ', or delete it, and it is made anew';
+
 /** tun_set_iff: an interface is of one queue or of several from its first day. */
 function misfit(name: string, multiQueue: boolean): string {
   const flags = tunFlags(name);
-  const isTap = flags !== null && (flags & IFF_TAP) !== 0;
-  const hasSeveral = isTap && (flags & IFF_MULTI_QUEUE) !== 0;
-  if (isTap && multiQueue && !hasSeveral) {
-    return 'it is a TAP of one queue; ask for one, or delete it, and it is made anew';
+  if (flags === null || (flags & IFF_TAP) === 0) {
+    const what = `it is there, and is no TAP of ${multiQueue ? 'several queues' : 'one queue'}`;
+    return `${what}; take another name, or packet: for what is an interface`;
   }
-  if (isTap && !multiQueue && hasSeveral) {
-    const what = 'it is a TAP of several queues (multi_queue)';
-    return `${what}; ask for 2 or more, or delete it, and it is made anew`;
-  }
-  return 'it is there, and is no TAP; take another name, or packet: for what is an interface';
+  return multiQueue
+    ? `it is a TAP of one queue; ask for one${ANEW}`
+    : `it is a TAP of several queues (multi_queue); ask for 2 or more${ANEW}`;
 }
 
-/** Null: it is none of the tun driver. (Or this sysfs shows another network namespace.) */
+/** Null: it is none of the tun driver, or this sysfs shows another network namespace. */
 function tunFlags(name: string): number | null {
   try {
     return Number(readFileSync(`/sys/class/net/${name}/tun_flags`, 'latin1'));

@@ -36,17 +36,27 @@ export function openTap(name: string, options: TapOptions): { fd: Fd; name: stri
   const multiQueue = options.multiQueue === true ? linux.IFF_MULTI_QUEUE : 0;
   const flags = linux.IFF_TAP | linux.IFF_NO_PI | linux.IFF_VNET_HDR | multiQueue;
   request.view.setInt16(linux.IFREQ_UNION_AT, flags, true);
+  const opened = attachTap(request, name, multiQueue !== 0);
+  try {
+    setTapHeader(opened.number, options.vnetHdrBytes);
+    const actual = nameOf(request);
+    return { fd: new Fd(opened.take(), `tap ${actual}`), name: actual };
+  } catch (error) {
+    opened.close();
+    throw error;
+  }
+}
+
+function attachTap(request: InterfaceRequest, name: string, multiQueue: boolean): Fd {
   let opened: Fd | null = null;
   try {
     opened = openFd('/dev/net/tun', linux.O_RDWR | linux.O_NONBLOCK);
     const done = native.ioctlBytes(opened.number, linux.TUNSETIFF, request.bytes);
     check('ioctl(TUNSETIFF)', done, () => name);
-    setTapHeader(opened.number, options.vnetHdrBytes);
-    const actual = nameOf(request);
-    return { fd: new Fd(opened.take(), `tap ${actual}`), name: actual };
+    return opened;
   } catch (error) {
     opened?.close();
-    throw tapProblem(name, multiQueue !== 0, error);
+    throw tapProblem(name, multiQueue, error);
   }
 }
 

@@ -105,11 +105,18 @@ function openOne(name: string, multiQueue: boolean): { fd: Fd; name: string } {
   try {
     return openTap(name, { vnetHdrBytes: 12, multiQueue });
   } catch (thrown) {
-    const isMisfit = thrown instanceof VringError && thrown.code === 'ERR_VRING_INTERFACE';
-    if (!isMisfit || multiQueue) throw thrown;
+    if (!isMisfit(thrown) || multiQueue) throw thrown;
+    // tun_set_iff: an interface is of one queue or of several from its first day.
+    try {
+      return openTap(name, { vnetHdrBytes: 12, multiQueue: true });
+    } catch (again) {
+      throw isMisfit(again) ? thrown : again; // it is neither, and one was asked for
+    }
   }
-  // tun_set_iff: an interface is of one queue or of several from its first day.
-  return openTap(name, { vnetHdrBytes: 12, multiQueue: true });
+}
+
+function isMisfit(thrown: unknown): boolean {
+  return thrown instanceof VringError && thrown.code === 'ERR_VRING_INTERFACE';
 }
 
 function takeAll(given: readonly Fd[], pairs: number, fds: Fd[]): string {

@@ -259,7 +259,6 @@ function walk(
       }
     }
   }
-  if (n === limit) other = 0;
   plan.count = r;
   batch.segments = segments;
   batch.bytes = bytes;

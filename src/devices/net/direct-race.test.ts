@@ -1,7 +1,7 @@
 /**
- * A guest that changes descriptors while they are read: whatever is planned to be copied lies in
- * its memory, for every word is read once and judged as it was read. Each loop runs against a
- * thread that flips addresses, lengths and flags between good and bad; a reader that reads twice is
+ * A guest that changes its ring while it is read: whatever is planned to be copied lies in its
+ * memory, for every word is read once and judged as it was read. Each loop runs against a thread
+ * that flips addresses, lengths, flags and heads between good and bad; a reader that reads twice is
  * caught by the same thread.
  */
 import { equal, ok } from 'node:assert/strict';
@@ -22,6 +22,8 @@ import { writeDirect } from './direct-write.hot.ts';
 import { frameBatch, PortFixture } from './port-fixture.ts';
 
 const SLOTS = 64;
+/** Behind flags and idx. */
+const AVAIL_ENTRIES_AT = 4;
 const CASE_MS = 200;
 const LONGEST_MS = 20_000;
 const BUFFER_BYTES = 2048;
@@ -102,10 +104,10 @@ class Stage {
 
   static async open(packed: boolean, loop: Loop): Promise<Stage> {
     const stage = new Stage(packed, loop);
-    const { byteOffset: ringAt } = stage.queue.desc;
+    const { desc, avail } = stage.queue;
+    const availAt = packed ? null : avail.byteOffset + AVAIL_ENTRIES_AT;
     const words = stage.#words.buffer as SharedArrayBuffer;
-    const flags = packed ? 7 << 16 : 7;
-    const data: RaceData = { ringAt, size: SLOTS, flags, words };
+    const data: RaceData = { size: SLOTS, descAt: desc.byteOffset, availAt, words };
     const file = new URL('./direct-race-fixture.ts', import.meta.url);
     stage.#thread = new Worker(file, { workerData: data });
     const until = performance.now() + LONGEST_MS;
